@@ -1,0 +1,239 @@
+// The console's behaviour: which part is shown, and what each button asks of the public API.
+
+import { ApiError, call, frames, request, token } from "./api.js";
+import { drawQr } from "./qr.js";
+
+const POLL_MS = 3000;
+const at = (id) => document.getElementById(id);
+let devices = [];
+let selected = null;
+let player = null;
+let timer = null;
+
+// --- what goes wrong is said in one place ---
+function say(text) {
+  at("notice").textContent = text;
+  at("notice").hidden = !text;
+}
+
+async function attempt(button, act) {
+  if (button) button.disabled = true;
+  try {
+    await act();
+    say("");
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (error instanceof ApiError && error.status === 401 && token.get()) {
+      show(false);
+      say("Your session has ended. Please log in again.");
+    } else {
+      say(error.requestId ? `${error.message} (${error.code}, ${error.requestId})` : error.message);
+    }
+  } finally {
+    if (button) button.disabled = false;
+  }
+}
+
+function show(signedIn) {
+  at("signed-in").hidden = at("account").hidden = !signedIn;
+  at("signed-out").hidden = signedIn;
+  clearTimeout(timer);
+  if (!signedIn) {
+    stop();
+    token.clear();
+    selected = null;
+  }
+}
+
+async function enter() {
+  const user = await call("GET", "/api/auth/me");
+  at("who").textContent = user.email;
+  show(true);
+  await refresh();
+  schedule();
+}
+
+function schedule() {
+  timer = setTimeout(async () => {
+    await attempt(null, refresh);
+    if (token.get()) schedule();
+  }, POLL_MS);
+}
+
+// --- boxes ---
+async function refresh() {
+  devices = await call("GET", "/api/devices?limit=200");
+  const online = devices.filter((device) => device.link_status === "online");
+  at("online-count").textContent = `${online.length} of ${devices.length} online`;
+  at("no-devices").hidden = devices.length > 0;
+  at("devices").replaceChildren(...devices.map(entry));
+  if (!devices.some((device) => device.id === selected)) choose((online[0] ?? devices[0])?.id ?? null);
+  else describe();
+}
+
+function entry(device) {
+  const button = element("button", { type: "button" });
+  button.setAttribute("aria-current", String(device.id === selected));
+  button.append(
+    element("span", { className: `dot ${device.link_status}` }),
+    element("span", { className: "name", textContent: device.name }),
+    element("span", { className: "state", textContent: device.link_status }),
+  );
+  button.addEventListener("click", () => choose(device.id));
+  const item = element("li", {});
+  item.append(button);
+  return item;
+}
+
+function element(tag, properties) {
+  return Object.assign(document.createElement(tag), properties);
+}
+
+function choose(id) {
+  if (id !== selected) {
+    stop();
+    at("picture").removeAttribute("src");
+    at("inference-answer").hidden = true;
+    at("inference-time").textContent = "";
+    listAccelerators([]);
+    selected = id;
+    if (id) attempt(null, async () => listAccelerators(await call("GET", `/api/devices/${id}/accelerators`)));
+  }
+  at("devices").querySelectorAll("button").forEach((button, n) => {
+    button.setAttribute("aria-current", String(devices[n]?.id === id));
+  });
+  describe();
+}
+
+function describe() {
+  const device = devices.find((one) => one.id === selected);
+  at("box").hidden = !device;
+  at("no-box").hidden = Boolean(device);
+  if (!device) return;
+  const online = device.link_status === "online";
+  at("box-name").textContent = device.name;
+  at("box-status").textContent = device.link_status;
+  at("box-status").className = `badge ${device.link_status}`;
+  const seen = device.last_seen_at ? new Date(device.last_seen_at).toLocaleString() : "never";
+  const facts = { Serial: device.serial, Chip: device.chip, Firmware: device.firmware, Agent: device.agent_version, "Last seen": seen };
+  at("box-facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
+    const fact = element("div", {});
+    fact.append(element("dt", { textContent: name }), element("dd", { textContent: value || "–" }));
+    return fact;
+  }));
+  ["play", "snapshot", "scan", "infer"].forEach((id) => { at(id).disabled = !online; });
+}
+
+// --- camera ---
+const box = (path) => `${path}?device_id=${encodeURIComponent(selected)}`;
+
+function paint(blob) {
+  const picture = at("picture");
+  const old = picture.src;
+  picture.src = URL.createObjectURL(blob);
+  if (old.startsWith("blob:")) URL.revokeObjectURL(old);
+}
+
+function stop() {
+  player?.abort();
+  player = null;
+  at("play").textContent = "Play";
+  at("frames").textContent = "";
+}
+
+async function play() {
+  if (player) {
+    stop();
+    return;
+  }
+  const mine = new AbortController();
+  player = mine;
+  at("play").textContent = "Stop";
+  let count = 0;
+  const since = performance.now();
+  try {
+    for await (const frame of frames(box("/api/cameras/0/stream"), mine.signal)) {
+      if (player !== mine) return;
+      paint(frame);
+      count += 1;
+      const rate = (count * 1000) / Math.max(1, performance.now() - since);
+      at("frames").textContent = `${count} frames, ${rate.toFixed(1)} a second`;
+    }
+  } finally {
+    if (player === mine) stop();
+  }
+}
+
+// --- scan and inference ---
+function listAccelerators(found) {
+  at("accelerators").hidden = found.length === 0;
+  at("no-accelerators").hidden = found.length > 0;
+  at("accelerators").tBodies[0].replaceChildren(...found.map((one) => {
+    const row = element("tr", {});
+    row.append(...[one.serial, one.chip, one.firmware, one.status].map((text) => element("td", { textContent: text || "–" })));
+    return row;
+  }));
+}
+
+async function scan() {
+  const answer = await (await request(box("/api/devices/scan"), { method: "POST" })).json();
+  listAccelerators(answer.devices ?? []);
+  if (!answer.devices?.length) at("no-accelerators").textContent = "The scan found no accelerator.";
+}
+
+async function infer() {
+  const start = performance.now();
+  const response = await request(box("/api/inference/run"), {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ model: "demo", camera: 0 }),
+  });
+  const text = await response.text();
+  at("inference-time").textContent = `${(performance.now() - start).toFixed(0)} ms`;
+  at("inference-answer").textContent = text;
+  at("inference-answer").hidden = false;
+}
+
+// --- pairing ---
+async function pair() {
+  const made = await call("POST", "/api/pairing/token", { name: at("pair-name").value.trim() || "New box" });
+  at("pair-command").textContent = made.command;
+  at("pair-expires").textContent = new Date(made.expires_at).toLocaleTimeString();
+  at("paired").hidden = false;
+  drawQr(at("pair-qr"), made.command);
+}
+
+async function logIn() {
+  const answer = await call("POST", "/api/auth/login", { email: at("email").value, password: at("password").value });
+  token.set(answer.access_token);
+  at("password").value = "";
+  await enter();
+}
+
+at("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(event.submitter, logIn);
+});
+at("register").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
+  await call("POST", "/api/auth/register", { email: at("email").value, password: at("password").value });
+  await logIn();
+}));
+at("logout").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
+  await call("POST", "/api/auth/logout");
+  show(false);
+}));
+at("pair").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(event.submitter, pair);
+});
+at("copy").addEventListener("click", (event) => attempt(event.currentTarget, () => navigator.clipboard.writeText(at("pair-command").textContent)));
+at("play").addEventListener("click", () => attempt(null, play));
+at("snapshot").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
+  stop();
+  paint(await (await request(box("/api/cameras/0/snapshot"))).blob());
+}));
+at("scan").addEventListener("click", (event) => attempt(event.currentTarget, scan));
+at("infer").addEventListener("click", (event) => attempt(event.currentTarget, infer));
+
+if (token.get()) attempt(null, enter);
+else show(false);

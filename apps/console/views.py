@@ -1,0 +1,19 @@
+"""The console: one static page that uses the public API only."""
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_safe
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@require_safe
+def console(request: HttpRequest) -> HttpResponse:
+    """The page at `/`. It holds no data of anybody: all it shows, its script fetches with the visitor's token."""
+    response = render(request, "console/index.html")
+    response["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    response["Cache-Control"] = "no-cache"
+    return response
