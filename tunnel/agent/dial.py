@@ -14,7 +14,7 @@ from tunnel.agent.addresses import Endpoint, Proxy
 MAX_PROXY_HEAD: Final = 16 * 1024
 KEEPALIVE_IDLE: Final = 15
 KEEPALIVE_INTERVAL: Final = 8
-KEEPALIVE_COUNT: Final = 3  # 15 + 3 × 8 = 39 s: the kernel gives a dead link up in the time that we promise
+KEEPALIVE_COUNT: Final = 3  # 15 + 3 times 8 = 39 s: the kernel gives a dead link up in the time that we promise
 UNSENT_LOW_WATER: Final = 128 * 1024
 
 ByteStream = trio.SocketStream | trio.SSLStream[trio.SocketStream] | trio.SSLStream[trio.SSLStream[trio.SocketStream]]
