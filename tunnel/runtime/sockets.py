@@ -1,0 +1,149 @@
+"""Sockets as the daemon uses them: options, the shared read buffer, a small byte stream without Trio's wrapping.
+
+Trio's own socket object runs a checkpoint with every call; the switch reads and writes thousands of times a second,
+so it drives plain non-blocking sockets and waits only when the kernel says that it must.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final
+
+import trio
+
+READ_SIZE: Final = 256 * 1024
+"""Bytes read at once: bulk through one stream needs as many (quality.md)."""
+_SMALL_READ: Final = 64 * 1024
+_KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 15, 10, 3
+_NOTSENT_LOWAT: Final = 128 * 1024  # so that a pong waits behind little (yamux.md §7)
+_shared: trio.lowlevel.RunVar[memoryview] = trio.lowlevel.RunVar("tunnel_read_buffer")
+
+
+def shared_buffer() -> memoryview:
+    """The one read buffer of this Trio run. What stands in it is valid until the next await only."""
+    try:
+        return _shared.get()
+    except LookupError:
+        buffer = memoryview(bytearray(READ_SIZE))
+        _shared.set(buffer)
+        return buffer
+
+
+def tune(sock: socket.socket) -> None:
+    """Non-blocking, no Nagle, keepalive (dead after 45 s), little unsent data in the kernel."""
+    sock.setblocking(False)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _KEEPALIVE_IDLE),
+        ("TCP_KEEPALIVE", _KEEPALIVE_IDLE),  # macOS's name for it
+        ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL),
+        ("TCP_KEEPCNT", _KEEPALIVE_COUNT),
+        ("TCP_NOTSENT_LOWAT", _NOTSENT_LOWAT),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def listen(host: str, port: int, backlog: int = 4096) -> socket.socket:
+    """A non-blocking listening TCP socket. Raises OSError (port in use, no such address)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+async def accept(listener: socket.socket) -> tuple[socket.socket, str]:
+    """The next connection, tuned, and its peer's IP address. Raises OSError as accept(2) does."""
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        try:
+            sock, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            continue
+        tune(sock)
+        return sock, str(address[0])
+
+
+class ByteStream:
+    """A connected non-blocking socket as a stream of bytes. One task reads, one writes.
+
+    A reset by the peer raises trio.BrokenResourceError and is never taken for the end.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._size = _SMALL_READ
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has arrived, b"" at the end. Raises trio.BrokenResourceError."""
+        size = self._size if max_bytes is None else max_bytes
+        while True:
+            await trio.lowlevel.wait_readable(self.sock)
+            try:
+                data = self.sock.recv(size)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            if max_bytes is None:
+                self._size = READ_SIZE if len(data) == size else _SMALL_READ
+            return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`. Raises trio.BrokenResourceError."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        if sent == len(data):
+            return
+        rest = memoryview(data)[sent:]
+        while rest:
+            await trio.lowlevel.wait_writable(self.sock)
+            try:
+                rest = rest[self.sock.send(rest) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+
+    def send_eof(self) -> None:
+        """Half-close. Raises trio.BrokenResourceError."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    def broken(self) -> bool:
+        """Whether the kernel knows of a reset that no read has told yet."""
+        return self.sock.fileno() < 0 or self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+    def reset(self) -> None:
+        """Close with RST, so that the peer cannot take this for a clean end."""
+        if self.sock.fileno() >= 0:
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:
+                self.close()  # the peer is gone already
+            else:
+                self.close()
+
+    def close(self) -> None:
+        """Close at once; what the kernel still holds is delivered. Idempotent."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()

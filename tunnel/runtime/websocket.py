@@ -1,0 +1,335 @@
+"""WebSocket transports: the hot path on a non-blocking socket, one on any Trio stream, one on trio-websocket.
+
+The socket is read into one buffer of 256 KiB that all transports of a Trio run share: what is read is decoded before
+the next await, so that an idle tunnel holds no buffer. There is no task, no lock and no cancel scope per message.
+Who closes: the owner of the transport calls `aclose`, once, whatever ended it.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import trio
+import trio_websocket
+
+from tunnel.runtime.sockets import READ_SIZE, shared_buffer
+from tunnel.runtime.wire import Payload, TransportProtocolError, Wire
+
+CLOSE_SECONDS: Final = 1.0
+"""How long `aclose` may take: flush, close frame, the peer's answer."""
+_COPY_BELOW: Final = 2048  # below it one concatenation costs less than a gather write
+_CONTROL_SECONDS: Final = 30.0  # a pong that cannot be written for so long means a dead connection
+
+
+class _WireTransport:
+    """What both hot transports share; the subclass knows how to read and write."""
+
+    def __init__(self, wire: Wire, initial: bytes) -> None:
+        self._wire = wire
+        self._initial = initial
+        self._pending = b""  # control frames that still have to be written
+        self._sending = False
+        self._receiving = False
+        self._torn = False  # a message was left half written: nothing may follow it
+        self._broken = False
+        self._closing = False
+        self._ended = False  # the peer's end was seen
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._wire!r}>"
+
+    @property
+    def close_code(self) -> int | None:
+        return self._wire.close_code
+
+    @property
+    def close_reason(self) -> str:
+        return self._wire.close_reason
+
+    async def receive_some(self) -> Payload:
+        """Payload bytes as they arrive; b"" once the peer closed or ended the connection.
+
+        Raises trio.BrokenResourceError (reset), trio.ClosedResourceError (closed by us), TransportProtocolError.
+        """
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving")
+        self._receiving = True
+        try:
+            while not self._ended:
+                payloads = self._decode(await self._read())
+                if self._pending or not self._wire.open:
+                    await self._flush_control()
+                if payloads:
+                    return payloads[0] if len(payloads) == 1 else b"".join(payloads)
+            await trio.lowlevel.checkpoint()
+            return b""
+        except OSError as error:
+            self._lost()
+            raise trio.BrokenResourceError(str(error)) from error
+        except trio.BrokenResourceError:
+            self._lost()
+            raise
+        except TransportProtocolError:
+            await self._flush_control()
+            raise
+        finally:
+            self._receiving = False
+            self._changed.set()
+
+    def _decode(self, data: Payload) -> list[Payload]:
+        if len(data) == 0:
+            self._ended = True
+            self._wire.receive_eof()
+            return []
+        try:
+            payloads = self._wire.receive(data)
+        finally:
+            self._pending += self._wire.control_to_send()
+        if self._wire.close_code is not None:
+            self._ended = True
+        return payloads
+
+    def _lost(self) -> None:
+        self._ended = self._broken = True
+        if self._wire.close_code is None:
+            self._wire.lost()
+
+    async def send_all(self, data: Payload) -> None:
+        """Write one binary message. If this is cancelled half way, nothing more can be sent."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending")
+        if self._closing:
+            raise trio.ClosedResourceError("this transport was closed")
+        if self._torn or not self._wire.open:
+            raise trio.BrokenResourceError("the peer has closed the connection")
+        header, body = self._wire.message(data)
+        prefix, self._pending = self._pending + header, b""
+        await self._write_marked(prefix, body)
+
+    async def _write_marked(self, prefix: bytes, body: Payload) -> None:
+        self._sending = self._torn = True
+        try:
+            await self._write(prefix, body)
+            self._torn = False
+        except OSError as error:
+            self._broken = True
+            raise trio.BrokenResourceError(str(error)) from error
+        except trio.BrokenResourceError:
+            self._broken = True
+            raise
+        finally:
+            self._sending = False
+            self._changed.set()
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close frame, the peer's answer, then the socket; at most a second in all. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS, shield=True):
+                await self._say_goodbye(code, reason)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, TransportProtocolError):
+            self._broken = True  # the peer was faster; there is nobody left to tell
+        finally:
+            await self._release()
+            if self._wire.close_code is None:
+                self._wire.lost()
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        while self._sending:
+            self._changed = trio.Event()
+            await self._changed.wait()
+        if self._torn or self._broken:
+            return
+        self._wire.close(code, reason)
+        self._pending += self._wire.control_to_send()
+        if self._pending:
+            out, self._pending = self._pending, b""
+            await self._write_marked(out, b"")
+        self._finish_writing()
+        # Bytes left unread when a socket is closed make the kernel reset it, and a reset destroys the close frame
+        # before the peer reads it. So the rest is read until the peer ends.
+        while not self._broken:
+            if self._receiving:
+                self._changed = trio.Event()
+                await self._changed.wait()
+                if self._ended:
+                    return
+            elif len(await self._read()) == 0:
+                return
+
+    async def _read(self) -> Payload:
+        raise NotImplementedError
+
+    async def _write(self, prefix: bytes, body: Payload) -> None:
+        raise NotImplementedError
+
+    async def _flush_control(self) -> None:
+        raise NotImplementedError
+
+    def _finish_writing(self) -> None:
+        """Tell the peer that nothing follows, where the transport can."""
+
+    async def _release(self) -> None:
+        raise NotImplementedError
+
+
+class SocketTransport(_WireTransport):
+    """The hot path: a connected, non-blocking stdlib socket that this object owns from now on.
+
+    `initial` are bytes that were read behind the handshake.
+    """
+
+    def __init__(self, sock: socket.socket, wire: Wire, initial: bytes = b"") -> None:
+        super().__init__(wire, initial)
+        self._sock = sock
+        self._buffer = shared_buffer()
+        self._full = False  # the last read filled the buffer: there is more, so do not ask epoll
+        self._runs = 0  # writes in a row that did not have to wait
+
+    async def _read(self) -> Payload:
+        if self._initial:
+            data, self._initial = self._initial, b""
+            return data
+        sock, buffer = self._sock, self._buffer
+        if self._full:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.wait_readable(sock)
+        while True:
+            try:
+                size = sock.recv_into(buffer)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(sock)
+                continue
+            self._full = size == READ_SIZE
+            return buffer[:size]
+
+    async def _write(self, prefix: bytes, body: Payload) -> None:
+        sock = self._sock
+        if sock.fileno() < 0:
+            raise trio.ClosedResourceError("this transport was closed")
+        rest: Payload
+        try:
+            if len(body) < _COPY_BELOW:
+                rest = prefix + bytes(body) if body else prefix
+                rest = rest[sock.send(rest) :]
+            else:
+                sent = sock.sendmsg((prefix, body))
+                rest = prefix[sent:] + bytes(body) if sent < len(prefix) else memoryview(body)[sent - len(prefix) :]
+        except BlockingIOError:
+            rest = prefix + bytes(body)
+        if not rest:
+            self._runs += 1
+            if self._runs >= 8:
+                self._runs = 0
+                await trio.lowlevel.checkpoint()
+            return
+        self._runs = 0
+        rest = memoryview(rest)
+        while rest:
+            await trio.lowlevel.wait_writable(sock)
+            try:
+                rest = rest[sock.send(rest) :]
+            except BlockingIOError:
+                continue
+
+    async def _flush_control(self) -> None:
+        """Never waits: the reader must not depend on the peer's reading. What does not fit goes with the next one."""
+        if self._pending and not self._sending and not self._torn:
+            try:
+                self._pending = self._pending[self._sock.send(self._pending) :]
+            except BlockingIOError:
+                self._pending = self._pending[:4096]  # of pings that flood in, the first are answered
+            except OSError:
+                self._broken = True
+
+    def _finish_writing(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._broken = True
+
+    async def _release(self) -> None:
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+
+class StreamTransport(_WireTransport):
+    """The same over any Trio stream: TLS, a stream in memory. The stream is owned from now on."""
+
+    def __init__(self, stream: trio.abc.Stream, wire: Wire, initial: bytes = b"") -> None:
+        super().__init__(wire, initial)
+        self._stream = stream
+
+    async def _read(self) -> Payload:
+        if self._initial:
+            data, self._initial = self._initial, b""
+            return data
+        return await self._stream.receive_some(READ_SIZE)
+
+    async def _write(self, prefix: bytes, body: Payload) -> None:
+        await self._stream.send_all(prefix + bytes(body))
+
+    async def _flush_control(self) -> None:
+        if self._pending and not self._sending and not self._torn:
+            out, self._pending = self._pending, b""
+            # A stream cannot be written without waiting, so this wait is bounded instead.
+            with trio.move_on_after(_CONTROL_SECONDS):
+                try:
+                    await self._write_marked(out, b"")
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._broken = True
+
+    async def _release(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+
+class PlainTransport:
+    """The plain path, kept as the check of the others: trio-websocket's own messages.
+
+    The connection's reader runs in the nursery that made it; that nursery's owner ends it.
+    """
+
+    def __init__(self, connection: trio_websocket.WebSocketConnection) -> None:
+        self._connection = connection
+        self.close_code: int | None = None
+        self.close_reason = ""
+
+    def _note(self, closed: trio_websocket.ConnectionClosed) -> None:
+        self.close_code = closed.reason.code if closed.reason else 1006
+        self.close_reason = (closed.reason.reason if closed.reason else "") or ""
+
+    async def receive_some(self) -> Payload:
+        """As of `_WireTransport`, message by message."""
+        while True:
+            try:
+                message = await self._connection.get_message()
+            except trio_websocket.ConnectionClosed as closed:
+                self._note(closed)
+                return b""
+            if isinstance(message, str):
+                await self.aclose(1003, "binary messages only")
+                raise TransportProtocolError(1003, "text message")
+            if message:
+                return message
+
+    async def send_all(self, data: Payload) -> None:
+        """Write one binary message."""
+        try:
+            await self._connection.send_message(bytes(data))
+        except trio_websocket.ConnectionClosed as closed:
+            self._note(closed)
+            raise trio.BrokenResourceError("the connection is closed") from closed
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """As of `_WireTransport`."""
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS, shield=True):
+            await self._connection.aclose(code, reason[:120])
+        if self.close_code is None:
+            closed = self._connection.closed
+            self.close_code = closed.code if closed is not None else 1006
