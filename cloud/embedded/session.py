@@ -6,7 +6,7 @@ Whoever finds them running already (beside ``make dev``) joins them; whoever doe
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,15 +33,17 @@ def ensure(
     environ: MutableMapping[str, str],
     *,
     who: str,
+    below: Mapping[str, str] | None = None,
     durable: bool = True,
     say: Callable[[str], None] = _say,
 ) -> Iterator[None]:
     """Within the block, ``environ`` leads to a PostgreSQL and a Valkey; what it named already stays as it is.
 
-    ``folder`` is the project's ``var/``; ``who`` is how others read of us (``manage.py migrate``); ``durable=False``
-    trades all safety for speed, for tests. Raises EmbeddedError, whose text is one line for the user.
+    ``folder`` is the project's ``var/``; ``who`` is how others read of us (``manage.py migrate``); ``below`` holds
+    settings that ``environ`` overrides (``.env``); ``durable=False`` trades all safety for speed, for tests.
+    Raises EmbeddedError, whose text is one line for the user.
     """
-    wanted = servers.needs(environ)
+    wanted = servers.needs({**(below or {}), **environ})
     if not wanted:
         yield
         return
