@@ -1,0 +1,125 @@
+# VisionA Cloud. `make` alone lists what there is. Needed beforehand: Python 3.11 or newer, and make.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+PY := .venv/bin/python
+# The first of the machine's Pythons that is new enough (PYTHON=… names another).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+INSTALL = @test -n "$(PYTHON)" || { echo "visiona: Python 3.11 or newer is needed and none is on the PATH"; exit 1; }; \
+	"$(PYTHON)" -m cloud.supervisor.install
+# How the tests are spread: one process a core, one PostgreSQL and one Valkey for all, a database each.
+PYTEST_JOBS ?= 2
+PYTEST_ARGS ?=
+# Which migrations `migrate-down` goes back to, as `make migrate-down TO="devices zero"`.
+TO ?=
+
+##@ The two commands
+.PHONY: dev
+dev: ## Start everything: databases, API, tunnel, worker and a demo box. Ctrl-C stops it
+	$(INSTALL) local
+	@exec $(PY) -m cloud.supervisor
+
+.PHONY: test
+test: ## Run all tests, on ports and data of their own
+	$(INSTALL) dev
+	@.ci/tools
+	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadgroup --cov --cov-report=term $(PYTEST_ARGS)
+
+##@ Working on it
+.PHONY: lint
+lint: ## Format, style, types, layers, migrations
+	$(INSTALL) dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+	$(PY) manage.py makemigrations --check --dry-run
+	$(PY) manage.py lintmigrations --no-cache
+
+.PHONY: format
+format: ## Put the code into shape
+	$(INSTALL) dev
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+.PHONY: install
+install: ## Make .venv with everything a developer needs
+	$(INSTALL) dev
+
+.PHONY: lock
+lock: ## Lock requirements/*.in into hashed *.txt, all of one version each
+	$(INSTALL) dev
+	@for name in dev local api tunnel; do \
+		constraint=""; [ $$name = dev ] || constraint="-c requirements/dev.txt"; \
+		.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+			--custom-compile-command "make lock" requirements/$$name.in $$constraint -o requirements/$$name.txt || exit 1; \
+	done
+
+.PHONY: audit
+audit: ## Look for known vulnerabilities in what is locked
+	$(INSTALL) dev
+	.venv/bin/pip-audit --require-hashes --disable-pip -r requirements/dev.txt
+
+.PHONY: bench
+bench: ## Measure, side by side with peers
+	$(INSTALL) dev
+	$(PY) -m benchmarks
+
+##@ The database
+.PHONY: migrate migrate-up
+migrate migrate-up: ## Bring the schema up to date
+	$(INSTALL) local
+	$(PY) manage.py migrate
+
+.PHONY: migrate-down
+migrate-down: ## Go back: make migrate-down TO="devices 0001" (or "devices zero")
+	$(INSTALL) local
+	@test -n "$(TO)" || { echo 'visiona: say where to, as in: make migrate-down TO="devices zero"'; exit 1; }
+	$(PY) manage.py migrate $(TO)
+
+.PHONY: migrate-version
+migrate-version: ## Show which migrations are applied
+	$(INSTALL) local
+	$(PY) manage.py showmigrations
+
+.PHONY: seed
+seed: ## Put the demo user, device and pairing there (again: nothing changes)
+	$(INSTALL) local
+	$(PY) manage.py seed
+
+##@ Parts of the tests
+.PHONY: test-race
+test-race: ## The suite three times under Python's development mode, in random order
+	$(INSTALL) dev
+	@for round in 1 2 3; do echo "round $$round"; \
+		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadgroup -m "not browser" $(PYTEST_ARGS) || exit 1; done
+
+.PHONY: test-db
+test-db: ## The tests of tables, constraints and services alone
+	$(INSTALL) dev
+	$(PY) -m pytest tests/apps $(PYTEST_ARGS)
+
+##@ Containers
+.PHONY: docker-compose-up docker-compose-down docker-compose-logs
+docker-compose-up: ## Build and start everything in containers
+	@test -f .env || cp .env.example .env
+	docker compose up --build --detach --wait
+
+docker-compose-down: ## Stop the containers; the volumes stay
+	docker compose down
+
+docker-compose-logs: ## Follow what they write
+	docker compose logs --follow --tail 100
+
+.PHONY: build
+build: ## Build the agent's wheel into dist/
+	$(INSTALL) dev
+	$(PY) -m build --wheel --outdir dist
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z][a-z -]*:.*## / {split($$1, names, " "); printf "  make %-22s %s\n", names[length(names)], $$2}' $(MAKEFILE_LIST)
