@@ -1,0 +1,314 @@
+"""What a session remembers, and the few changes of it that every part shares: touch, retire, reset, glitch, end.
+
+Knows neither how frames are read (`inbound`) nor written (`outbound`) nor when (`timers`). Level-triggered: it holds
+what is to be said as bits and counts, never as frames, so control memory is O(streams) (yamux.md §11).
+"""
+
+from collections import OrderedDict
+from enum import Enum
+
+from tunnel.protocol.errors import GOAWAY_NORMAL, Ending, EndKind, Fault, RemoteProtocolError
+from tunnel.protocol.frames import INITIAL_WINDOW, SYN
+from tunnel.protocol.limits import SessionConfig, TokenBucket
+from tunnel.protocol.scheduler import DeficitRoundRobin
+from tunnel.protocol.states import Input, Verdict, apply
+from tunnel.protocol.stream import MuxStream, State
+
+# Frames other than Data that may still arrive for a closed stream without being a glitch: credits for bytes that the
+# peer's application reads late, its FIN or RST, a late ACK.
+_LATE_CONTROLS = 16
+
+
+class Role(Enum):
+    """The yamux role, independent of who dialled: the client opens odd stream ids, the server even ones."""
+
+    CLIENT = 1
+    SERVER = 2
+
+
+class ClosedStream:
+    """What may still arrive for a stream that is gone."""
+
+    __slots__ = ("closed_at", "controls", "refused", "residual")
+
+    def __init__(self, residual: int, *, refused: bool, now: float) -> None:
+        self.residual = residual
+        self.controls = _LATE_CONTROLS
+        self.refused = refused
+        self.closed_at = now
+
+
+class Counters:
+    """Totals since the session began."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "credits_out",
+        "frames_in",
+        "frames_out",
+        "glitches",
+        "opened_in",
+        "opened_out",
+        "refused_in",
+        "resets_in",
+        "resets_out",
+        "window_stalls",
+    )
+
+    def __init__(self) -> None:
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.frames_in = 0
+        self.frames_out = 0
+        self.credits_out = 0
+        self.glitches = 0
+        self.opened_in = 0
+        self.opened_out = 0
+        self.refused_in = 0
+        self.resets_in = 0
+        self.resets_out = 0
+        self.window_stalls = 0
+
+
+class Core:
+    """The state of one session. Only the modules of this package touch it."""
+
+    __slots__ = (
+        "accept_streams",
+        "backlog",
+        "buffered",
+        "closed",
+        "closing",
+        "config",
+        "control",
+        "counters",
+        "draining",
+        "ending",
+        "full_since",
+        "ghosts",
+        "glitch_bucket",
+        "goaway",
+        "inbound_open",
+        "largest_window",
+        "last_ping",
+        "last_received",
+        "lingering",
+        "next_id",
+        "next_ping",
+        "now",
+        "open_failures",
+        "opening",
+        "peer_going_away",
+        "ping_outstanding",
+        "ping_pending",
+        "pongs",
+        "queued",
+        "refusals",
+        "resets",
+        "ring",
+        "role",
+        "rtt",
+        "streams",
+        "touched",
+        "unacked",
+    )
+
+    def __init__(self, role: Role, config: SessionConfig, now: float, *, accept_streams: bool) -> None:
+        self.role = role
+        self.config = config
+        self.accept_streams = accept_streams
+        self.now = now
+        self.counters = Counters()
+        self.touched: list[MuxStream] = []
+        # Streams, and the views of them that need an order. Dicts keep it and lose an element in O(1).
+        self.streams: dict[int, MuxStream] = {}
+        self.backlog: dict[int, MuxStream] = {}  # inbound, not yet accepted
+        self.queued: dict[int, MuxStream] = {}  # outbound, waiting for an ACK slot
+        self.opening: dict[int, MuxStream] = {}  # outbound, in SYN_SENT, oldest first; the queued ones included
+        self.closing: dict[int, MuxStream] = {}  # with a FIN wanted or sent
+        self.lingering: set[MuxStream] = set()  # gone, in good order, with unread bytes
+        self.closed: OrderedDict[int, ClosedStream] = OrderedDict()
+        self.next_id = 1 if role is Role.CLIENT else 2
+        self.inbound_open = 0
+        # ACK slots: a peer that is hashicorp/yamux keeps a slot for each stream that we reset before it accepted it.
+        # Such ghosts keep ours too, until the open timeout or an ACK for a later stream.
+        self.unacked = 0
+        self.ghosts: dict[int, float] = {}
+        self.full_since: float | None = None
+        self.open_failures = 0
+        # What is to be said, in the order of saying it.
+        self.goaway: int | None = None
+        self.pongs: list[int] = []
+        self.ping_pending = False
+        self.resets: list[int] = []
+        self.refusals: list[int] = []
+        self.control: list[MuxStream] = []
+        self.ring = DeficitRoundRobin(config.quantum, config.send_buffer // 2)
+        # Liveness.
+        self.last_received = now
+        self.last_ping = now
+        self.next_ping = 0
+        self.ping_outstanding: int | None = None
+        self.rtt: float | None = None
+        # Ends and bounds.
+        self.draining = False
+        self.peer_going_away = False
+        self.ending: Ending | None = None
+        self.buffered = 0
+        self.largest_window = config.receive_window
+        self.glitch_bucket = TokenBucket(config.glitch_rate, now)
+
+    # What every part does to a stream
+
+    def touch(self, stream: MuxStream) -> None:
+        """The caller should look at `stream` again."""
+        if not stream.touched:
+            stream.touched = True
+            self.touched.append(stream)
+
+    def say(self, stream: MuxStream, bit: int) -> None:
+        """A SYN, ACK or credit of `stream` is to be written."""
+        stream.pending |= bit
+        if not stream.in_control:
+            stream.in_control = True
+            self.control.append(stream)
+
+    def drive(self, stream: MuxStream, what: Input, fault: Fault | None = None) -> Verdict:
+        """Apply `what`, and do what the verdict asks. `fault` is what the stream's user is told if it is gone by that.
+
+        Raises RemoteProtocolError if the verdict is fatal.
+        """
+        verdict = apply(stream, what)
+        if verdict is Verdict.GLITCH:
+            self.glitch()
+        elif verdict is Verdict.FATAL:
+            raise RemoteProtocolError(f"{what.name} on live stream {stream.stream_id}")
+        elif verdict is not Verdict.IGNORE and stream.state is State.GONE:
+            if verdict is Verdict.RESET and stream.syn_sent:
+                self.resets.append(stream.stream_id)
+                self.counters.resets_out += 1
+            self._retire(stream, fault)
+        return verdict
+
+    def mark_acked(self, stream: MuxStream) -> None:
+        """The peer answered an open, by ACK or by implication: its slot is free. Called once per stream."""
+        stream.acked = True
+        self.opening.pop(stream.stream_id, None)
+        self.open_failures = 0
+        if self.ghosts:
+            # Streams are accepted in order: the peer's queue has moved past every older one.
+            for stream_id in [old for old in self.ghosts if old < stream.stream_id]:
+                self.release_ghost(stream_id)
+        self._release_slot()
+        self.touch(stream)
+
+    def release_ghost(self, stream_id: int) -> None:
+        """Give back the slot of a stream that was reset before its ACK, if it still holds one."""
+        if self.ghosts.pop(stream_id, None) is not None:
+            self._release_slot()
+
+    def admit_opens(self) -> None:
+        """Let queued opens take the slots that are free."""
+        limit = self.config.max_unacked
+        while self.queued and self.unacked < limit:
+            stream = self.queued.pop(next(iter(self.queued)))
+            self.unacked += 1
+            self.say(stream, SYN)
+        if self.unacked >= limit:
+            if self.full_since is None:
+                self.full_since = self.now
+        else:
+            self.full_since = None
+
+    def remember(self, stream_id: int, residual: int, *, refused: bool = False) -> None:
+        """Frames of this closed stream may still be under way: `residual` bytes of Data at most."""
+        self.closed[stream_id] = ClosedStream(residual, refused=refused, now=self.now)
+        self.closed.move_to_end(stream_id)
+        if len(self.closed) > self.config.late_ids:
+            self.closed.popitem(last=False)
+
+    def refuse(self, stream_id: int, body: int) -> None:
+        """Answer a SYN with RST without keeping a stream for it. Raises RemoteProtocolError if too many wait."""
+        if len(self.refusals) >= self.config.max_pending_resets:
+            raise RemoteProtocolError("too many refused streams without reading our answers", abuse=True)
+        self.refusals.append(stream_id)
+        self.counters.refused_in += 1
+        self.remember(stream_id, INITIAL_WINDOW - body, refused=True)
+
+    def glitch(self) -> None:
+        """Count something useless. Raises RemoteProtocolError when there is too much of it."""
+        self.counters.glitches += 1
+        if not self.glitch_bucket.take(self.now):
+            raise RemoteProtocolError("too many useless frames", abuse=True)
+
+    def shed(self) -> None:
+        """Over the hard limit of unread bytes: reset the stream that holds most, until the rest fits."""
+        while self.buffered > self.config.hard_buffered:
+            victim = max((*self.streams.values(), *self.lingering), key=lambda stream: len(stream.received))
+            if victim.state is State.GONE:
+                self.lingering.discard(victim)
+                self._drop_buffers(victim)
+                victim.fault = Fault.BUFFER_LIMIT
+                self.touch(victim)
+            else:
+                self.drive(victim, Input.RESET, Fault.BUFFER_LIMIT)
+
+    def end(self, kind: EndKind, text: str, *, send_code: int | None = None) -> None:
+        """End the session: every stream breaks, nothing more is said but GoAway(`send_code`). The first call counts."""
+        if self.ending is not None:
+            return
+        self.ending = Ending(kind, text, send_code)
+        for stream in list(self.streams.values()):
+            self.drive(stream, Input.SESSION_END, Fault.SESSION_ENDED)
+        if send_code != GOAWAY_NORMAL or not self.draining:  # a GoAway(0) was said already, or still waits
+            self.goaway = send_code
+        self.ping_pending = False
+        self.ring.clear()
+        self.pongs.clear()
+        self.resets.clear()
+        self.refusals.clear()
+        self.control.clear()
+        self.closed.clear()
+        self.ghosts.clear()
+        self.queued.clear()
+        self.unacked = 0
+
+    def _release_slot(self) -> None:
+        self.unacked -= 1
+        self.full_since = None
+        self.admit_opens()
+
+    def _drop_buffers(self, stream: MuxStream) -> None:
+        self.buffered -= len(stream.received)
+        stream.received.clear()
+        stream.send_buffer.clear()
+
+    def _retire(self, stream: MuxStream, fault: Fault | None) -> None:
+        """The stream is gone from the wire: take it out of every list, remember it for late frames."""
+        stream_id = stream.stream_id
+        stream.fault = fault
+        stream.pending = 0
+        del self.streams[stream_id]
+        self.closing.pop(stream_id, None)
+        self.remember(stream_id, 0 if stream.read_eof and fault is None else stream.receive_window.remaining)
+        if fault is not None:
+            self._drop_buffers(stream)
+        elif stream.received:
+            self.lingering.add(stream)
+        if stream.inbound:
+            self.inbound_open -= 1
+            self.backlog.pop(stream_id, None)
+        elif not stream.acked:
+            self._retire_unacked(stream, fault)
+        self.touch(stream)
+
+    def _retire_unacked(self, stream: MuxStream, fault: Fault | None) -> None:
+        stream_id = stream.stream_id
+        self.opening.pop(stream_id, None)
+        if self.queued.pop(stream_id, None) is not None:
+            return  # it had no slot yet
+        if stream.syn_sent and fault is not Fault.REFUSED and fault is not Fault.PEER_RESET:
+            self.ghosts[stream_id] = self.now + self.config.open_timeout
+        else:
+            self._release_slot()

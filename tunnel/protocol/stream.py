@@ -1,0 +1,120 @@
+"""What is known of one stream: state, windows, buffers and what is still to be said about it.
+
+Only data: the table in `states` changes the state, `core` and its neighbours the rest. Knows no other stream.
+"""
+
+from enum import Enum
+from typing import Any
+
+from tunnel.protocol.errors import Fault
+from tunnel.protocol.windows import ReceiveWindow, SendWindow
+
+
+class State(Enum):
+    """Where a stream is in its life (yamux.md §5)."""
+
+    SYN_SENT = "S"
+    SYN_RECEIVED = "R"
+    OPEN = "O"
+    LOCAL_CLOSED = "L"  # we sent FIN
+    REMOTE_CLOSED = "M"  # the peer did
+    GONE = "X"
+
+
+class MuxStream:
+    """One stream of a session. Read its attributes; change it through `Session` only.
+
+    `context` belongs to the caller (the shell hangs its own object there). `touched` is cleared by whoever takes the
+    list of touched streams. `fault` is None as long as nothing broke. `read_eof` is True once the peer's FIN came;
+    unread bytes may still lie in `received`.
+    """
+
+    __slots__ = (
+        "ack_owed",
+        "ack_seen",
+        "acked",
+        "context",
+        "deficit",
+        "discarding",
+        "fault",
+        "fin_wanted",
+        "in_control",
+        "in_ring",
+        "inbound",
+        "last_progress",
+        "opened_at",
+        "pending",
+        "plain_receive",
+        "read_eof",
+        "receive_window",
+        "received",
+        "send_blocked",
+        "send_buffer",
+        "send_window",
+        "state",
+        "stream_id",
+        "syn_sent",
+        "touched",
+        "window_stalled",
+    )
+
+    def __init__(self, stream_id: int, *, inbound: bool, now: float) -> None:
+        self.stream_id = stream_id
+        self.inbound = inbound
+        self.state = State.SYN_RECEIVED if inbound else State.SYN_SENT
+        self.plain_receive = False
+        # ACK bits, orthogonal to the state.
+        self.ack_owed = inbound  # inbound: no ACK sent yet
+        self.acked = inbound  # outbound: the peer answered, by ACK or by any other frame
+        self.ack_seen = False  # outbound: the explicit ACK came
+        self.syn_sent = inbound
+        # What the writer still has to say: SYN, ACK (frame flags) and credit, merged until it is written.
+        self.pending = 0
+        self.fin_wanted = False
+        self.in_control = False
+        self.in_ring = False
+        self.deficit = 0
+        self.window_stalled = False
+        self.send_window = SendWindow()
+        self.receive_window = ReceiveWindow(now)
+        self.send_buffer = bytearray()
+        self.send_blocked = False  # a sender waits until the buffer has room again
+        self.received = bytearray()
+        self.read_eof = False
+        self.discarding = False  # closed by the application: what still comes is refused
+        self.fault: Fault | None = None
+        self.opened_at = now
+        self.last_progress = now
+        self.touched = False
+        self.context: Any = None
+
+    @property
+    def gone(self) -> bool:
+        """True when nothing of this stream will be sent or received any more."""
+        return self.state is State.GONE
+
+    @property
+    def writable(self) -> bool:
+        """True while `Session.send` accepts bytes, if only later."""
+        return self.state is not State.GONE and not self.fin_wanted
+
+    @property
+    def ready_to_send(self) -> bool:
+        """True if the writer could put bytes or the FIN of this stream on the wire now."""
+        if not self.syn_sent or self.state is State.GONE:
+            return False
+        if self.send_buffer:
+            return self.send_window.available > 0
+        return self.fin_wanted and self.state is not State.LOCAL_CLOSED
+
+    def __repr__(self) -> str:
+        bits = "".join(
+            letter
+            for letter, on in (("a", self.acked), ("o", self.ack_owed), ("f", self.fin_wanted), ("e", self.read_eof))
+            if on
+        )
+        fault = f" {self.fault.name}" if self.fault else ""
+        return (
+            f"<MuxStream {self.stream_id} {self.state.name} {bits or '-'} send={len(self.send_buffer)}"
+            f"/{self.send_window.available} received={len(self.received)}/{self.receive_window.remaining}{fault}>"
+        )

@@ -1,0 +1,112 @@
+"""What time alone does to a session: pings, liveness, and streams that nobody answers.
+
+Knows no clock: `now` is an argument. Nothing here runs per frame; a watchdog looks at marks that the rest left behind.
+"""
+
+from tunnel.protocol.core import Core
+from tunnel.protocol.errors import EndKind, Fault
+from tunnel.protocol.inbound import Inbound
+from tunnel.protocol.states import Input
+from tunnel.protocol.stream import State
+
+
+def request_ping(core: Core) -> bool:
+    """Queue a ping unless one is outstanding (rust and js peers end the session on pongs they cannot match)."""
+    if core.ping_outstanding is not None or core.ending is not None:
+        return False
+    core.ping_outstanding = core.next_ping
+    core.next_ping = (core.next_ping + 1) & 0xFFFF_FFFF
+    core.ping_pending = True
+    core.last_ping = core.now
+    return True
+
+
+def tick(core: Core, inbound: Inbound, now: float) -> None:
+    """Do what is due at `now`. Cheap when nothing is: cost grows only with what has run out."""
+    if core.ending is not None:
+        return
+    core.now = now
+    config = core.config
+    silence = now - core.last_received
+    if silence >= config.liveness_timeout:
+        core.end(EndKind.LIVENESS, f"no byte for {silence:.0f} s")
+        return
+    if inbound.mid_frame and silence >= config.partial_frame_timeout:
+        core.end(EndKind.LIVENESS, f"inside a frame for {silence:.0f} s")
+        return
+    if core.ping_outstanding is not None and now - core.last_ping >= config.liveness_timeout:
+        core.ping_outstanding = None  # it was lost, though the peer lives: bytes came
+        core.ping_pending = False
+    busy = bool(core.streams) and now - core.last_ping >= config.rtt_interval
+    if silence >= config.ping_idle or busy:
+        request_ping(core)
+    _expire_opens(core, now)
+    _expire_others(core, now)
+
+
+def next_deadline(core: Core, inbound: Inbound) -> float:
+    """When `tick` has something to do next, if no byte comes before: the same clock as `now`."""
+    config = core.config
+    last = core.last_received
+    due = last + config.liveness_timeout
+    if inbound.mid_frame:
+        due = min(due, last + config.partial_frame_timeout)
+    if core.ping_outstanding is None:
+        due = min(due, last + config.ping_idle)
+        if core.streams:
+            due = min(due, core.last_ping + config.rtt_interval)
+    else:
+        due = min(due, core.last_ping + config.liveness_timeout)
+    for stream in core.opening.values():
+        due = min(due, stream.opened_at + config.open_timeout)
+        break
+    for stream in core.backlog.values():
+        due = min(due, stream.opened_at + config.accept_timeout)
+        break
+    for expiry in core.ghosts.values():
+        due = min(due, expiry)
+        break
+    if core.full_since is not None:
+        due = min(due, core.full_since + config.unacked_timeout)
+    if core.closing:
+        due = min(due, min(stream.last_progress for stream in core.closing.values()) + config.close_timeout)
+    return due
+
+
+def _expire_opens(core: Core, now: float) -> None:
+    config = core.config
+    while core.opening:
+        stream = next(iter(core.opening.values()))  # all wait equally long: the oldest is first
+        if now - stream.opened_at < config.open_timeout:
+            break
+        asked = stream.syn_sent
+        core.drive(stream, Input.OPEN_TIMEOUT, Fault.OPEN_TIMEOUT)
+        core.open_failures += asked
+        if core.open_failures >= config.open_failures:
+            core.end(EndKind.LIVENESS, f"{core.open_failures} opens in a row without an answer")
+            return
+    while core.ghosts:
+        stream_id, expiry = next(iter(core.ghosts.items()))
+        if now < expiry:
+            break
+        core.release_ghost(stream_id)
+    if core.full_since is not None and now - core.full_since >= config.unacked_timeout:
+        # A stream that we half-closed early may rightly stay without ACK until its answer comes.
+        excused = sum(1 for s in core.closing.values() if not s.acked and s.state is State.LOCAL_CLOSED)
+        if core.unacked - excused >= config.max_unacked:
+            core.end(EndKind.LIVENESS, f"{core.unacked} opens without an answer for {config.unacked_timeout:.0f} s")
+            return
+        core.full_since = now
+
+
+def _expire_others(core: Core, now: float) -> None:
+    config = core.config
+    while core.backlog:
+        stream = next(iter(core.backlog.values()))
+        if now - stream.opened_at < config.accept_timeout:
+            break
+        core.drive(stream, Input.RESET, Fault.ACCEPT_TIMEOUT)
+    if core.closing:
+        stuck = [s for s in core.closing.values() if now - s.last_progress >= config.close_timeout]
+        for stream in stuck:
+            core.drive(stream, Input.CLOSE_TIMEOUT, Fault.CLOSE_TIMEOUT)
