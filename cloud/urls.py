@@ -1,8 +1,14 @@
 """The URL map: each app mounts its own routes."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("", include("apps.accounts.api.urls")),
 ]
+
+handler400 = "apps.common.views.bad_request"
+handler403 = "apps.common.views.forbidden"
+handler404 = "apps.common.views.unknown_route"
+handler500 = "apps.common.views.crash"

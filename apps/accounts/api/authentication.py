@@ -1,0 +1,46 @@
+"""The credential of the API: `Authorization: Bearer vAu_…`, never in a query, never in a cookie."""
+
+from typing import Any
+
+from django.utils import timezone
+from rest_framework.authentication import BaseAuthentication, get_authorization_header
+from rest_framework.request import Request
+
+from apps.accounts import demo, selectors, sessions
+from apps.accounts.models import User
+from apps.accounts.sessions import LoginSession
+from apps.common.errors import DomainError
+from tunnel.contract import LOGIN_PREFIX, token_prefix
+
+
+class LoginTokenAuthentication(BaseAuthentication):
+    """`request.user` is the User, `request.auth` its LoginSession (None for the static development user).
+
+    Raises DomainError UNAUTHENTICATED for a credential that is unknown, expired, logged out or of a disabled user.
+    """
+
+    def authenticate(self, request: Request) -> tuple[User, LoginSession | None] | None:
+        return authenticate_header(get_authorization_header(request).decode("latin-1"))
+
+    def authenticate_header(self, request: Request) -> str:
+        return 'Bearer realm="visiona"'
+
+
+def authenticate_header(header: str) -> tuple[User, LoginSession | None] | None:
+    """The user of an `Authorization` header; None if it is empty and nobody stands for strangers. One query."""
+    scheme, _, token = header.strip().partition(" ")
+    token = token.strip()
+    if demo.static_user_id() and (not header.strip() or (scheme.lower() == "bearer" and token == demo.STATIC_TOKEN)):
+        user = demo.ensure_demo_user()
+        if not user.is_active:
+            raise DomainError("UNAUTHENTICATED")
+        return user, None
+    if not header.strip():
+        return None
+    if scheme.lower() != "bearer" or token_prefix(token) != LOGIN_PREFIX:
+        raise DomainError("UNAUTHENTICATED")
+    session = sessions.use(token, now=timezone.now())
+    owner: Any = selectors.active_user(session.user_id) if session is not None else None
+    if owner is None:
+        raise DomainError("UNAUTHENTICATED")
+    return owner, session

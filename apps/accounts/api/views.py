@@ -1,0 +1,104 @@
+"""The account routes: register, log in and out, oneself, one's sessions."""
+
+from django.conf import settings
+from django.utils import timezone
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from apps.accounts import services, sessions
+from apps.accounts.api.serializers import (
+    LoginBody,
+    ProfileBody,
+    RegisterBody,
+    SessionSerializer,
+    UserSerializer,
+)
+from apps.accounts.sessions import LoginSession
+from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404
+from apps.common.errors import DomainError, not_found
+from apps.common.pagination import paginate_list
+from apps.common.responses import ok
+
+
+class RegisterView(PublicApiView):
+    def post(self, request: Request) -> Response:
+        """Make an account. The e-mail is the name, in any case of letters."""
+        if settings.VISIONA["REGISTRATION"] != "open":
+            raise DomainError("FORBIDDEN", "Registration is closed here; ask an administrator.")
+        user = services.register(actor=self.actor, now=timezone.now(), **self.body(RegisterBody))
+        return ok({"user": UserSerializer(user).data}, status=201)
+
+
+class LoginView(PublicApiView):
+    def post(self, request: Request) -> Response:
+        """Log in. The token goes into `Authorization: Bearer` of all other calls; it is shown once."""
+        user, token, expires_at = services.login(
+            actor=self.actor, agent=request.headers.get("User-Agent", ""), now=timezone.now(), **self.body(LoginBody)
+        )
+        return ok(
+            {
+                "user": UserSerializer(user).data,
+                "access_token": token,
+                "token_type": "Bearer",
+                "expires_at": expires_at,
+                "idle_timeout": sessions.idle_seconds(),
+            }
+        )
+
+
+class LogoutView(ApiView):
+    def post(self, request: Request) -> Response:
+        """End this login."""
+        services.logout(actor=self.actor, user=request.user, session=request.auth, now=timezone.now())
+        return ok(None)
+
+
+class LogoutAllView(ApiView):
+    def post(self, request: Request) -> Response:
+        """End every login of this user."""
+        services.logout_all(actor=self.actor, user=request.user, now=timezone.now())
+        return ok(None)
+
+
+class MeView(ApiView):
+    def get(self, request: Request) -> Response:
+        """Who am I."""
+        return ok(UserSerializer(request.user).data)
+
+    def patch(self, request: Request) -> Response:
+        """Change the name or the locale."""
+        changes = self.body(ProfileBody)
+        user = services.update_profile(actor=self.actor, user=request.user, changes=changes, now=timezone.now())
+        return ok(UserSerializer(user).data)
+
+
+class SessionListView(ApiView):
+    query_classes = {"GET": PageQuery}  # noqa: RUF012 - declared ClassVar in ApiView
+
+    def get(self, request: Request) -> Response:
+        """Own login sessions."""
+        rows = sessions.list_of(request.user.pk, now=timezone.now())
+        found, meta = paginate_list(
+            request,
+            rows,
+            limit=self.query["limit"],
+            ordering=self.query["ordering"],
+            cursor=self.query.get("cursor"),
+        )
+        return ok(SessionSerializer(found, many=True, context={"auth": request.auth}).data, meta=meta)
+
+
+class SessionView(ApiView):
+    target: LoginSession
+
+    def load(self, request: Request, **kwargs: str) -> LoginSession:
+        wanted = id_or_404(kwargs["id"])
+        for session in sessions.list_of(request.user.pk, now=timezone.now()):
+            if session.id == wanted:
+                return session
+        raise not_found()
+
+    def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's public name
+        """End one of the own login sessions."""
+        services.revoke_session(actor=self.actor, user=request.user, session=self.target, now=timezone.now())
+        return ok(None)

@@ -1,0 +1,134 @@
+"""What can be done with accounts and logins."""
+
+import datetime as dt
+import uuid
+from typing import Any
+
+from django.contrib.auth import hashers, password_validation
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from apps.accounts import demo, selectors, sessions
+from apps.accounts.models import User
+from apps.accounts.sessions import LoginSession
+from apps.audit.services import record
+from apps.common.actor import Actor
+from apps.common.errors import DomainError, not_found
+
+Login = tuple[User, str, dt.datetime]
+"""The user, the token to show once, and when it ends in any case."""
+
+
+def register(*, actor: Actor, email: str, password: str, name: str, locale: str, now: dt.datetime) -> User:
+    """A new user. Raises EMAIL_TAKEN (from the constraint: of two that race, one) and VALIDATION_ERROR."""
+    user = User(email=User.objects.normalize_email(email), name=name, locale=locale)
+    try:
+        password_validation.validate_password(password, user)
+    except ValidationError as error:
+        raise DomainError("VALIDATION_ERROR", details={"password": list(error.messages)}) from None
+    user.set_password(password)  # before the transaction: hashing takes long, and needs no connection
+    try:
+        with transaction.atomic():
+            user.save(force_insert=True)
+            _record(actor, "user.register", user, now)
+    except IntegrityError:
+        raise DomainError("EMAIL_TAKEN") from None
+    return user
+
+
+def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.datetime) -> Login:
+    """Checks the password and opens a session. Raises INVALID_CREDENTIALS, or ACCOUNT_DISABLED after a right one.
+
+    An unknown e-mail costs the hash of a password too, so that time does not tell whether an account exists.
+    """
+    if demo.static_user_id() and email.lower() == demo.DEMO_EMAIL.lower():
+        user = demo.ensure_demo_user()
+        _record(actor, "user.login", user, now)
+        return user, demo.STATIC_TOKEN, now + dt.timedelta(seconds=sessions.absolute_seconds())
+    found = selectors.by_email(email)
+    if found is None:
+        hashers.make_password(password)
+        refused = "INVALID_CREDENTIALS"
+    else:
+        refused = _refusal(found, password)
+    if found is None or refused:
+        detail = {"email": email[:254], "code": refused}
+        record(
+            actor=actor,
+            action="user.login_failed",
+            object_type="user",
+            object_id=str(found.pk) if found else "",
+            detail=detail,
+            now=now,
+        )
+        raise DomainError(refused)
+    token, session = sessions.create(user_id=found.pk, address=actor.address, agent=agent, now=now)
+    try:
+        with transaction.atomic():
+            User.objects.filter(pk=found.pk).update(last_login=now)
+            _record(actor, "user.login", found, now, {"session": str(session.id)})
+    except BaseException:
+        sessions.end(session)  # what was not audited is not handed out
+        raise
+    return found, token, session.expires_at
+
+
+def _refusal(user: User, password: str) -> str:
+    if not hashers.check_password(password, user.password):
+        return "INVALID_CREDENTIALS"
+    return "" if user.is_active else "ACCOUNT_DISABLED"
+
+
+def logout(*, actor: Actor, user: User, session: LoginSession | None, now: dt.datetime) -> None:
+    """Ends this session. The static development user has none; logging it out changes nothing."""
+    if session is not None:
+        sessions.end(session)
+        _record(actor, "user.logout", user, now, {"session": str(session.id)})
+
+
+def logout_all(*, actor: Actor, user: User, now: dt.datetime) -> None:
+    """Ends every session of the user."""
+    ended = sessions.end_all(user.pk)
+    _record(actor, "user.logout_all", user, now, {"sessions": ended})
+
+
+def revoke_session(*, actor: Actor, user: User, session: LoginSession, now: dt.datetime) -> None:
+    """Ends one of the user's own sessions. Raises NOT_FOUND if it is over already."""
+    if not sessions.end(session):
+        raise not_found()
+    _record(actor, "user.session_revoked", user, now, {"session": str(session.id)})
+
+
+def update_profile(*, actor: Actor, user: User, changes: dict[str, Any], now: dt.datetime) -> User:
+    """Changes name or locale, and nothing else."""
+    changed = {key: value for key, value in changes.items() if getattr(user, key) != value}
+    if not changed:
+        return user
+    with transaction.atomic():
+        for key, value in changed.items():
+            setattr(user, key, value)
+        user.save(update_fields=[*changed, "updated_at"])
+        _record(actor, "user.profile_changed", user, now, {"fields": sorted(changed)})
+    return user
+
+
+def set_active(*, actor: Actor, user_id: uuid.UUID, active: bool, now: dt.datetime) -> bool:
+    """Enables or disables a user; whether that changed anything. Disabling ends their logins at once.
+
+    The row is what each request asks, so a disabled user is cut off even while Redis is down. Tunnels are the caller's.
+    """
+    with transaction.atomic():
+        changed = User.objects.filter(pk=user_id, is_active=not active).update(is_active=active, updated_at=now)
+        if changed:
+            user = User(pk=user_id)
+            _record(actor, "user.enabled" if active else "user.disabled", user, now)
+    if changed and not active:
+        sessions.end_all(user_id)
+    return bool(changed)
+
+
+def _record(actor: Actor, action: str, user: User, now: dt.datetime, detail: dict[str, Any] | None = None) -> None:
+    who = actor
+    if not actor.user_id:
+        who = Actor(str(user.pk), user.email, actor.address, actor.request_id)
+    record(actor=who, action=action, object_type="user", object_id=str(user.pk), detail=detail, now=now)

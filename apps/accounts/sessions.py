@@ -1,0 +1,183 @@
+"""Login sessions in Redis on two clocks (data.md, "Login sessions"): opaque tokens, keyed by their hash.
+
+Every change of one is a Lua script, so that a use that races with a logout never brings a session back.
+It knows no user but by id, and no HTTP.
+"""
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+from django.conf import settings
+
+from apps.common import redis
+from apps.common.ids import uuid7
+from tunnel.contract import LOGIN_PREFIX, hash_token, new_token
+
+PUSH_SECONDS: Final = 60
+"""A use pushes the idle clock at most this often, so that a busy client does not write on every call."""
+
+_KEY: Final = "visiona:login:"
+_INDEX: Final = "visiona:logins:"
+
+# KEYS: session, index of the user. ARGV: hash, now, idle s, absolute s, then the hash's fields and values.
+_CREATE: Final = """
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
+redis.call('PEXPIRE', KEYS[1], math.ceil(math.min(ARGV[3], ARGV[4]) * 1000))
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[2])
+redis.call('ZADD', KEYS[2], ARGV[2] + ARGV[4], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], math.ceil(ARGV[4] * 1000))
+"""
+# KEYS: session. ARGV: now, idle s, push s. Answers the fields, or nothing for a session that is over.
+_USE: Final = """
+local fields = redis.call('HGETALL', KEYS[1])
+if #fields == 0 then return fields end
+local now, idle = tonumber(ARGV[1]), tonumber(ARGV[2])
+local used, ends = unpack(redis.call('HMGET', KEYS[1], 'last_used_at', 'expires_at'))
+if now >= tonumber(ends) or now - tonumber(used) >= idle then
+  redis.call('DEL', KEYS[1])
+  return {}
+end
+if now - tonumber(used) >= tonumber(ARGV[3]) then
+  redis.call('HSET', KEYS[1], 'last_used_at', ARGV[1])
+  redis.call('PEXPIRE', KEYS[1], math.ceil(math.min(idle, tonumber(ends) - now) * 1000))
+  return redis.call('HGETALL', KEYS[1])
+end
+return fields
+"""
+# KEYS: index. ARGV: prefix of the session keys, now, idle s. Answers [hash, fields]…; what is over leaves the index.
+_LIST: Final = """
+local found = {}
+for _, hash in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  local fields = redis.call('HGETALL', ARGV[1] .. hash)
+  local alive = #fields > 0
+  if alive then
+    local used, ends = unpack(redis.call('HMGET', ARGV[1] .. hash, 'last_used_at', 'expires_at'))
+    alive = tonumber(ARGV[2]) < tonumber(ends) and tonumber(ARGV[2]) - tonumber(used) < tonumber(ARGV[3])
+  end
+  if alive then
+    found[#found + 1] = {hash, fields}
+  else
+    redis.call('ZREM', KEYS[1], hash)
+  end
+end
+return found
+"""
+# KEYS: session, index. ARGV: hash. Answers 1 if there was one.
+_END: Final = """
+redis.call('ZREM', KEYS[2], ARGV[1])
+return redis.call('DEL', KEYS[1])
+"""
+# KEYS: index. ARGV: prefix of the session keys. Answers how many were ended.
+_END_ALL: Final = """
+local ended = 0
+for _, hash in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  ended = ended + redis.call('DEL', ARGV[1] .. hash)
+end
+redis.call('DEL', KEYS[1])
+return ended
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginSession:
+    """A login. `id` is public; `token_hash` is its key, and the token itself is known to the client alone."""
+
+    id: uuid.UUID
+    user_id: uuid.UUID
+    token_hash: str
+    created_at: dt.datetime
+    last_used_at: dt.datetime
+    expires_at: dt.datetime
+    address: str
+    agent: str
+
+
+def idle_seconds() -> int:
+    """How long a login may lie unused."""
+    seconds: int = settings.VISIONA["SESSION_IDLE_SECONDS"]
+    return seconds
+
+
+def absolute_seconds() -> int:
+    """How long a login may last in any case."""
+    seconds: int = settings.VISIONA["SESSION_ABSOLUTE_SECONDS"]
+    return seconds
+
+
+def create(*, user_id: uuid.UUID, address: str, agent: str, now: dt.datetime) -> tuple[str, LoginSession]:
+    """A new login: its token, which is shown once, and the session."""
+    token = new_token(LOGIN_PREFIX)
+    session = LoginSession(
+        id=uuid7(),
+        user_id=user_id,
+        token_hash=hash_token(token),
+        created_at=now,
+        last_used_at=now,
+        expires_at=now + dt.timedelta(seconds=absolute_seconds()),
+        address=address,
+        agent=agent[:400],
+    )
+    fields = {
+        "id": str(session.id),
+        "user_id": str(user_id),
+        "created_at": now.timestamp(),
+        "last_used_at": now.timestamp(),
+        "expires_at": session.expires_at.timestamp(),
+        "address": session.address,
+        "agent": session.agent,
+    }
+    flat = [part for pair in fields.items() for part in pair]
+    _run(
+        _CREATE,
+        [_KEY + session.token_hash, _INDEX + str(user_id)],
+        [session.token_hash, now.timestamp(), idle_seconds(), absolute_seconds(), *flat],
+    )
+    return token, session
+
+
+def use(token: str, *, now: dt.datetime) -> LoginSession | None:
+    """The live session of a token, its idle clock pushed; None if unknown, logged out, or over on either clock."""
+    token_hash = hash_token(token)
+    fields = _run(_USE, [_KEY + token_hash], [now.timestamp(), idle_seconds(), PUSH_SECONDS])
+    return _session(token_hash, fields) if fields else None
+
+
+def list_of(user_id: uuid.UUID, *, now: dt.datetime) -> list[LoginSession]:
+    """The user's live sessions."""
+    found = _run(_LIST, [_INDEX + str(user_id)], [_KEY, now.timestamp(), idle_seconds()])
+    return [_session(token_hash, fields) for token_hash, fields in found]
+
+
+def end(session: LoginSession) -> bool:
+    """Ends one session; whether it was still there (of two that race, one is told True)."""
+    return bool(_run(_END, [_KEY + session.token_hash, _INDEX + str(session.user_id)], [session.token_hash]))
+
+
+def end_all(user_id: uuid.UUID) -> int:
+    """Ends every session of a user; how many there were."""
+    ended: int = _run(_END_ALL, [_INDEX + str(user_id)], [_KEY])
+    return ended
+
+
+def _run(script: str, keys: list[str], args: list[Any]) -> Any:
+    return redis.client().eval(script, len(keys), *keys, *args)
+
+
+def _session(token_hash: str, flat: list[str]) -> LoginSession:
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    return LoginSession(
+        id=uuid.UUID(fields["id"]),
+        user_id=uuid.UUID(fields["user_id"]),
+        token_hash=token_hash,
+        created_at=_time(fields["created_at"]),
+        last_used_at=_time(fields["last_used_at"]),
+        expires_at=_time(fields["expires_at"]),
+        address=fields["address"],
+        agent=fields["agent"],
+    )
+
+
+def _time(text: str) -> dt.datetime:
+    return dt.datetime.fromtimestamp(float(text), dt.UTC)

@@ -1,0 +1,160 @@
+"""What every control-plane view stands on: the order of refusals, strict queries, pages.
+
+`ApiView.initial` is the order of api.md: credential (401), method (405), ownership (404), then the query (400);
+the body is read by the handler, last. Proxy views bypass this file: they parse and negotiate nothing.
+"""
+
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
+
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from rest_framework import serializers
+from rest_framework.exceptions import MethodNotAllowed
+from rest_framework.permissions import IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from apps.common.actor import Actor
+from apps.common.errors import DomainError, not_found
+from apps.common.failures import domain_error
+from apps.common.fields import QueryWholeField
+from apps.common.pagination import DEFAULT_LIMIT, MAX_LIMIT, paginate
+from apps.common.parsers import ApiRequest
+from apps.common.responses import error_headers, ok, request_id_of
+from tunnel.contract import error_envelope
+
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+
+
+def id_or_404(text: str) -> uuid.UUID:
+    """The UUID in a path; what is none names nothing that exists, so it is refused as NOT_FOUND."""
+    if not _UUID.match(text):
+        raise not_found()
+    return uuid.UUID(text)
+
+
+class StrictQuery(serializers.Serializer[Any]):
+    """A route's query parameters as a serializer: undeclared names and repeated values are refused."""
+
+    @classmethod
+    def read(cls, request: Request) -> dict[str, Any]:
+        """The typed values of the request's query. Raises DomainError VALIDATION_ERROR naming each bad one."""
+        given = request.query_params
+        query = cls(data=given.dict())
+        bad = {name: ["This route has no such query parameter."] for name in given if name not in query.fields}
+        bad |= {
+            name: ["Given more than once."] for name, values in given.lists() if len(values) > 1 and name not in bad
+        }
+        if bad:
+            raise DomainError("VALIDATION_ERROR", details=bad)
+        query.is_valid(raise_exception=True)
+        values: dict[str, Any] = query.validated_data
+        return values
+
+
+class NoQuery(StrictQuery):
+    """A route without query parameters."""
+
+
+class PageQuery(StrictQuery):
+    """The query of a list: add filters as fields, and give `ordering` its choices with `ordering_field`."""
+
+    limit = QueryWholeField(min_value=1, max_value=MAX_LIMIT, default=DEFAULT_LIMIT, help_text="Rows a page.")
+    cursor = serializers.CharField(
+        required=False, max_length=1024, help_text="From `meta.next` or `meta.previous` of an earlier page."
+    )
+    ordering = serializers.ChoiceField(
+        choices=["created_at", "-created_at"], default="-created_at", help_text="`-` before a field: descending."
+    )
+
+
+def ordering_field(*names: str, default: str) -> serializers.ChoiceField:
+    """The `ordering` of a PageQuery: each name (never null in the table), and the same with `-`."""
+    choices = [sign + name for name in names for sign in ("", "-")]
+    return serializers.ChoiceField(choices=choices, default=default, help_text="`-` before a field: descending.")
+
+
+class ApiView(APIView):
+    """A view of the control plane.
+
+    A subclass gives `query_classes` for the methods that take a query, and overrides `load` where the path names an
+    object; its result stands in `self.target`, the checked query in `self.query`.
+    """
+
+    query_classes: ClassVar[Mapping[str, type[StrictQuery]]] = {}
+    permission_classes = (IsAuthenticated,)
+    query: dict[str, Any]
+    target: Any
+
+    def load(self, request: Request, **kwargs: str) -> Any:
+        """The object that the path names, of the request's user alone. Raises DomainError NOT_FOUND."""
+        return None
+
+    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
+        return ApiRequest(
+            request,
+            parsers=self.get_parsers(),
+            authenticators=self.get_authenticators(),
+            negotiator=self.get_content_negotiator(),
+            parser_context=self.get_parser_context(request),
+        )
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)  # 401
+        method = (request.method or "").upper()
+        if method not in self.allowed_methods:
+            raise MethodNotAllowed(method)  # 405
+        self.target = self.load(request, **kwargs)  # 404
+        read_by = "GET" if method == "HEAD" else method
+        self.query = self.query_classes.get(read_by, NoQuery).read(request)  # 400
+
+    def options(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """An OPTIONS that is no preflight: the `Allow` header says it all."""
+        return ok(None)
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts in this request."""
+        return Actor.of(self.request)
+
+    def body(self, serializer: type[serializers.Serializer[Any]], **kwargs: Any) -> dict[str, Any]:
+        """The request's JSON body as the serializer reads it. Raises VALIDATION_ERROR naming each bad field."""
+        form = serializer(data=self.request.data, **kwargs)
+        form.is_valid(raise_exception=True)
+        values: dict[str, Any] = form.validated_data
+        return values
+
+    def page(self, rows: QuerySet[Any], render: Callable[[list[Any]], list[Any]]) -> Response:
+        """One page of `rows` by the checked PageQuery; `render` turns its rows into JSON values."""
+        found, meta = paginate(
+            self.request,
+            rows,
+            limit=self.query["limit"],
+            ordering=self.query["ordering"],
+            cursor=self.query.get("cursor"),
+        )
+        return ok(render(found), meta=meta)
+
+
+class PublicApiView(ApiView):
+    """A view that needs no credential, and looks at none."""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+
+def exception_handler(exc: Exception, context: dict[str, Any]) -> Response:
+    """DRF's EXCEPTION_HANDLER: every error leaves in the envelope, a crash too."""
+    request: Request = context["request"]
+    error = domain_error(exc)
+    body = error_envelope(
+        error.code,
+        error.message,
+        request_id_of(request._request),  # noqa: SLF001 - DRF offers no public way to Django's request
+        error.details,
+    )
+    return Response(body, status=error.status, headers=error_headers(error))

@@ -1,0 +1,90 @@
+"""The one place where anything that goes wrong becomes a refusal with a code. No driver's message passes it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import redis.exceptions
+import structlog
+from django.core import exceptions as core
+from django.db import DataError, InterfaceError, OperationalError
+from django.http import Http404, UnreadablePostError
+from rest_framework import exceptions as drf
+
+from apps.common.errors import DomainError
+
+logger = structlog.get_logger(__name__)
+
+_BY_STATUS: Final[Mapping[int, str]] = {
+    400: "BAD_REQUEST",
+    401: "UNAUTHENTICATED",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "PAYLOAD_TOO_LARGE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    429: "RATE_LIMITED",
+}
+# SQLSTATE classes that say "not now" rather than "wrong": lock_timeout and NOWAIT (55P03), a cancelled statement
+# (57014: statement_timeout), a deadlock or a serialisation failure (40xxx). The others of OperationalError, and one
+# without SQLSTATE (no connection, our own deadline), mean that the server is not there.
+_BUSY: Final = ("55P03", "57014", "40001", "40P01")
+
+
+def domain_error(exc: BaseException) -> DomainError:
+    """The refusal for `exc`. What nobody expected is logged with its trace and becomes INTERNAL_ERROR."""
+    if isinstance(exc, DomainError):
+        return exc
+    part = unavailable(exc)
+    if part is not None:
+        logger.warning("part_unavailable", code=part.code, error=type(exc).__name__)
+        return part
+    if isinstance(exc, drf.ValidationError):
+        return DomainError("VALIDATION_ERROR", details=field_errors(exc.detail))
+    if isinstance(exc, drf.Throttled):
+        return DomainError("RATE_LIMITED", retry_after=int(exc.wait or 1))
+    if isinstance(exc, drf.APIException) and exc.status_code in _BY_STATUS:
+        return DomainError(_BY_STATUS[exc.status_code])
+    if isinstance(exc, Http404):
+        return DomainError("NOT_FOUND")
+    if isinstance(exc, core.PermissionDenied):
+        return DomainError("FORBIDDEN")
+    if isinstance(exc, core.RequestDataTooBig):
+        return DomainError("PAYLOAD_TOO_LARGE")
+    if isinstance(exc, core.BadRequest | core.SuspiciousOperation | UnreadablePostError):
+        return DomainError("BAD_REQUEST")
+    logger.error("request_failed", exc_info=exc)
+    return DomainError("INTERNAL_ERROR")
+
+
+def unavailable(exc: BaseException) -> DomainError | None:
+    """The 503 that names the part which `exc` says is down; None if it says no such thing."""
+    if isinstance(exc, InterfaceError):
+        return DomainError("DATABASE_UNAVAILABLE")
+    if isinstance(exc, OperationalError) and not isinstance(exc, DataError):
+        state = getattr(exc.__cause__, "sqlstate", None)
+        return DomainError("OVERLOADED" if state in _BUSY else "DATABASE_UNAVAILABLE")
+    if isinstance(
+        exc,
+        redis.exceptions.ConnectionError
+        | redis.exceptions.TimeoutError
+        | redis.exceptions.ReadOnlyError
+        | redis.exceptions.OutOfMemoryError,
+    ):
+        return DomainError("CACHE_UNAVAILABLE")
+    return None
+
+
+def field_errors(detail: Any, prefix: str = "") -> dict[str, list[str]]:
+    """DRF's nested error detail as a flat map: dotted field name → list of sentences."""
+    if isinstance(detail, Mapping):
+        flat: dict[str, list[str]] = {}
+        for key, value in detail.items():
+            flat.update(field_errors(value, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    items = detail if isinstance(detail, Sequence) and not isinstance(detail, str) else [detail]
+    plain = [str(item) for item in items if not isinstance(item, Mapping | list)]
+    flat = {prefix or "non_field_errors": plain} if plain else {}
+    for index, item in enumerate(items):
+        if isinstance(item, Mapping | list) and item:
+            flat.update(field_errors(item, f"{prefix}.{index}" if prefix else str(index)))
+    return flat

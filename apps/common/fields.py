@@ -1,0 +1,58 @@
+"""Serializer fields that take just what the schema says: a JSON string is not a number, nor a number a string."""
+
+import re
+from typing import Any, Final
+
+from rest_framework import serializers
+
+_WHOLE: Final = re.compile(r"-?[0-9]{1,18}\Z")
+
+
+class TextField(serializers.CharField):
+    """A JSON string (DRF's own would take numbers too). Trimmed; not blank unless `allow_blank`."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class EmailField(serializers.EmailField):
+    """A JSON string that is an e-mail address of at most 254 characters (RFC 5321 §4.5.3.1.3)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=kwargs.pop("max_length", 254), **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class WholeField(serializers.IntegerField):
+    """A JSON integer; neither a string, nor a fraction, nor true."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, float) and data.is_integer():
+            data = int(data)  # JSON Schema: 1.0 is an integer
+        if isinstance(data, bool) or not isinstance(data, int):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class FlagField(serializers.BooleanField):
+    """A JSON true or false."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            self.fail("invalid", input=data)
+        return data
+
+
+class QueryWholeField(serializers.IntegerField):
+    """A whole number in a query: decimal digits, no blanks, no underscores, no fraction."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if not isinstance(data, str) or not _WHOLE.match(data):
+            self.fail("invalid")
+        return super().to_internal_value(data)

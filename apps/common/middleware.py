@@ -1,0 +1,138 @@
+"""What every request passes: its id, the client's true address, one log line, a trailing slash, security headers."""
+
+import ipaddress
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+import structlog
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import Resolver404, resolve
+
+from tunnel.contract import H_REQUEST_ID, request_id_from
+
+GetResponse = Callable[[HttpRequest], HttpResponseBase]
+logger = structlog.get_logger("visiona.request")
+
+API_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY: Final = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+)
+# Alpine.js, which the admin's look is built on, evaluates the expressions in its attributes.
+ADMIN_POLICY: Final = PAGE_POLICY + "; script-src 'self' 'unsafe-inline' 'unsafe-eval'"
+
+
+class RequestContextMiddleware:
+    """Outermost: gives `request.request_id` and `request.client_address`, echoes the id, writes the log line."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        started = time.perf_counter()
+        request_id = request_id_from(request.META.get("HTTP_X_REQUEST_ID"))
+        request.META["HTTP_X_REQUEST_ID"] = request_id
+        request.request_id = request_id  # type: ignore[attr-defined]  # read by Actor.of and the envelope
+        believe_proxy(request)
+        # Cleared here and not at the end: a streaming body is still read, and logged, after this returns.
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        response = self.get_response(request)
+        response[H_REQUEST_ID] = request_id
+        if request.method == "HEAD" and isinstance(response, HttpResponse):
+            response.headers.setdefault("Content-Length", str(len(response.content)))
+            response.content = b""
+        logger.info(
+            "request",
+            method=request.method,
+            path=request.path,  # never the query: it may hold a ticket
+            status=response.status_code,
+            ms=round((time.perf_counter() - started) * 1000, 1),
+            address=request.client_address,  # type: ignore[attr-defined]  # set by believe_proxy
+        )
+        return response
+
+
+class TrailingSlashMiddleware:
+    """A route with a trailing slash is served like the one without, and without a redirect.
+
+    A path that has a route of its own as it stands (the admin's, a proxied path of a box) is left alone.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        path = request.path_info
+        if len(path) > 1 and path.endswith("/") and not _routed(path) and _routed(path[:-1]):
+            request.path_info = path[:-1]
+        return self.get_response(request)
+
+
+def _routed(path: str) -> bool:
+    try:
+        resolve(path)
+    except Resolver404:
+        return False
+    return True
+
+
+class SecurityHeadersMiddleware:
+    """A Content-Security-Policy where the view set none (a proxied answer has its own, `sandbox`)."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        if "Content-Security-Policy" not in response:
+            html = response.get("Content-Type", "").startswith("text/html")
+            admin = request.path.startswith("/admin/")
+            response["Content-Security-Policy"] = (ADMIN_POLICY if admin else PAGE_POLICY) if html else API_POLICY
+        if "Cache-Control" not in response and request.path.startswith("/api/"):
+            response["Cache-Control"] = "no-store"
+        return response
+
+
+@lru_cache(maxsize=8)
+def _networks(trusted: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(each, strict=False) for each in trusted)
+
+
+def is_trusted_proxy(address: str) -> bool:
+    """Whether `VISIONA_TRUSTED_PROXIES` names the address."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in _networks(settings.VISIONA["TRUSTED_PROXIES"]))
+
+
+def believe_proxy(request: HttpRequest) -> None:
+    """Sets `request.client_address`; behind a trusted proxy also the scheme and host that the client used.
+
+    The client is the rightmost address of `X-Forwarded-For` that is no trusted proxy itself: what stands left of it
+    was written by the client.
+    """
+    meta = request.META
+    peer = meta.get("REMOTE_ADDR", "")
+    request.client_address = peer  # type: ignore[attr-defined]  # our own attribute
+    if not settings.VISIONA["TRUSTED_PROXIES"] or not is_trusted_proxy(peer):
+        return
+    hops = [hop.strip() for hop in meta.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
+    for hop in reversed(hops):
+        try:
+            ipaddress.ip_address(hop)
+        except ValueError:
+            break
+        request.client_address = hop  # type: ignore[attr-defined]  # our own attribute
+        if not is_trusted_proxy(hop):
+            break
+    if host := meta.get("HTTP_X_FORWARDED_HOST", "").split(",")[-1].strip():
+        meta["HTTP_HOST"] = host
+    if meta.get("HTTP_X_FORWARDED_PROTO", "").split(",")[-1].strip() in ("http", "https"):
+        meta["wsgi.url_scheme"] = meta["HTTP_X_FORWARDED_PROTO"].split(",")[-1].strip()

@@ -1,0 +1,140 @@
+"""Cursor pages: keyset pagination with the total and absolute links (api.md, "Conventions").
+
+A cursor names the row at the edge of a page, by the ordering's value and the id, so rows that come or go shift no page.
+"""
+
+import base64
+import binascii
+import datetime as dt
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from django.core.exceptions import ValidationError
+from django.db.models import Q, QuerySet
+from rest_framework.request import Request
+
+from apps.common.errors import DomainError, invalid
+
+DEFAULT_LIMIT: Final = 50
+MAX_LIMIT: Final = 200
+Meta = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The row at an edge: `value` of the ordering field and `id`; `back`: the page that ends before it is meant."""
+
+    ordering: str
+    value: str
+    id: str
+    back: bool
+
+    def encode(self) -> str:
+        raw = json.dumps([self.ordering, self.value, self.id, self.back], separators=(",", ":"))
+        return base64.urlsafe_b64encode(raw.encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str, ordering: str) -> "Cursor":
+        """The cursor in `text`. Raises DomainError for one that was not made for this ordering."""
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            made_for, value, row_id, back = json.loads(raw)
+            cursor = cls(str(made_for), str(value), str(uuid.UUID(row_id)), back is True)
+        except (binascii.Error, ValueError, TypeError, AttributeError, RecursionError):
+            raise _bad_cursor() from None
+        if cursor.ordering != ordering or "\0" in cursor.value:
+            raise _bad_cursor()
+        return cursor
+
+    @classmethod
+    def at(cls, row: Any, ordering: str, *, back: bool) -> "Cursor":
+        value = getattr(row, ordering.lstrip("-"))
+        text = value.isoformat() if isinstance(value, dt.datetime) else str(value)
+        return cls(ordering, text, str(row.id), back)
+
+
+def paginate(
+    request: Request, rows: QuerySet[Any], *, limit: int, ordering: str, cursor: str | None
+) -> tuple[list[Any], Meta]:
+    """One page of a query set, in order, and the envelope's `meta`. Two queries.
+
+    Args:
+        limit: rows a page, already checked (1 to MAX_LIMIT).
+        ordering: a field that is never null, `-` before it for descending; ties are broken by `id`.
+        cursor: as it came in the query; None or empty: the first page.
+    """
+    field, descending = ordering.lstrip("-"), ordering.startswith("-")
+
+    def fetch(place: Cursor | None, count: int) -> list[Any]:
+        falling = descending is not (place is not None and place.back)
+        sign, side = ("-", "lt") if falling else ("", "gt")
+        window = rows.order_by(sign + field, sign + "id")
+        if place is not None:
+            tie = Q(**{field: place.value, f"id__{side}": place.id})
+            try:
+                window = window.filter(Q(**{f"{field}__{side}": place.value}) | tie)
+            except (ValidationError, ValueError):
+                raise _bad_cursor() from None
+        return list(window[:count])
+
+    return _page(request, fetch, total=rows.count(), limit=limit, ordering=ordering, cursor=cursor)
+
+
+def paginate_list(
+    request: Request, rows: Sequence[Any], *, limit: int, ordering: str, cursor: str | None
+) -> tuple[list[Any], Meta]:
+    """As `paginate`, for rows in memory that have `id` and the ordering's field, a datetime."""
+    field, descending = ordering.lstrip("-"), ordering.startswith("-")
+
+    def key(row: Any) -> tuple[Any, str]:
+        return getattr(row, field), str(row.id)
+
+    def fetch(place: Cursor | None, count: int) -> list[Any]:
+        falling = descending is not (place is not None and place.back)
+        ordered = sorted(rows, key=key, reverse=falling)
+        if place is None:
+            return ordered[:count]
+        try:
+            edge = (dt.datetime.fromisoformat(place.value), place.id)
+            return [row for row in ordered if (key(row) < edge if falling else key(row) > edge)][:count]
+        except (ValueError, TypeError):
+            raise _bad_cursor() from None
+
+    return _page(request, fetch, total=len(rows), limit=limit, ordering=ordering, cursor=cursor)
+
+
+def _page(
+    request: Request,
+    fetch: Callable[[Cursor | None, int], list[Any]],
+    *,
+    total: int,
+    limit: int,
+    ordering: str,
+    cursor: str | None,
+) -> tuple[list[Any], Meta]:
+    """The page that `fetch` brings, put in order, and its links. One row more than `limit` tells if there is more."""
+    place = Cursor.decode(cursor, ordering) if cursor else None
+    back = place is not None and place.back
+    found = fetch(place, limit + 1)
+    more, found = len(found) > limit, found[:limit]
+    if back:
+        found.reverse()
+    has_next, has_previous = (True, more) if back else (more, place is not None)
+    return found, {
+        "total": total,
+        "next": _link(request, Cursor.at(found[-1], ordering, back=False)) if found and has_next else None,
+        "previous": _link(request, Cursor.at(found[0], ordering, back=True)) if found and has_previous else None,
+    }
+
+
+def _link(request: Request, cursor: Cursor) -> str:
+    query = {**request.query_params.dict(), "cursor": cursor.encode()}
+    return request.build_absolute_uri(f"{request.path}?{urlencode(query)}")
+
+
+def _bad_cursor() -> DomainError:
+    return invalid(cursor="Not a cursor of this list; take it from meta.next or meta.previous.")

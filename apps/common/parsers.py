@@ -1,0 +1,70 @@
+"""The one body format of the control plane: strict JSON of bounded size, chunked bodies included."""
+
+from collections.abc import Mapping
+from typing import IO, Any, Final
+
+import orjson
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+
+from apps.common.errors import DomainError
+
+MAX_JSON_BYTES: Final = 1 << 20
+"""A control-plane body is a handful of fields; a mebibyte is far above any of them."""
+
+
+class StrictJsonParser(BaseParser):
+    """UTF-8 JSON of at most MAX_JSON_BYTES. Raises DomainError BAD_REQUEST, or PAYLOAD_TOO_LARGE before reading on."""
+
+    media_type = "application/json"
+
+    def parse(
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> Any:
+        raw = stream.read(MAX_JSON_BYTES + 1)
+        if len(raw) > MAX_JSON_BYTES:
+            raise DomainError("PAYLOAD_TOO_LARGE", f"A JSON body may have {MAX_JSON_BYTES} bytes at most.")
+        try:
+            return orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            raise DomainError("BAD_REQUEST", "The body is not valid JSON.") from None
+
+
+class ApiRequest(Request):
+    """DRF's request, which also reads bodies that come in chunks without a Content-Length.
+
+    Django bounds the stream by Content-Length and so sees nothing of a chunked body; the server (gunicorn) ends its
+    `wsgi.input` where the last chunk ends, thus it may be read directly.
+    """
+
+    def _load_stream(self) -> None:
+        meta = self._request.META
+        if "CONTENT_LENGTH" not in meta and meta.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
+            self._stream = meta["wsgi.input"]
+            return
+        super()._load_stream()  # type: ignore[misc]  # the stubs leave DRF's private methods out
+
+
+class JsonOnly(BaseContentNegotiation):
+    """The API answers JSON whatever `Accept` says, and `?format=` means nothing."""
+
+    def select_parser(self, request: Request, parsers: Any) -> Any:
+        kind = (request.content_type or "").partition(";")[0].strip().lower()
+        return next((parser for parser in parsers if parser.media_type == kind), None)
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:
+        return renderers[0], renderers[0].media_type
+
+
+class EnvelopeRenderer(JSONRenderer):
+    """JSON as it is, with no indentation asked for by `Accept`."""
+
+    charset = None
+
+    def get_indent(self, accepted_media_type: str, renderer_context: Mapping[str, Any]) -> int | None:
+        return None

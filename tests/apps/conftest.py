@@ -1,0 +1,110 @@
+"""Fixtures of the control plane's tests: an empty Valkey, people, and clients that speak for them."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from apps.accounts import sessions
+from apps.accounts.models import User
+from apps.common import redis
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(autouse=True)
+def _empty_redis() -> Iterator[None]:
+    """Each test starts with no logins, no registry and no throttles."""
+    redis.client().flushdb()
+    yield
+    redis.client().flushdb()
+
+
+class Api:
+    """A client of the API that sends JSON and shows the parsed answer."""
+
+    def __init__(self, token: str | None = None) -> None:
+        self.client = Client(raise_request_exception=False)
+        self.token = token
+
+    def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> "Answer":
+        extra = {f"HTTP_{name.upper()}": value for name, value in headers.items()}
+        if self.token is not None:
+            extra.setdefault("HTTP_AUTHORIZATION", f"Bearer {self.token}")
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        kind = extra.pop("HTTP_CONTENT_TYPE", "application/json")
+        return Answer(self.client.generic(method, path, data, content_type=kind, **extra))
+
+
+class Answer:
+    """A response; `data` is the envelope's, `code` the error's."""
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        self.status: int = response.status_code
+        self.headers = response.headers
+        self.json: Any = json.loads(response.content) if response.content else None
+
+    @property
+    def data(self) -> Any:
+        assert self.json["success"] is True, self.json
+        return self.json["data"]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        assert set(self.json) == {"success", "error"}, self.json
+        assert self.json["success"] is False
+        assert self.json["error"]["request_id"] == self.headers["X-Request-ID"]
+        error: dict[str, Any] = self.json["error"]
+        return error
+
+    @property
+    def code(self) -> str:
+        code: str = self.error["code"]
+        return code
+
+
+@pytest.fixture
+def anonymous() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def make_user(db: None) -> Callable[..., User]:
+    """Makes a user of an e-mail; the password is PASSWORD."""
+
+    def make(email: str, **fields: Any) -> User:
+        return User.objects.create_user(email, PASSWORD, **fields)
+
+    return make
+
+
+def login_as(user: User) -> Api:
+    """A client with a fresh login of the user."""
+    token, _ = sessions.create(user_id=user.pk, address="192.0.2.1", agent="tests", now=timezone.now())
+    return Api(token)
+
+
+@pytest.fixture
+def alice(make_user: Callable[..., User]) -> User:
+    """Owns what the tests speak of."""
+    return make_user("alice@example.com", name="Alice")
+
+
+@pytest.fixture
+def bob(make_user: Callable[..., User]) -> User:
+    """Another user, who owns nothing here."""
+    return make_user("bob@example.com", name="Bob")
+
+
+@pytest.fixture
+def alice_api(alice: User) -> Api:
+    return login_as(alice)
+
+
+@pytest.fixture
+def bob_api(bob: User) -> Api:
+    return login_as(bob)
