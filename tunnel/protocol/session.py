@@ -164,6 +164,13 @@ class Session:
             self._core.counters.window_stalls += 1
         return size
 
+    def wants_room(self, stream: MuxStream) -> bool:
+        """True if `send` would take nothing now; the stream is touched when half of its buffer is free."""
+        if stream.writable and len(stream.send_buffer) >= self._core.config.send_buffer:
+            stream.send_blocked = True
+            return True
+        return False
+
     def read(self, stream: MuxStream, max_bytes: int | None = None) -> bytes:
         """Take received bytes, all or at most `max_bytes`; b"" if there are none. This is what returns credit."""
         received = stream.received

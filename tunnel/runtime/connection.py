@@ -1,0 +1,388 @@
+"""One tunnel: a transport and a yamux session, run by a reader, a writer and a watchdog in one nursery.
+
+The reader awaits nothing but the transport: it feeds the core and wakes the streams that were touched. The single
+writer is level-triggered: it asks the core for the next batch whenever the transport can take one. The watchdog sleeps
+until something can be due. So neither end can wait for the other in a circle (yamux.md §11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+from trio.lowlevel import Abort, ParkingLot, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
+
+from tunnel.protocol.core import Role
+from tunnel.protocol.errors import EndKind, OpenRefused, RemoteProtocolError
+from tunnel.protocol.limits import SessionConfig
+from tunnel.protocol.session import Session
+from tunnel.protocol.stream import MuxStream
+from tunnel.runtime.mux_errors import (
+    CLOSE_ABNORMAL,
+    CLOSE_CODES,
+    CLOSE_GOING_AWAY,
+    CLOSE_NORMAL,
+    GoingAway,
+    OpenTimeout,
+    SessionEnded,
+    StreamRefused,
+    StreamReset,
+    TooManyStreams,
+    TunnelError,
+    open_error,
+)
+from tunnel.runtime.stream import Stream
+from tunnel.runtime.transport import Transport, TransportProtocolError
+
+__all__ = [
+    "Connection",
+    "ConnectionStatistics",
+    "EndReason",
+    "GoingAway",
+    "OpenTimeout",
+    "Role",
+    "SessionConfig",
+    "SessionEnded",
+    "Stream",
+    "StreamRefused",
+    "StreamReset",
+    "TooManyStreams",
+    "TunnelError",
+]
+
+_DEFAULTS = SessionConfig()
+# Looking more often than this is not worth a wake-up; nothing that the watchdog does is more exact.
+_TICK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EndReason:
+    """Why a connection ended. `close_code` is the WebSocket's: the peer's if `remote`, else the one we closed with."""
+
+    kind: EndKind
+    text: str
+    close_code: int
+    remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """Totals since the start, and the state now. Bytes are those of the yamux layer; `rtt` in seconds."""
+
+    bytes_in: int
+    bytes_out: int
+    frames_in: int
+    frames_out: int
+    streams_opened: int
+    streams_accepted: int
+    streams_refused: int
+    streams_open: int
+    resets_in: int
+    resets_out: int
+    window_stalls: int
+    credits_out: int
+    glitches: int
+    buffered: int
+    rtt: float | None
+    last_received: float
+
+
+class Connection:
+    """A session over one transport. `run` it in a nursery; use it from any task while it runs.
+
+    `accept_streams` False refuses what the peer opens (the daemon). `name` appears in reprs only.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        role: Role,
+        config: SessionConfig = _DEFAULTS,
+        accept_streams: bool,
+        name: str = "",
+    ) -> None:
+        self.name = name
+        self.session = Session(role, config, now=trio.current_time(), accept_streams=accept_streams)
+        self.end_reason: EndReason | None = None
+        self._transport = transport
+        self._config = config
+        self._writer: Task | None = None  # parked: nothing to say
+        self._writing_since: float | None = None
+        self._read_scope = trio.CancelScope()
+        self._watch_scope: trio.CancelScope | None = None
+        self._close: tuple[int, str] | None = None
+        self._answered: int | None = None  # the transport closed with this code already
+        self._running = False
+        self._finished = trio.Event()
+        self._acceptors = ParkingLot()
+        self._idlers = ParkingLot()
+
+    # Life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry the session until it ends; `end_reason` tells why. Never raises for what the peer or the network did.
+
+        Cancelled, it breaks the streams and closes the transport with 1001 before it returns.
+        """
+        self._running = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                flushed = trio.Event()
+                nursery.start_soon(self._write, flushed)
+                task_status.started()
+                with self._read_scope:
+                    await self._read()
+                with trio.move_on_after(self._config.flush_timeout):
+                    await flushed.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            if self.session.ending is None:
+                self._close = self._close or (CLOSE_GOING_AWAY, "cancelled")
+                self._dispatch(self.session.end("cancelled"))
+            code, reason = self._closing()
+            if code == CLOSE_ABNORMAL:  # names a connection that vanished; nobody may send it
+                code = CLOSE_NORMAL
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * self._config.flush_timeout):
+                await self._transport.aclose(code, reason)
+            self._finished.set()
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """End the session: streams break, GoAway(0) is flushed (at most 1 s), the WebSocket is closed with `code`.
+
+        Returns when `run` has finished; the first call decides code and reason.
+        """
+        self._close = self._close or (code, reason)
+        self._dispatch(self.session.end(reason or f"closed with {code}"))
+        if self._running:
+            await self._finished.wait()
+        else:
+            await self._transport.aclose(*self._closing())
+
+    def go_away(self, code: int = 0) -> None:
+        """Say GoAway. With 0 the peer opens no more streams and open ones go on; other codes end the session."""
+        self.session.go_away(code)
+        self._dispatch(self.session.take_touched())
+
+    async def wait_idle(self) -> None:
+        """Return when no stream is open (their last bytes may still be in the transport), or the session has ended."""
+        while self.session.streams_open:
+            await self._idlers.park()
+        await checkpoint()
+
+    # Streams
+
+    async def open_stream(self, *, timeout: float | None = None, wait_ack: bool = True) -> Stream:
+        """Open a stream and wait until the peer has accepted it, at most `timeout` (default: config.open_timeout).
+
+        With `wait_ack` False it returns at once: what is sent goes out right behind the SYN, a round trip earlier, and
+        a refusal or timeout is raised by the first operation that meets it.
+        Raises OpenTimeout, StreamRefused, GoingAway, TooManyStreams, SessionEnded. Cancelled, the stream is reset.
+        """
+        idle = not self.session.streams_open
+        try:
+            core = self.session.open(trio.current_time())
+        except OpenRefused as error:
+            raise open_error(error.why, self.session.ending) from None
+        stream = Stream(self, core)
+        self.kick()
+        if idle:
+            self._watch_sooner()
+        if not wait_ack:
+            return stream
+        try:
+            if timeout is None:
+                await stream.wait_acknowledged()
+                return stream
+            with trio.move_on_after(timeout):
+                await stream.wait_acknowledged()
+                return stream
+            raise OpenTimeout(f"stream {core.stream_id}: not accepted within {timeout} s")
+        except BaseException:
+            stream.reset()
+            raise
+
+    async def accept_stream(self) -> Stream:
+        """The next stream that the peer opened. Raises trio.EndOfChannel when the session has ended."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            core = self.session.accept()
+            if core is not None:
+                stream = Stream(self, core)
+                self.kick()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return stream
+            if self.session.ending is not None:
+                raise trio.EndOfChannel
+            await self._acceptors.park()
+
+    # Facts
+
+    @property
+    def rtt(self) -> float | None:
+        """Round-trip time in seconds, smoothed; None until the first pong (an idle session pings after 15 s)."""
+        return self.session.rtt
+
+    @property
+    def streams(self) -> int:
+        """Streams open now."""
+        return self.session.streams_open
+
+    @property
+    def peer_going_away(self) -> bool:
+        """True once the peer said GoAway(0): opening raises GoingAway, what is open goes on."""
+        return self.session.peer_going_away
+
+    def statistics(self) -> ConnectionStatistics:
+        """Totals and state, for metrics and `/internal/session`."""
+        session = self.session
+        counters = session.counters
+        return ConnectionStatistics(
+            bytes_in=counters.bytes_in,
+            bytes_out=counters.bytes_out,
+            frames_in=counters.frames_in,
+            frames_out=counters.frames_out,
+            streams_opened=counters.opened_out,
+            streams_accepted=counters.opened_in,
+            streams_refused=counters.refused_in,
+            streams_open=session.streams_open,
+            resets_in=counters.resets_in,
+            resets_out=counters.resets_out,
+            window_stalls=counters.window_stalls,
+            credits_out=counters.credits_out,
+            glitches=counters.glitches,
+            buffered=session.buffered,
+            rtt=session.rtt,
+            last_received=session.last_received,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.name or 'unnamed'} {self.session!r}>"
+
+    # For the streams
+
+    def kick(self) -> None:
+        """Wake the writer if it rests and there is something to say."""
+        task = self._writer
+        if task is not None and (self.session.wants_to_send or self.session.ending is not None):
+            self._writer = None
+            reschedule(task)
+
+    # Inside
+
+    async def _read(self) -> None:
+        session = self.session
+        receive = self._transport.receive_some
+        while session.ending is None:
+            try:
+                data = await receive()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._dispatch(session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
+                return
+            except TransportProtocolError as error:
+                self._answered = error.code
+                self._dispatch(session.fail(EndKind.PROTOCOL, str(error)))
+                return
+            if not data:
+                self._dispatch(session.receive_eof())
+                return
+            try:
+                touched = session.receive_data(data, trio.current_time())
+            except RemoteProtocolError:
+                touched = session.take_touched()  # the session has ended, and `ending` tells why
+            self._dispatch(touched)
+
+    async def _write(self, flushed: trio.Event) -> None:
+        session = self.session
+        limit = self._config.max_batch
+        try:
+            while True:
+                now = trio.current_time()
+                data = session.data_to_send(limit, now)
+                touched = session.take_touched()
+                if touched:
+                    self._dispatch(touched)
+                if data:
+                    self._writing_since = now
+                    await self._transport.send_all(data)
+                    self._writing_since = None
+                elif session.ending is not None:
+                    return
+                else:
+                    await self._park_writer()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._dispatch(session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
+        finally:
+            flushed.set()
+
+    async def _park_writer(self) -> None:
+        def abort(_: object) -> Abort:
+            self._writer = None
+            return Abort.SUCCEEDED
+
+        self._writer = current_task()
+        await wait_task_rescheduled(abort)
+
+    async def _watch(self) -> None:
+        session = self.session
+        while session.ending is None:
+            now = trio.current_time()
+            due = session.next_deadline()
+            if session.streams_open or self._writing_since is not None:
+                due = min(due, now + _TICK)  # a stream may be opened, and a write begin, meanwhile
+            with trio.CancelScope(deadline=max(due, now + 0.01)) as self._watch_scope:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            since = self._writing_since
+            if since is not None and now - since >= self._config.write_timeout:
+                self._dispatch(session.fail(EndKind.LIVENESS, f"no progress in writing for {now - since:.0f} s"))
+            else:
+                self._dispatch(session.tick(now))
+
+    def _watch_sooner(self) -> None:
+        scope = self._watch_scope
+        if scope is not None:
+            scope.deadline = min(scope.deadline, trio.current_time() + _TICK)
+
+    def _wake(self, touched: list[MuxStream]) -> None:
+        for core in touched:
+            core.touched = False
+            stream = core.context
+            if stream is not None:
+                stream.wake()
+
+    def _dispatch(self, touched: list[MuxStream]) -> None:
+        """After anything that may have changed the session: wake the streams, the writer, the waiters."""
+        if touched:
+            self._wake(touched)
+            if self._acceptors and self.session.incoming:
+                self._acceptors.unpark(count=self.session.incoming)
+            if self._idlers and not self.session.streams_open:
+                self._idlers.unpark_all()
+        if self.session.ending is not None:
+            self._shut()
+        self.kick()
+
+    def _shut(self) -> None:
+        ending = self.session.ending
+        if self.end_reason is not None or ending is None:
+            return
+        remote = ending.kind in (EndKind.REMOTE, EndKind.TRANSPORT)
+        close_code = self._transport.close_code
+        if remote and close_code is not None:
+            text = f"{ending.text} with code {close_code} {self._transport.close_reason}".rstrip()
+            self.end_reason = EndReason(ending.kind, text, close_code, remote)
+        else:
+            self.end_reason = EndReason(ending.kind, ending.text, self._closing()[0], remote)
+        self._read_scope.cancel()
+        self._acceptors.unpark_all()
+        self._idlers.unpark_all()
+
+    def _closing(self) -> tuple[int, str]:
+        """Code and reason with which our end of the WebSocket closes."""
+        ending = self.session.ending
+        if self._close is not None and (ending is None or ending.kind is EndKind.LOCAL):
+            return self._close
+        kind = EndKind.LOCAL if ending is None else ending.kind
+        return self._answered or CLOSE_CODES[kind], "" if ending is None else ending.text[:100]
