@@ -18,8 +18,8 @@ TOTAL: Final = 256
 IDLE_SECONDS: Final = 30.0
 """After this long unused a stream is closed: it takes one of the tunnel's 256, and boxes close theirs anyway."""
 FRESH_SECONDS: Final = 2.0
-"""A request that cannot be repeated goes out only on a stream used this lately: servers close idle connections after 5 s
-and more, and the notice of it may still be under way when a stream looks alive."""
+"""A request that cannot be repeated goes out only on a stream used this lately: servers close idle connections after
+5 s and more, and the notice of it may still be under way when a stream looks alive."""
 POLICIES: Final = 4096
 
 
@@ -94,12 +94,11 @@ class StreamPool(Generic[S]):
             if kept.probing and age >= PROBE_SECONDS:
                 kept.probing = False
                 entry.policy.still_open()
-            if kept.probing or not entry.policy.may_reuse(idempotent=idempotent):
-                unfit.append(kept)
-            elif not idempotent and age > FRESH_SECONDS:
-                unfit.append(kept)
-            else:
+            allowed = not kept.probing and entry.policy.may_reuse(idempotent=idempotent)
+            if allowed and (idempotent or age <= FRESH_SECONDS):
                 found = kept.stream
+            else:
+                unfit.append(kept)
         entry.kept.extend(reversed(unfit))
         self._count += len(unfit)
         return found

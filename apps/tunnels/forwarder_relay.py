@@ -119,6 +119,7 @@ class Relay:
         self._early = early
         self._held: list[Buffer] = []
         self._box_deaf = False
+        self._unsent = False
         self._continued = not exchange.request.expects_continue
         self._body_at = self._box_at = time.monotonic()
         self.bytes_up = 0
@@ -139,6 +140,11 @@ class Relay:
     def sent(self) -> int:
         """Bytes written to the client."""
         return self._to_client.sent
+
+    @property
+    def clean(self) -> bool:
+        """Whether the stream may carry another exchange: this one is over on both sides, to the last byte."""
+        return self.exchange.reusable and not self._unsent and not self._box_deaf
 
     # --- one attempt --------------------------------------------------------------------------------------------------
     def to_head(self, box: BoxStream) -> AnswerHead:
@@ -182,6 +188,7 @@ class Relay:
         while True:
             if exchange.complete and not ended:
                 ended = True
+                self._leave_box()
                 if self._tap is not None:
                     self._tap.complete()
                 self._to_client.put(exchange.client_end())
@@ -190,6 +197,12 @@ class Relay:
             if ended and not self._to_client.size:
                 return
             self._turn()
+
+    def _leave_box(self) -> None:
+        """The answer is whole: nothing of the stream is waited for any more, be its end or the rest of an upload."""
+        self._watch.set_box(None)
+        self._unsent = self._to_box.size > 0
+        self._to_box.clear()
 
     # --- one turn of the loop -----------------------------------------------------------------------------------------
     def _turn(self) -> None:
@@ -309,6 +322,8 @@ class Relay:
             raise exchange.reset_by_box() from error
         answered = exchange.answer is not None
         if not data:
+            if self._box_deaf:  # a failed send takes the reset's error away, so this may be one: no end of a body
+                raise exchange.reset_by_box()
             exchange.receive_end()
             return
         pieces = exchange.receive(data)

@@ -58,7 +58,7 @@ class Control(Protocol):
 
 
 class ClientLeft(Exception):
-    """The client closed its connection (a half-close counts: nothing tells the two apart before an answer is written)."""
+    """The client closed its connection. A half-close counts: nothing tells the two apart before an answer is written."""
 
 
 class Ended(Exception):
@@ -189,7 +189,9 @@ class _Addresses:
         except OSError as error:
             raise OpenFailed("TUNNEL_UNAVAILABLE", f"the node's name: {error}", elsewhere=True) from error
         # 127.0.0.1 before ::1: the daemon listens on IPv4 unless told otherwise, and each miss costs a round trip.
-        addresses = sorted(((family, address) for family, _, _, _, address in found), key=lambda a: a[0])
+        addresses: list[_Address] = sorted(
+            ((int(family), address) for family, _, _, _, address in found), key=lambda a: a[0]
+        )
         with self._lock:
             if len(self._known) > 1000:
                 self._known.clear()
