@@ -163,3 +163,15 @@ def only_agent(credentials: Path) -> Iterator[None]:
                 raise AgentBusyError(f"another agent is running with {credentials}") from None
             raise CredentialError(f"{path}: cannot be locked: {error.strerror}") from error
         yield
+
+
+def in_use(credentials: Path) -> bool:
+    """Whether an agent runs with this file now."""
+    try:
+        with credentials.with_name(credentials.name + ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

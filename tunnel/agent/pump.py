@@ -7,21 +7,19 @@ not move. What is buffered is one read in each direction besides the stream's ow
 from __future__ import annotations
 
 import socket
-import struct
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import trio
 
 from tunnel.agent.addresses import LocalAddress
+from tunnel.runtime.sockets import ByteStream, tune
 
 READ_BYTES: Final = 128 * 1024
 CONNECT_SECONDS: Final = 5.0
 LINGER_SECONDS: Final = 10.0
 """After the local server has answered in full and closed: how long the rest of an upload is still read and dropped,
 so that the daemon can take the answer before it learns that nobody wants the rest."""
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class TunnelStream(Protocol):
@@ -34,57 +32,57 @@ class TunnelStream(Protocol):
     def reset(self) -> None: ...
 
 
+OK: Final = "ok"
+
+
 @dataclass(slots=True)
 class Counters:
-    """What one carried connection amounted to, for its log line."""
+    """What one carried connection amounts to so far, for its log line and for a graceful end."""
 
     bytes_in: int = 0  # from the daemon to the local server
     bytes_out: int = 0
-    outcome: str = "ok"
+    owes_answer: bool = False  # the last bytes went to the local server: it is likely at work on them
+    outcome: str = OK
 
 
-async def open_local(address: LocalAddress) -> trio.SocketStream:
-    """A connection to the local server, without Nagle delay. Raises OSError, trio.TooSlowError."""
+async def open_local(address: LocalAddress) -> ByteStream:
+    """A connection to the local server. Raises OSError, trio.TooSlowError."""
     with trio.fail_after(CONNECT_SECONDS):
         stream = await trio.open_tcp_stream(address.host, address.port)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return stream
+    sock = socket.socket(fileno=stream.socket.detach())
+    tune(sock)
+    return ByteStream(sock)
 
 
-async def carry(stream: TunnelStream, address: LocalAddress) -> Counters:
-    """Carry one stream to its end; never raises but for cancellation. The stream is closed or reset on return."""
-    counters = Counters()
+async def carry(stream: TunnelStream, address: LocalAddress, counters: Counters) -> None:
+    """Carry one stream to its end; raises nothing but Cancelled. The stream is closed or reset on return."""
+    local: ByteStream | None = None
+    counters.outcome = "cancelled"
     try:
         local = await open_local(address)
+        counters.outcome = await _both_ways(stream, local, counters)
+        if counters.outcome == OK:
+            await stream.aclose()
+            local.close()
     except (OSError, trio.TooSlowError) as error:
-        # Not one byte: the daemon answers 502 AGENT_UNREACHABLE
-        stream.reset()
+        # Not one byte went up: the daemon answers 502 AGENT_UNREACHABLE
         counters.outcome = f"local server unreachable: {getattr(error, 'strerror', None) or 'timeout'}"
-        return counters
-    try:
-        await _both_ways(stream, local, counters)
-    except BaseException:
-        # Cancelled, or a fault of ours: neither side may take this for a clean end
-        stream.reset()
-        abort(local)
-        raise
-    return counters
+    finally:
+        if counters.outcome != OK:  # neither side may take this for a clean end
+            stream.reset()
+            if local is not None:
+                local.reset()
 
 
-async def _both_ways(stream: TunnelStream, local: trio.SocketStream, counters: Counters) -> None:
+async def _both_ways(stream: TunnelStream, local: ByteStream, counters: Counters) -> str:
     pair = _Pair(stream, local, counters)
     async with trio.open_nursery() as nursery:
         pair.scope = nursery.cancel_scope
         nursery.start_soon(pair.towards_local)
         await pair.towards_daemon()
-    if pair.lingering and pair.scope.cancelled_caught:
-        counters.outcome = "local server closed early"
-    if counters.outcome == "ok":
-        await stream.aclose()
-        await local.aclose()
-    else:
-        stream.reset()
-        abort(local)
+    if pair.outcome == OK and pair.scope.cancelled_caught:
+        return "local server closed early"
+    return pair.outcome
 
 
 @dataclass(slots=True)
@@ -92,27 +90,27 @@ class _Pair:
     """The two directions, and what each must know of the other."""
 
     stream: TunnelStream
-    local: trio.SocketStream
+    local: ByteStream
     counters: Counters
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     answered: bool = False  # the local server has sent all that it will send
     deaf: bool = False  # the local server reads no more
-    lingering: bool = False
+    outcome: str = OK
 
     def _fail(self, outcome: str) -> None:
-        if self.counters.outcome == "ok":
-            self.counters.outcome = outcome
+        if self.outcome == OK:
+            self.outcome = outcome
         self.scope.cancel()
 
     def _linger(self) -> None:
-        if self.answered and self.deaf and not self.lingering:
-            self.lingering = True
+        if self.answered and self.deaf:
             self.scope.deadline = trio.current_time() + LINGER_SECONDS
 
     async def towards_local(self) -> None:
         try:
             while data := await self.stream.receive_some(READ_BYTES):
                 self.counters.bytes_in += len(data)
+                self.counters.owes_answer = True
                 if not self.deaf:
                     await self._write_local(data)
         except trio.BrokenResourceError:
@@ -120,7 +118,7 @@ class _Pair:
             return
         if not self.deaf:
             try:
-                await self.local.send_eof()
+                self.local.send_eof()
             except trio.BrokenResourceError:
                 self.deaf = True  # it was closed meanwhile; the other direction learns how
 
@@ -136,7 +134,7 @@ class _Pair:
     async def towards_daemon(self) -> None:
         while True:
             try:
-                data = await self.local.receive_some(READ_BYTES)
+                data = await self.local.receive_some()
             except trio.BrokenResourceError:
                 self._fail("reset by the local server")
                 return
@@ -149,12 +147,6 @@ class _Pair:
                 self._fail("reset by the daemon")
                 return
             self.counters.bytes_out += len(data)
+            self.counters.owes_answer = False
         self.answered = True
         self._linger()
-
-
-def abort(local: trio.SocketStream) -> None:
-    """Close with a TCP reset, so that the local server cannot take an abort for a clean end."""
-    with suppress(OSError):  # closed already
-        local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    local.socket.close()

@@ -66,9 +66,7 @@ _DC_CACHE: Final = {difference: _dc_bits(difference) for difference in range(-10
 
 def transform(pixels: bytes) -> list[int]:
     """The 64 quantised coefficients of an 8 x 8 tile in zigzag order; the first is the DC."""
-    rows = [
-        [sum((pixels[8 * y + x] - 128) * cosine[x] for x in range(8)) for cosine in _COSINE] for y in range(8)
-    ]
+    rows = [[sum((pixels[8 * y + x] - 128) * cosine[x] for x in range(8)) for cosine in _COSINE] for y in range(8)]
     block = [sum(rows[y][u] * cosine[y] for y in range(8)) for cosine in _COSINE for u in range(8)]
     return [round(block[i] / QUANT[i]) for i in ZIGZAG]
 
