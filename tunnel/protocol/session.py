@@ -165,8 +165,8 @@ class Session:
         return size
 
     def wants_room(self, stream: MuxStream) -> bool:
-        """True if `send` would take nothing now; the stream is touched when half of its buffer is free."""
-        if stream.writable and len(stream.send_buffer) >= self._core.config.send_buffer:
+        """True if more than half of the send buffer is in use; the stream is touched when that has changed."""
+        if stream.writable and len(stream.send_buffer) > self._core.config.send_buffer // 2:
             stream.send_blocked = True
             return True
         return False
