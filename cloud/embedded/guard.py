@@ -2,7 +2,7 @@
 
 Run as a plain script with nothing but the standard library, in a session of its own, its standard input a pipe whose
 other end only the owner holds. Each line is ``+ <process group> <signal>`` or ``- <process group>``. At the end of the
-input every group still listed gets its signal, and what is left after the grace period is killed.
+input the leader of every group still listed gets its signal, and what is left after the grace period is killed.
 """
 
 import os
@@ -23,9 +23,14 @@ def _exists(group: int) -> bool:
     return True
 
 
-def _send(group: int, number: int) -> None:
+def _ask(leader: int, number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+        os.kill(leader, number)
+
+
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def main() -> None:
@@ -41,12 +46,12 @@ def main() -> None:
                 groups.pop(int(group), None)
     # The last started goes first: servers were started before what uses them.
     for group in reversed(groups):
-        _send(group, groups[group])
+        _ask(group, groups[group])
     deadline = time.monotonic() + GRACE_SECONDS
     while (left := [group for group in groups if _exists(group)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     for group in left:
-        _send(group, signal.SIGKILL)
+        _kill(group)
 
 
 if __name__ == "__main__":

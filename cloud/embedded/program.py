@@ -16,6 +16,7 @@ class Program:
     """A program as it is started, told when it is ready, and stopped.
 
     ``ready`` looks once, quickly, and answers whether the process with that id serves. ``log`` takes what it writes.
+    ``final`` are the exit statuses after which it is useless to start it again.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Program:
     ready: Callable[[int], bool]
     stop_signal: signal.Signals = signal.SIGTERM
     account: Account | None = None
+    final: frozenset[int] = frozenset()
 
 
 def start_options(program: Program) -> dict[str, Any]:

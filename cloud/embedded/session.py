@@ -3,6 +3,7 @@
 Whoever finds them running already (beside ``make dev``) joins them; whoever does not starts them and ends them.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -137,11 +138,11 @@ def stop(running: "list[tuple[Program, subprocess.Popen[bytes]]]", seconds: floa
     """Ask all to end, and kill what has not ended after that many seconds."""
     for program, process in running:
         if process.poll() is None:
-            signal_group(process.pid, program.stop_signal)
+            process.send_signal(program.stop_signal)
     deadline = time.monotonic() + seconds
     for _, process in running:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            signal_group(process.pid, 9)
+            signal_group(process.pid, signal.SIGKILL)
             process.wait()

@@ -56,13 +56,13 @@ def package_block(lock: str, package: str) -> str:
 
 
 def _pip(*arguments: str | Path) -> None:
-    command = [VENV / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
     subprocess.run([*command, *arguments], check=True, cwd=ROOT)
 
 
 def _index() -> dict[str, str]:
     """The package index that pip is set to, for uv (which does not read pip's settings), and the system's CAs."""
-    command = [VENV / "bin" / "python", "-m", "pip", "config", "get", "global.index-url"]
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "config", "get", "global.index-url"]
     found = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     url = os.environ.get("PIP_INDEX_URL") or (found.stdout.strip() if found.returncode == 0 else "")
     return {"UV_SYSTEM_CERTS": "true", **({"UV_DEFAULT_INDEX": url} if url else {})}
@@ -74,8 +74,8 @@ def _install(name: str) -> None:
         file.write(package_block(lock.read_text(), "uv"))
         file.flush()
         _pip("install", "--require-hashes", "--no-deps", "--no-compile", "-r", file.name)
-    uv = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", VENV / "bin" / "python"]
-    uv += ["--require-hashes", "--no-deps", "-r", lock]
+    uv = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python")]
+    uv += ["--require-hashes", "--no-deps", "-r", str(lock)]
     if subprocess.run(uv, check=False, cwd=ROOT, env={**os.environ, **_index()}).returncode:
         say("uv could not install the packages, now with pip (this takes longer)")
         _pip("install", "--require-hashes", "--no-deps", "--no-compile", "-r", lock)

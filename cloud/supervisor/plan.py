@@ -1,0 +1,148 @@
+"""Which programs ``make dev`` runs, with which environment, and when each counts as ready.
+
+Reads the settings that the programs themselves read, so that ports and secrets are the same everywhere.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from cloud.embedded.program import Program
+from cloud.supervisor.demo import box_connected
+from cloud.supervisor.probes import PROBE_SECONDS, http_status
+from tunnel.contract import PREFIX, read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+# The agent's own: refused with 401, with 403 (docs/agent.md). Trying again changes nothing.
+REFUSED = frozenset({3, 4})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One ``make dev``: the folder of its data, the settings (typed), and the environment of its programs."""
+
+    var: Path
+    settings: Mapping[str, Any]
+    environ: Mapping[str, str]
+
+    @property
+    def api_port(self) -> int:
+        """The API's port on this machine."""
+        return int(self.settings["API_PORT"])
+
+    @property
+    def public_url(self) -> str:
+        """The API as a browser on this machine reaches it."""
+        return str(self.settings["PUBLIC_URL"])
+
+    def ports(self) -> dict[int, str]:
+        """The ports that must be free, and whose they are."""
+        return {
+            self.api_port: f"the API ({PREFIX}API_PORT)",
+            int(self.settings["TUNNEL_PORT"]): f"the tunnel ({PREFIX}TUNNEL_PORT)",
+            int(self.settings["PROXY_INTERNAL_PORT"]): f"the tunnel's internal API ({PREFIX}PROXY_INTERNAL_PORT)",
+        }
+
+    def bind_host(self) -> str:
+        """The address that the public ports are bound to."""
+        return str(self.settings["BIND_HOST"]) or "127.0.0.1"
+
+
+def make(var: Path, environ: Mapping[str, str]) -> Plan:
+    """The plan for an environment (`.env` included) that may still lack the databases' addresses.
+
+    URLs that nobody set follow the ports. Raises SettingError with one line.
+    """
+    full = {"PYTHONUNBUFFERED": "1", **environ, f"{PREFIX}ENV_STRICT": "true"}
+    ports, _ = read_settings(_own(full), "api")
+    api, tunnel, internal = (ports[name] for name in ("API_PORT", "TUNNEL_PORT", "PROXY_INTERNAL_PORT"))
+    for name, url in {
+        "PROXY_INTERNAL_URL": f"http://127.0.0.1:{internal}",
+        "NODE_URL": f"http://127.0.0.1:{internal}",
+        "API_INTERNAL_URL": f"http://127.0.0.1:{api}",
+        "PUBLIC_URL": f"http://localhost:{api}",
+        "TUNNEL_PUBLIC_URL": f"http://localhost:{tunnel}",
+    }.items():
+        if not full.get(PREFIX + name, "").strip():
+            full[PREFIX + name] = url
+    settings, _ = read_settings(_own(full), "api")
+    return Plan(var, settings, full)
+
+
+def _own(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+
+
+def _python(plan: Plan, name: str, *arguments: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "argv": (sys.executable, *arguments),
+        "cwd": ROOT,
+        "env": plan.environ,
+        "log": plan.var / "log" / f"{name}.log",
+    }
+
+
+def tunnel(plan: Plan) -> Program:
+    """The daemon; ready when both its ports answer (it listens before the API does)."""
+    public, internal = int(plan.settings["TUNNEL_PORT"]), int(plan.settings["PROXY_INTERNAL_PORT"])
+
+    def ready(_pid: int) -> bool:
+        return http_status(internal, "/healthz") == 200 and http_status(public, "/healthz") != 0
+
+    return Program(**_python(plan, "tunnel", "-m", "tunnel"), ready=ready)
+
+
+def api(plan: Plan) -> Program:
+    """The API; ready when its health check is, PostgreSQL and Valkey included."""
+    arguments = ("-m", "gunicorn", "--config", "cloud/gunicorn.conf.py", "cloud.wsgi:application")
+    return Program(**_python(plan, "api", *arguments), ready=lambda _pid: http_status(plan.api_port, "/healthz") == 200)
+
+
+def worker(plan: Plan) -> Program:
+    """The worker; ready when it has entered itself in the database."""
+    arguments = ("manage.py", "procrastinate", "worker")
+    return Program(**_python(plan, "worker", *arguments), ready=partial(_worker_ready, plan))
+
+
+def _worker_ready(plan: Plan, _pid: int) -> bool:
+    settings = plan.settings
+    try:
+        with psycopg.connect(
+            host=settings["DB_HOST"],
+            port=settings["DB_PORT"],
+            user=settings["DB_USER"],
+            password=settings["DB_PASSWORD"],
+            dbname=settings["DB_NAME"],
+            sslmode=settings["DB_SSLMODE"],
+            connect_timeout=int(PROBE_SECONDS),
+        ) as connection:
+            fresh = "SELECT 1 FROM procrastinate_workers WHERE last_heartbeat > now() - interval '10 seconds'"
+            return connection.execute(fresh).fetchone() is not None
+    except psycopg.Error:
+        return False
+
+
+def agent(plan: Plan, login: str, pairing_token: str) -> Program:
+    """The demo box with its agent; ready when the API says that it is connected.
+
+    ``login`` is the demo user's access token; ``pairing_token`` is empty once the box has its credential.
+    """
+    environ = {
+        **plan.environ,
+        f"{PREFIX}AGENT_URL": f"ws://127.0.0.1:{plan.settings['TUNNEL_PORT']}",
+        f"{PREFIX}AGENT_CREDENTIALS": str(agent_credentials(plan)),
+        f"{PREFIX}AGENT_PAIRING_TOKEN": pairing_token,
+    }
+    common = _python(plan, "agent", "-m", "tunnel.agent", "demo") | {"env": environ}
+    return Program(**common, ready=lambda _pid: box_connected(plan.api_port, login), final=REFUSED)
+
+
+def agent_credentials(plan: Plan) -> Path:
+    """Where the demo box keeps its credential."""
+    return plan.var / "agent" / "credentials.json"
