@@ -6,6 +6,7 @@ It knows no user but by id, and no HTTP.
 
 import datetime as dt
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -142,6 +143,15 @@ def use(token: str, *, now: dt.datetime) -> LoginSession | None:
     token_hash = hash_token(token)
     fields = _run(_USE, [_KEY + token_hash], [now.timestamp(), idle_seconds(), PUSH_SECONDS])
     return _session(token_hash, fields) if fields else None
+
+
+def use_hashes(token_hashes: Iterable[str], *, now: dt.datetime) -> set[str]:
+    """Those of `token_hashes` whose login is live, each used like by `use`: for exchanges that run on. One call."""
+    wanted = list(token_hashes)
+    pipe = redis.client().pipeline(transaction=False)
+    for token_hash in wanted:
+        pipe.eval(_USE, 1, _KEY + token_hash, now.timestamp(), idle_seconds(), PUSH_SECONDS)
+    return {token_hash for token_hash, fields in zip(wanted, pipe.execute() if wanted else [], strict=True) if fields}
 
 
 def list_of(user_id: uuid.UUID, *, now: dt.datetime) -> list[LoginSession]:

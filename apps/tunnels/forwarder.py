@@ -140,6 +140,12 @@ class Forward:
         keep = read and self.exchange.request.client_keep_alive
         self._client.give_back(relay.rest if read else b"", answered=False, keep_alive=keep)
 
+    def refuse(self, code: str) -> None:
+        """After `to_head`: do not pass the answer on; the worker answers with what the view returns."""
+        if self._relay is not None and not self.outcome:
+            self._over("refused", code)
+            self._return_unanswered(self._relay)
+
     # --- attempts -----------------------------------------------------------------------------------------------------
     def _attempts(self, relay: Relay, watch: Watch) -> AnswerHead:
         exchange = self.exchange

@@ -58,7 +58,7 @@ class Control(Protocol):
 
 
 class ClientLeft(Exception):
-    """The client closed its connection. A half-close counts: nothing tells the two apart before an answer is written."""
+    """The client closed its connection. A half-close counts: before an answer is written nothing tells them apart."""
 
 
 class Ended(Exception):

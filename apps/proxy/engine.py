@@ -1,0 +1,205 @@
+"""What a process needs one of to carry exchanges: the gate, the watchdog, the limits; and how one request runs.
+
+It joins a Django request (`raw`), a route and a `Forward`, and knows no URLs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import redis.exceptions
+import structlog
+from django.conf import settings
+from django.db import Error, connection, connections
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from apps.common.errors import DomainError
+from apps.proxy import raw, selectors
+from apps.proxy.answer import BoxAnswer
+from apps.proxy.running import Gate, Running, Watchdog
+from apps.tunnels.forwarder import (
+    AnswerHead,
+    ClientLeft,
+    Ended,
+    Exchange,
+    Forward,
+    Limits,
+    ProxyError,
+    Route,
+    Tap,
+    pool,
+)
+
+logger = structlog.get_logger("visiona.forward")
+
+CLIENT_CLOSED: Final = 499
+"""The status in logs for a client that left before its answer; nobody receives it (nginx's convention)."""
+_ENDLESS: Final = (b"multipart/x-mixed-replace", b"text/event-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The process's own."""
+
+    gate: Gate
+    watchdog: Watchdog
+    limits: Limits
+    secret: str
+
+
+@lru_cache(maxsize=1)
+def engine() -> Engine:
+    """Made at the first proxied request, after the worker forked."""
+    values = settings.VISIONA
+    gate = Gate(threads=values["API_THREADS"], long_limit=values["API_LONG_EXCHANGES"])
+    limits = Limits(
+        request_body=values["PROXY_BODY_MAX_BYTES"],
+        open_seconds=values["PROXY_OPEN_SECONDS"],
+        head_seconds=values["PROXY_HEAD_SECONDS"],
+        idle_seconds=values["PROXY_IDLE_SECONDS"],
+    )
+    return Engine(gate, Watchdog(gate.running, check, pool.expire), limits, values["INTERNAL_SECRET"][0])
+
+
+def check(running: list[Running]) -> None:
+    """End those whose login is over, whose device is gone or was admitted anew, or whose owner was disabled.
+
+    Only a definite word ends one: while Redis or PostgreSQL cannot be asked, all go on.
+    """
+    try:
+        logins = {each.login for each in running if each.login}
+        live = selectors.live_logins(logins) if logins else set()
+        epochs = selectors.device_epochs(each.device_id for each in running)
+    except (Error, redis.exceptions.RedisError) as error:
+        logger.warning("exchanges_not_checked", running=len(running), error=type(error).__name__)
+        return
+    finally:
+        connection.close()
+    for each in running:
+        epoch = epochs.get(each.device_id)
+        if each.login and each.login not in live:
+            each.end("UNAUTHENTICATED")
+        elif epoch is None:
+            each.end("NOT_FOUND")
+        elif epoch > each.epoch:
+            each.end("TUNNEL_DISCONNECTED")
+
+
+def forward(
+    request: HttpRequest,
+    route: Route,
+    *,
+    user_id: str,
+    login: str,
+    target: bytes | None = None,
+    mount: bytes = b"",
+    tap: Tap | None = None,
+) -> HttpResponseBase:
+    """Carry the request to the device of `route` and answer with what its box says.
+
+    `target` replaces the raw one; `mount` is the raw prefix that the box does not see. Raises DomainError.
+    """
+    own = engine()
+    client = raw.connection(request)
+    try:
+        head = raw.request_head(request, raw.raw_target(request) if target is None else target)
+        exchange = Exchange(head, raw.via(request, mount=mount), own.limits)
+    except ProxyError as error:
+        raise refusal(error) from error
+    running = Running(own.gate, device_id=route.device_id, epoch=route.epoch, user_id=user_id, login=login)
+    forwarded = Forward(
+        exchange,
+        request_id=raw.request_id_of(request),
+        route=route,
+        find_route=lambda: selectors.route_of(route.device_id),
+        client=client,
+        control=running,
+        limits=own.limits,
+        secret=own.secret,
+        tap=tap,
+    )
+    with own.gate.held(running):
+        own.watchdog.wake()
+        release_database()
+        answer = _head(own, running, forwarded, request)
+        if answer is None:
+            own.gate.leave(running)
+            return HttpResponse(status=CLIENT_CLOSED)
+
+        def done() -> None:
+            own.gate.leave(running)
+            log(request, forwarded)
+
+        return BoxAnswer(forwarded, answer, done)
+
+
+def _head(own: Engine, running: Running, forwarded: Forward, request: HttpRequest) -> AnswerHead | None:
+    """The answer's head; None: the client left. Raises DomainError."""
+    try:
+        answer = forwarded.to_head()
+        if _endless(answer) and not own.gate.claim_long(running):
+            forwarded.refuse("OVERLOADED")
+            raise DomainError("OVERLOADED", retry_after=5)
+    except ClientLeft:
+        log(request, forwarded)
+        return None
+    except Ended as error:
+        log(request, forwarded)
+        raise DomainError(error.code) from error
+    except ProxyError as error:
+        log(request, forwarded)
+        raise refusal(error) from error
+    except DomainError:
+        log(request, forwarded)
+        raise
+    return answer
+
+
+def _endless(answer: AnswerHead) -> bool:
+    """Whether the answer is known to go on until somebody leaves: it is one of the long ones from its first byte."""
+    return any(
+        name.lower() == b"content-type" and value.strip().lower().startswith(_ENDLESS) for name, value in answer.fields
+    )
+
+
+def refusal(error: ProxyError) -> DomainError:
+    """The same fault as the control plane tells it."""
+    return DomainError(error.code, details=error.details, retry_after=error.retry_after)
+
+
+def release_database() -> None:
+    """Give pooled connections back before a wait of unknown length: 64 threads share 16 of them.
+
+    A connection within a transaction stays (tests), and so does one that no pool holds: making it anew costs more.
+    """
+    for each in connections.all(initialized_only=True):
+        if not each.in_atomic_block and each.settings_dict["OPTIONS"].get("pool"):
+            each.close()
+
+
+def log(request: HttpRequest, forwarded: Forward) -> None:
+    """The one line of an exchange (tunnel.md, "Running it"): never the query, which may hold a ticket."""
+    now = time.monotonic()
+    head = forwarded.exchange.answer
+    logger.info(
+        "forward",
+        lane="drf",
+        outcome=forwarded.outcome,
+        problem=forwarded.problem or None,
+        method=request.method,
+        path=request.path,
+        status=None if head is None else head.status,
+        device=forwarded.route.device_id,
+        node=forwarded.route.node_url,
+        session=forwarded.route.session,
+        attempts=forwarded.attempts,
+        reused=forwarded.reused,
+        bytes_up=forwarded.bytes_up,
+        bytes_down=forwarded.bytes_down,
+        head_ms=None if forwarded.head_at is None else round((forwarded.head_at - forwarded.started) * 1000, 1),
+        ms=round((now - forwarded.started) * 1000, 1),
+    )

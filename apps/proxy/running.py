@@ -1,0 +1,167 @@
+"""The exchanges that this process carries: how many threads they may hold, and who ends them from outside.
+
+`Gate` counts threads (house.md, "gunicorn"): exchanges longer than `LONG_SECONDS` hold at most a set number of them,
+and all together leave some free, so that `/healthz` always answers. `Watchdog` is one thread a process; every 2 s it
+looks at the login and the device of all that run, in one Redis call and one query, and does nothing while none runs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from apps.common.errors import DomainError
+
+LONG_SECONDS: Final = 5.0
+ENTRY_SECONDS: Final = 0.5
+"""How long a request waits for a thread's worth of room when short exchanges hold them all."""
+WATCH_SECONDS: Final = 2.0
+RETRY_AFTER: Final = 5
+
+
+class Running:
+    """One exchange under way. `login` is the login session's token hash, empty without one (static user)."""
+
+    __slots__ = ("_gate", "_verdict", "device_id", "epoch", "login", "long", "started", "user_id")
+
+    def __init__(self, gate: Gate, *, device_id: str, epoch: int, user_id: str, login: str) -> None:
+        self._gate = gate
+        self._verdict = ""
+        self.device_id = device_id
+        self.epoch = epoch
+        self.user_id = user_id
+        self.login = login
+        self.started = time.monotonic()
+        self.long = False
+
+    def __repr__(self) -> str:
+        return f"<Running device={self.device_id} long={self.long} {self._verdict or 'going on'}>"
+
+    @property
+    def ended(self) -> str:
+        """The error code for which it must end now, empty: go on. Asked by the exchange's own thread."""
+        if not self.long and time.monotonic() - self.started > LONG_SECONDS and not self._gate.claim_long(self):
+            self._verdict = self._verdict or "OVERLOADED"
+        return self._verdict
+
+    def end(self, code: str) -> None:
+        """End it within `forwarder_stream.TICK`. From any thread; the first code stays."""
+        self._verdict = self._verdict or code
+
+
+class Gate:
+    """Room for exchanges in one process. Thread-safe."""
+
+    def __init__(self, *, threads: int, long_limit: int) -> None:
+        self._room = max(1, threads - max(1, threads // 16))
+        self._long_limit = long_limit
+        self._changed = threading.Condition()
+        self._running: set[Running] = set()
+        self._long = 0
+
+    def __repr__(self) -> str:
+        return f"<Gate {len(self._running)}/{self._room} long={self._long}/{self._long_limit}>"
+
+    def running(self) -> list[Running]:
+        """A snapshot of those under way."""
+        with self._changed:
+            return list(self._running)
+
+    @contextmanager
+    def held(self, running: Running) -> Iterator[None]:
+        """`enter`, and `leave` if the block raises: who takes over the exchange leaves by itself."""
+        self.enter(running)
+        try:
+            yield
+        except BaseException:
+            self.leave(running)
+            raise
+
+    def enter(self, running: Running) -> None:
+        """Take a thread's worth of room. Raises DomainError OVERLOADED."""
+        deadline = time.monotonic() + ENTRY_SECONDS
+        with self._changed:
+            while self._long < self._long_limit and len(self._running) >= self._room:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+            if self._long >= self._long_limit or len(self._running) >= self._room:
+                raise DomainError("OVERLOADED", retry_after=RETRY_AFTER)
+            running.started = time.monotonic()
+            self._running.add(running)
+
+    def claim_long(self, running: Running) -> bool:
+        """Count it among the long ones: at 5 s, or earlier if its answer is known to have no end. False: no room."""
+        with self._changed:
+            if not running.long and running in self._running:
+                if self._long >= self._long_limit:
+                    return False
+                running.long = True
+                self._long += 1
+            return True
+
+    def leave(self, running: Running) -> None:
+        """Give the room back; again changes nothing."""
+        with self._changed:
+            if running in self._running:
+                self._running.remove(running)
+                self._long -= running.long
+                self._changed.notify()
+
+
+class Watchdog:
+    """Calls `check` with what runs, and `tidy` after it, every 2 s while `snapshot` or `tidy` gives it work.
+
+    `tidy` returns how much is left to tidy. The thread starts with the first `wake` of the process and is its only one.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[], list[Running]],
+        check: Callable[[list[Running]], None],
+        tidy: Callable[[float], int],
+        *,
+        seconds: float = WATCH_SECONDS,
+    ) -> None:
+        self._snapshot = snapshot
+        self._check = check
+        self._tidy = tidy
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """An exchange began."""
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="proxy-watchdog", daemon=True)
+                    self._thread.start()
+        if not self._work.is_set():
+            self._work.set()
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._stopped.set()
+        self._work.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join(self._seconds + 5)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._work.wait()
+            if self._stopped.wait(self._seconds):
+                return
+            # Cleared before the look: an exchange that begins meanwhile sets it again.
+            self._work.clear()
+            running = self._snapshot()
+            if running:
+                self._check(running)
+            if self._tidy(time.monotonic()) or running:
+                self._work.set()

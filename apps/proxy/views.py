@@ -1,0 +1,129 @@
+"""The proxy views: DRF's authentication and refusals, and nothing else of it. They parse and negotiate nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from drf_spectacular.utils import extend_schema
+from rest_framework.exceptions import MethodNotAllowed
+from rest_framework.permissions import IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from apps.accounts.sessions import LoginSession
+from apps.common.api import id_or_404
+from apps.common.errors import DomainError, invalid
+from apps.proxy import engine, raw, selectors
+from apps.proxy.scan import ScanTap
+from apps.tunnels.forwarder import Route, Tap, own_params
+
+_MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
+_SCAN_PATH: Final = b"/api/devices/scan"
+
+
+class ProxyView(APIView):
+    """Every method goes to the box. The order of refusals is api.md's: 401, 405, 404, then what `tunnel.http` says."""
+
+    permission_classes = (IsAuthenticated,)
+    parser_classes = ()
+    methods: frozenset[str] | None = None
+    """The methods that are passed on; None: any."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """DRF's life of a request, without its choice of a handler by method."""
+        self.args, self.kwargs = args, kwargs
+        self.headers: dict[str, str] = {}
+        self.request = self.initialize_request(request, *args, **kwargs)
+        response: HttpResponseBase
+        try:
+            self.initial(self.request, *args, **kwargs)
+            if self.methods is not None and request.method not in self.methods:
+                raise MethodNotAllowed(request.method or "")
+            return self.forward(request, **kwargs)
+        except Exception as exc:  # noqa: BLE001 - as DRF's own dispatch: handle_exception raises what it cannot map
+            response = self.handle_exception(exc)
+        if response.status_code == 405 and self.methods is not None:
+            response["Allow"] = ", ".join(sorted(self.methods))
+        self.response = self.finalize_response(self.request, response, *args, **kwargs)
+        return self.response
+
+    def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
+        """Path for path to the device that `X-Device-Id`, then `?device_id=`, names, or to the only one online."""
+        return self.carry(request, self.chosen(request))
+
+    def chosen(self, request: HttpRequest) -> Route:
+        """The route of the device that the request names. Raises DomainError 404, 409, 503."""
+        user = self.request.user
+        named = request.headers.get("X-Device-Id") or own_params(raw.raw_target(request)).device_id
+        if named is None:
+            return selectors.only_route(user)
+        return selectors.named_route(user, id_or_404(named))
+
+    def carry(
+        self,
+        request: HttpRequest,
+        route: Route,
+        *,
+        target: bytes | None = None,
+        mount: bytes = b"",
+        tap: Tap | None = None,
+    ) -> HttpResponseBase:
+        """Run the exchange as the request's user."""
+        login = self.request.auth
+        return engine.forward(
+            request,
+            route,
+            user_id=str(self.request.user.pk),
+            login=login.token_hash if isinstance(login, LoginSession) else "",
+            target=target,
+            mount=mount,
+            tap=tap,
+        )
+
+
+class BoxView(ProxyView):
+    """`/api/cameras/*` and `/api/inference/*`."""
+
+
+class DeviceProxyView(ProxyView):
+    """`/api/devices/{id}/proxy/{path}`: the generic proxy to the agent's local server."""
+
+    def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
+        route = selectors.named_route(self.request.user, id_or_404(kwargs["device_id"]))
+        match = _MOUNT.match(raw.raw_target(request))
+        if match is None:  # Django decodes before it routes: `/api/%64evices/…` comes here too
+            raise DomainError("BAD_REQUEST")
+        return self.carry(request, route, mount=match.group())
+
+
+class ScanView(ProxyView):
+    """`/api/devices/scan`: the box's own answer, unchanged; the accelerators in it are stored."""
+
+    methods = frozenset({"GET", "POST"})
+
+    def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
+        route = self.chosen(request)
+        if request.GET.getlist("device_id") == ["all"]:
+            raise invalid(device_id="Name one device by its id.")
+        _, mark, query = raw.raw_target(request).partition(b"?")
+        return self.carry(request, route, target=_SCAN_PATH + mark + query, tap=ScanTap(route.device_id))
+
+
+class SocketView(ProxyView):
+    """`/ws/*`: what asks for no upgrade is told so; upgrades are not carried yet."""
+
+    def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
+        options = request.headers.get("Connection", "").lower()
+        if "upgrade" not in {option.strip() for option in options.split(",")} or not request.headers.get("Upgrade"):
+            raise DomainError("UPGRADE_REQUIRED")
+        raise DomainError("NOT_IMPLEMENTED")
+
+    def handle_exception(self, exc: Exception) -> Response:
+        response = super().handle_exception(exc)
+        if response.status_code == 426:
+            response["Upgrade"] = "websocket"
+        return response
