@@ -108,8 +108,12 @@ class Wire:
         self.receive_eof()
 
     def close(self, code: int, reason: str = "") -> None:
-        """Queue a close frame; nothing if one was sent already. `reason` is cut to the 123 bytes that fit."""
+        """Queue a close frame; nothing if one was sent already. `reason` is cut to the 123 bytes that fit.
+
+        Codes that never travel (RFC 6455 §7.4.1) go out as 1011.
+        """
         if self.open:
+            code = 1011 if code in (1005, 1006, 1015) else code
             self._protocol.send_close(code, reason.encode()[:123].decode(errors="ignore"))
 
     def control_to_send(self) -> bytes:

@@ -1,0 +1,112 @@
+"""JSON log lines, cheap enough for one a stream: orjson into a bounded buffer that a task writes out.
+
+Never a token, never a query string: callers pass facts, not requests. It does not know who reads the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Final
+
+import orjson
+import trio
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_FLUSH_SECONDS: Final = 0.2
+_MAX_LINES: Final = 20_000
+
+
+class JsonLog:
+    """Lines to one binary file. What cannot be written in time is dropped, oldest first, and counted."""
+
+    def __init__(self, out: BinaryIO, *, level: str = "info", node: str = "", service: str = "tunnel") -> None:
+        self._out = out
+        self._level = LEVELS[level]
+        self._node = node
+        self._service = service
+        self._lines: deque[bytes] = deque()
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._running = False
+        self.dropped = 0
+
+    def debug(self, event: str, **facts: Any) -> None:
+        """For whoever looks for a fault."""
+        self._add("debug", event, facts)
+
+    def info(self, event: str, **facts: Any) -> None:
+        """For the record."""
+        self._add("info", event, facts)
+
+    def warning(self, event: str, **facts: Any) -> None:
+        """Somebody should know."""
+        self._add("warning", event, facts)
+
+    def error(self, event: str, **facts: Any) -> None:
+        """Somebody should act."""
+        self._add("error", event, facts)
+
+    def _add(self, level: str, event: str, facts: dict[str, Any]) -> None:
+        if LEVELS[level] < self._level:
+            return
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"at": at, "level": level, "service": self._service, "node": self._node, "event": event, **facts}
+        if len(self._lines) >= _MAX_LINES:
+            self._lines.popleft()
+            self.dropped += 1
+        self._lines.append(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
+        if self._running:
+            self._waiting.unpark_all()
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered now, in the calling thread."""
+        chunk = self._take()
+        if chunk:
+            self._write(chunk)
+
+    def _take(self) -> bytes:
+        chunk = b"".join(self._lines)
+        self._lines.clear()
+        return chunk
+
+    def _write(self, chunk: bytes) -> None:
+        try:
+            self._out.write(chunk)
+            self._out.flush()
+        except (OSError, ValueError):
+            self.dropped += chunk.count(b"\n")  # nobody reads the log any more; that must not stop the tunnels
+
+    async def run(self) -> None:
+        """Write lines from a thread until cancelled, so that a slow reader of the log holds up no tunnel."""
+        self._running = True
+        try:
+            while True:
+                if not self._lines:
+                    await self._waiting.park()
+                await trio.to_thread.run_sync(self._write, self._take(), abandon_on_cancel=False)
+                await trio.sleep(_FLUSH_SECONDS)
+        finally:
+            self._running = False
+            self.flush()
+
+
+class _Bridge(logging.Handler):
+    """Lines of libraries (httpx, trio-websocket) in the same form."""
+
+    def __init__(self, log: JsonLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        write("library", logger=record.name, message=record.getMessage())
+
+
+def capture_libraries(log: JsonLog) -> None:
+    """Send warnings and errors of the standard logging module into `log`."""
+    root = logging.getLogger()
+    root.handlers[:] = [_Bridge(log)]
+    root.setLevel(logging.WARNING)

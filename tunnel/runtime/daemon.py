@@ -1,0 +1,255 @@
+"""The daemon put together: who runs in which nursery, in which order it starts, and in which order it ends.
+
+Three nurseries, outermost first. `background`: what must outlive the tunnels (log, events, admission). `sessions`: the
+connections of both ports. `accepting`: the two accept loops, heartbeat and watchdog. Closing: docs/closing.md.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import trio
+
+from tunnel.adapters.control import ControlPlane
+from tunnel.config import TunnelConfig
+from tunnel.contract import CLOSE_RESTART, CLOSE_SHUTDOWN, Admitted, Credential
+from tunnel.contract import Heartbeat as HeartbeatMessage
+from tunnel.logs import JsonLog
+from tunnel.registry import Registry
+from tunnel.runtime.admission import Admission
+from tunnel.runtime.heartbeat import Heart
+from tunnel.runtime.internal import InternalApi
+from tunnel.runtime.listener import Listener, identity_of
+from tunnel.runtime.metrics import Metrics
+from tunnel.runtime.outbox import Outbox
+from tunnel.runtime.server import HttpServer, Slots
+from tunnel.runtime.session import TunnelSession, never_connected, rfc3339
+from tunnel.runtime.sockets import listen
+from tunnel.runtime.switch import Switch
+
+_CLOSE_SECONDS: Final = 5.0  # for all sessions to say goodbye
+_FLUSH_SECONDS: Final = 3.0  # to tell Django how they ended
+_CLOSING_AT_ONCE: Final = 1000
+
+
+class PortInUse(OSError):
+    """A port that we need is taken; the text is the line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The two listening sockets, bound before anything else starts."""
+
+    public: socket.socket
+    internal: socket.socket
+
+    @property
+    def public_port(self) -> int:
+        return int(self.public.getsockname()[1])
+
+    @property
+    def internal_port(self) -> int:
+        return int(self.internal.getsockname()[1])
+
+    def close(self) -> None:
+        """Give both ports back."""
+        self.public.close()
+        self.internal.close()
+
+
+def bind(config: TunnelConfig) -> Ports:
+    """Listen on both ports. Raises PortInUse with one clear line."""
+    public = _listen(config.public_host, config.public_port, "VISIONA_TUNNEL_PORT")
+    try:
+        internal = _listen(config.internal_host, config.internal_port, "VISIONA_PROXY_INTERNAL_PORT")
+    except PortInUse:
+        public.close()
+        raise
+    return Ports(public, internal)
+
+
+def _listen(host: str, port: int, setting: str) -> socket.socket:
+    try:
+        return listen(host, port)
+    except OSError as error:
+        raise PortInUse(f"cannot listen on {host}:{port} ({setting}): {error.strerror or error}") from error
+
+
+class Daemon:
+    """One node. `run` it; `drain` ends it in order."""
+
+    def __init__(self, config: TunnelConfig, ports: Ports, log: JsonLog, *, version: str) -> None:
+        self.config = config
+        self._ports = ports
+        self._log = log
+        self._version = version
+        self._started_at = rfc3339(datetime.now(UTC))
+        self.node_url = config.node_url or f"http://localhost:{ports.internal_port}"
+        self.sessions: Registry[TunnelSession] = Registry()
+        self.metrics = Metrics(self.sessions)
+        self.switch = Switch(
+            self.metrics,
+            log,
+            open_seconds=config.open_seconds,
+            idle_seconds=config.idle_seconds,
+            buffer_bytes=config.buffer_bytes,
+        )
+        self._drain_asked = trio.Event()
+        self._grace = trio.CancelScope()
+        self._close_code = CLOSE_RESTART
+        self._grace_seconds = config.drain_seconds
+        self._background: trio.Nursery | None = None
+        self._closing = trio.CapacityLimiter(_CLOSING_AT_ONCE)
+
+    def drain(self) -> None:
+        """As SIGTERM: end in order, agents are told 1012 (restart). Returns at once; a second call cuts it short."""
+        self._ask(CLOSE_RESTART, self.config.drain_seconds)
+
+    def interrupt(self) -> None:
+        """As SIGINT: the same with a short grace, agents are told 1001 (shutdown)."""
+        self._ask(CLOSE_SHUTDOWN, self.config.interrupt_grace)
+
+    def _ask(self, code: int, seconds: float) -> None:
+        if self._drain_asked.is_set():
+            self._grace.cancel()
+            return
+        self._close_code, self._grace_seconds = code, seconds
+        self._drain_asked.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[Ports] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained. Tells its ports through `task_status` once both are served."""
+        config = self.config
+        control = ControlPlane(config.api_url, config.secrets[0], call_seconds=config.call_seconds)
+        outbox = Outbox(control, config.node, self._log)
+        self.metrics.outbox = outbox
+        heart = Heart(
+            control,
+            self.sessions,
+            self.metrics,
+            self._log,
+            interval=config.heartbeat_seconds,
+            describe=self._describe,
+        )
+
+        def abandoned(asked: Credential, admitted: Admitted) -> None:
+            outbox.put(never_connected(identity_of(asked, admitted), "lost"))
+
+        admission = Admission(
+            control,
+            config.node,
+            self._log,
+            limit=config.max_handshakes,
+            seconds=config.admit_seconds,
+            on_abandoned=abandoned,
+            on_unsure=lambda: heart.beat_soon(full=True),
+        )
+        listener = Listener(
+            config,
+            admission=admission,
+            sessions=self.sessions,
+            outbox=outbox,
+            control=control,
+            metrics=self.metrics,
+            log=self._log,
+            spawn=self._spawn,
+        )
+        listener.node_url = self.node_url
+        internal = InternalApi(
+            config, sessions=self.sessions, switch=self.switch, metrics=self.metrics, drain=self.drain
+        )
+        async with control, trio.open_nursery() as background:
+            self._background = background
+            background.start_soon(self._log.run)
+            background.start_soon(outbox.run)
+            background.start_soon(admission.run)
+            async with trio.open_nursery() as sessions, trio.open_nursery() as accepting:
+                accepting.start_soon(self._public(listener).run, sessions)
+                accepting.start_soon(self._internal(internal).run, sessions)
+                accepting.start_soon(heart.run)
+                accepting.start_soon(self.switch.watch, self.sessions.all)
+                self._log.info(
+                    "listening",
+                    public=f"{config.public_host}:{self._ports.public_port}",
+                    internal=f"{config.internal_host}:{self._ports.internal_port}",
+                    url=self.node_url,
+                    role=config.role,
+                    version=self._version,
+                )
+                task_status.started(self._ports)
+                await self._drain_asked.wait()
+                await self._end(heart, listener)
+                accepting.cancel_scope.cancel()
+                sessions.cancel_scope.cancel()
+            left = await outbox.flush(_FLUSH_SECONDS)
+            self._log.info("stopped", events_lost=left)
+            background.cancel_scope.cancel()
+
+    async def _end(self, heart: Heart, listener: Listener) -> None:
+        # 1. Not ready: load balancers and Django send nothing more; both ports refuse what comes all the same.
+        self.metrics.draining = True
+        heart.beat_soon()
+        streams = len(self.switch)
+        self._log.info("draining", sessions=len(self.sessions), streams=streams, grace=self._grace_seconds)
+        # 2. Agents learn that nothing more will be opened. What is in flight goes on.
+        for session in self.sessions.all():
+            session.connection.go_away(0)
+        # 3. Streams finish, within the grace; a second signal cuts it short.
+        self._grace.deadline = trio.current_time() + self._grace_seconds
+        with self._grace:
+            await self.switch.wait_empty()
+        # 4. Only now the tunnels: an agent that is closed earlier would lose its streams.
+        reason = "restart" if self._close_code == CLOSE_RESTART else "shutdown"
+        for session in self.sessions.all():
+            session.close(self._close_code, reason)
+        with trio.move_on_after(_CLOSE_SECONDS):
+            await listener.wait_empty()
+        self._log.info("drained", cut=len(self.switch), sessions_left=len(self.sessions))
+
+    def _spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Background work that a decision started: closing a session, here or elsewhere; bounded in number."""
+        if self._background is not None:
+            self._background.start_soon(self._limited, work, *args)
+
+    async def _limited(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        async with self._closing:
+            await work(*args)
+
+    def _public(self, listener: Listener) -> HttpServer:
+        config = self.config
+        return HttpServer(
+            self._ports.public,
+            listener.serve,
+            self._log,
+            name="public",
+            slots=Slots(config.max_handshakes),
+            head_seconds=config.head_seconds,
+            max_connections=config.max_sessions + 2 * config.max_handshakes,
+        )
+
+    def _internal(self, internal: InternalApi) -> HttpServer:
+        config = self.config
+        return HttpServer(
+            self._ports.internal,
+            internal.serve,
+            self._log,
+            name="internal",
+            slots=Slots(config.max_internal),
+            head_seconds=config.head_seconds,
+            max_connections=config.max_internal + 1024,
+        )
+
+    def _describe(self) -> HeartbeatMessage:
+        return HeartbeatMessage(
+            node=self.config.node,
+            url=self.node_url,
+            version=self._version,
+            started_at=self._started_at,
+            sessions_count=len(self.sessions),
+            streams_count=len(self.switch),
+            draining=self.metrics.draining,
+            sessions=None,
+        )

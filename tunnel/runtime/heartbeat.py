@@ -1,0 +1,99 @@
+"""Telling Django that this node lives, and doing what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from tunnel.adapters.control import ControlPlane, ControlUnavailable
+from tunnel.contract import Heartbeat as HeartbeatMessage
+from tunnel.contract import HeartbeatAnswer
+from tunnel.logs import JsonLog
+from tunnel.registry import Registry
+from tunnel.runtime.metrics import Metrics
+from tunnel.runtime.session import TunnelSession
+
+_BACKOFF_START: Final = 0.25
+Describe = Callable[[], HeartbeatMessage]
+
+
+class Heart:
+    """`describe` gives the heartbeat without its list of sessions. `beat_soon` asks for one out of turn."""
+
+    def __init__(
+        self,
+        control: ControlPlane,
+        sessions: Registry[TunnelSession],
+        metrics: Metrics,
+        log: JsonLog,
+        *,
+        interval: float,
+        describe: Describe,
+    ) -> None:
+        self._control = control
+        self._sessions = sessions
+        self._metrics = metrics
+        self._log = log
+        self._interval = interval
+        self._describe = describe
+        self._full = False
+        self._pause = trio.CancelScope()
+        self._failures = 0
+        self.ready = trio.Event()
+
+    def beat_soon(self, *, full: bool = False) -> None:
+        """Let the next heartbeat go out now, `full`: with the list of sessions."""
+        self._full = self._full or full
+        self._pause.cancel()
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        backoff = _BACKOFF_START
+        while True:
+            self._pause = trio.CancelScope()
+            accepted = await self._beat()
+            backoff = _BACKOFF_START if accepted else min(backoff * 2, self._interval)
+            self._pause.deadline = trio.current_time() + (self._interval if accepted else backoff)
+            with self._pause:
+                await trio.sleep_forever()
+
+    async def _beat(self) -> bool:
+        full, self._full = self._full, False
+        message = self._describe()
+        if full:
+            message["sessions"] = [session.fact() for session in self._sessions.all()]
+        try:
+            answer = await self._control.heartbeat(message)
+        except ControlUnavailable as error:
+            self._full = self._full or full
+            self._note_failure(error)
+            return False
+        self._metrics.heartbeats.labels("accepted").inc()
+        if not self.ready.is_set():
+            self.ready.set()
+            self._log.info("ready")
+        elif self._failures:
+            self._log.info("heartbeat_accepted_again", failures=self._failures)
+        self._failures = 0
+        self._metrics.ready = True
+        self._obey(answer, full=full)
+        return True
+
+    def _note_failure(self, error: ControlUnavailable) -> None:
+        self._metrics.heartbeats.labels("failed").inc()
+        self._failures += 1
+        if self._failures == 1 or self._failures % 30 == 0:
+            write = self._log.error if error.status in (400, 401, 403) else self._log.warning
+            write("heartbeat_failed", error=str(error), failures=self._failures)
+
+    def _obey(self, answer: HeartbeatAnswer, *, full: bool) -> None:
+        for order in answer["close"]:
+            session = self._sessions.get(order["session"])
+            if session is not None:
+                session.close(order["code"], order["reason"])
+        if answer["send_sessions"] and not full:  # asked again for what it was just given: at the next turn
+            self.beat_soon(full=True)
+        elif answer["send_sessions"]:
+            self._full = True

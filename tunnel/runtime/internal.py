@@ -1,0 +1,204 @@
+"""The internal port: the forward API, sessions, drain, metrics and probes. Contract: docs/internal-api.md."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any, Final
+
+from tunnel.config import TunnelConfig
+from tunnel.contract import (
+    CLOSE_RESTART,
+    CONTRACT_VERSION,
+    H_AGENT_FEATURES,
+    H_CONTRACT,
+    H_DEVICE_ID,
+    H_TUNNEL_SESSION,
+    UPGRADE_STREAM,
+    verify_secret,
+)
+from tunnel.registry import Registry
+from tunnel.runtime.http1 import Refusal, Request, answer, head, send_and_close, success
+from tunnel.runtime.metrics import CONTENT_TYPE, Metrics
+from tunnel.runtime.server import Release
+from tunnel.runtime.session import CLOSING_CODES, TunnelSession
+from tunnel.runtime.sockets import ByteStream
+from tunnel.runtime.switch import Switch
+
+_SESSION: Final = "/internal/session/"
+_PAGE: Final = 100
+_MAX_PAGE: Final = 1000
+
+
+class InternalApi:
+    """Routes of the internal port. `drain` begins the orderly end, as SIGTERM does."""
+
+    def __init__(
+        self,
+        config: TunnelConfig,
+        *,
+        sessions: Registry[TunnelSession],
+        switch: Switch,
+        metrics: Metrics,
+        drain: Callable[[], None],
+    ) -> None:
+        self._secrets = config.secrets
+        self._node = config.node
+        self._sessions = sessions
+        self._switch = switch
+        self._metrics = metrics
+        self._drain = drain
+
+    async def serve(self, request: Request, stream: ByteStream, peer: str, release: Release) -> None:  # noqa: ARG002 - slots are held to the end here
+        """One connection. Raises Refusal."""
+        path = request.path
+        if path.startswith("/internal/"):
+            self._check_secret(request)
+            self._check_contract(request)
+            if path == "/internal/forward/raw":
+                self._check_method(request, "POST")
+                await self._forward(request, stream)
+                return
+            body = self._internal(request)
+        elif path == "/metrics":
+            if not _is_loopback(peer):
+                self._check_secret(request)
+            self._check_method(request, "GET")
+            body = answer(200, self._metrics.render(), request.request_id, kind=CONTENT_TYPE)
+        else:
+            body = self._probe(request)
+        await send_and_close(stream, body)
+
+    def _check_secret(self, request: Request) -> None:
+        scheme, _, secret = (request.header("authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not verify_secret(secret.strip(), self._secrets):
+            raise Refusal("UNAUTHENTICATED", "this route needs the internal secret")
+
+    @staticmethod
+    def _check_contract(request: Request) -> None:
+        spoken = (request.header(H_CONTRACT.lower()) or str(CONTRACT_VERSION)).strip()
+        known = [str(version) for version in (CONTRACT_VERSION, CONTRACT_VERSION - 1)]
+        if spoken not in known:
+            raise Refusal("BAD_REQUEST", f"{H_CONTRACT}: this daemon speaks {' and '.join(known)}")
+
+    @staticmethod
+    def _check_method(request: Request, *allowed: str) -> None:
+        if request.method not in allowed:
+            raise Refusal(
+                "METHOD_NOT_ALLOWED", "this method is not allowed here", headers=[("Allow", ", ".join(allowed))]
+            )
+
+    def _probe(self, request: Request) -> bytes:
+        if request.path == "/healthz":
+            self._check_method(request, "GET", "HEAD")
+            return answer(200, b'{"status":"ok"}', request.request_id)
+        if request.path == "/readyz":
+            self._check_method(request, "GET", "HEAD")
+            if self._metrics.draining:
+                raise Refusal("TUNNEL_UNAVAILABLE", "draining", retry_after=5)
+            if not self._metrics.ready:
+                raise Refusal("TUNNEL_UNAVAILABLE", "the API has not accepted a heartbeat yet", retry_after=1)
+            return answer(200, b'{"status":"ready"}', request.request_id)
+        raise Refusal("NOT_FOUND", "there is nothing here")
+
+    def _internal(self, request: Request) -> bytes:
+        path = request.path
+        if path == "/internal/sessions":
+            self._check_method(request, "GET")
+            return self._page(request)
+        if path == "/internal/drain":
+            self._check_method(request, "POST")
+            self._drain()
+            return success({"draining": True, "streams": len(self._switch)}, request.request_id)
+        if path.startswith(_SESSION):
+            self._check_method(request, "GET", "DELETE")
+            session = self._sessions.get(path.removeprefix(_SESSION))
+            if session is None:
+                raise Refusal("NOT_FOUND", "no such session on this node")
+            if request.method == "GET":
+                return success(self._facts(session), request.request_id)
+            code = _whole(request, "code", CLOSE_RESTART)
+            if code not in CLOSING_CODES:
+                raise Refusal("VALIDATION_ERROR", "code: not a close code of ours", details={"code": ["unknown"]})
+            session.close(code, request.query.get("reason", "")[:100])
+            return success(None, request.request_id)
+        raise Refusal("NOT_FOUND", "there is nothing here")
+
+    def _page(self, request: Request) -> bytes:
+        limit = _whole(request, "limit", _PAGE)
+        if not 1 <= limit <= _MAX_PAGE:
+            raise Refusal("VALIDATION_ERROR", f"limit: 1 to {_MAX_PAGE}", details={"limit": [f"1 to {_MAX_PAGE}"]})
+        page, following = self._sessions.page(request.query.get("after", ""), limit)
+        meta = {"total": len(self._sessions), "next": following}
+        return success([session.fact() for session in page], request.request_id, meta=meta)
+
+    def _facts(self, session: TunnelSession) -> dict[str, Any]:
+        seen = session.connection.statistics()
+        return {
+            **session.fact(),
+            "node": self._node,
+            "streams_opened": seen.streams_opened,
+            "resets_in": seen.resets_in,
+            "resets_out": seen.resets_out,
+            "window_stalls": seen.window_stalls,
+            "glitches": seen.glitches,
+            "buffered": seen.buffered,
+            "closing": session.closing,
+            "peer_going_away": session.connection.peer_going_away,
+        }
+
+    async def _forward(self, request: Request, stream: ByteStream) -> None:
+        if UPGRADE_STREAM not in request.listed("upgrade") or "upgrade" not in request.listed("connection"):
+            raise Refusal(
+                "UPGRADE_REQUIRED", f"this route needs Upgrade: {UPGRADE_STREAM}", headers=[("Upgrade", UPGRADE_STREAM)]
+            )
+        if request.header("content-length") not in (None, "0") or request.header("transfer-encoding") is not None:
+            raise Refusal("BAD_REQUEST", "the upgrade request has no body")
+        session = self._chosen(request)
+        if self._metrics.draining:
+            raise Refusal("TUNNEL_DISCONNECTED", "this daemon is going away", retry_after=1)
+        tunnel = await self._switch.open(session)
+        try:
+            await stream.send_all(
+                head(
+                    101,
+                    request.request_id,
+                    [
+                        ("Connection", "Upgrade"),
+                        ("Upgrade", UPGRADE_STREAM),
+                        (H_TUNNEL_SESSION, session.id),
+                        (H_AGENT_FEATURES, ",".join(session.identity.features)),
+                    ],
+                )
+            )
+        except BaseException:
+            tunnel.reset()
+            raise
+        await self._switch.carry(session, tunnel, stream, request.rest, request.request_id)
+
+    def _chosen(self, request: Request) -> TunnelSession:
+        session_id, device_id = request.header(H_TUNNEL_SESSION.lower()), request.header(H_DEVICE_ID.lower())
+        if not session_id and not device_id:
+            raise Refusal("BAD_REQUEST", f"name {H_TUNNEL_SESSION} or {H_DEVICE_ID}")
+        session = self._sessions.get(session_id) if session_id else self._sessions.of_device(device_id or "")
+        if session is None:
+            raise Refusal("NOT_FOUND", "no such session on this node")
+        return session
+
+
+def _whole(request: Request, name: str, default: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise Refusal("VALIDATION_ERROR", f"{name}: not a whole number", details={name: ["not a whole number"]})
+    return int(text)
+
+
+def _is_loopback(peer: str) -> bool:
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

@@ -1,0 +1,222 @@
+"""The public port: agents at /tunnel/connect, from the upgrade request to the end of their session.
+
+Who may come in is Django's decision (`admission`), which connection of a device counts the registry's.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from tunnel.adapters.control import ControlPlane, ControlUnavailable
+from tunnel.config import TunnelConfig
+from tunnel.contract import (
+    CLOSE_REPLACED,
+    H_ANSWER_DEVICE_ID,
+    H_ANSWER_SESSION,
+    H_ANSWER_SESSION_TOKEN,
+    H_REQUEST_ID,
+    TUNNEL_PATH,
+    Admitted,
+    Credential,
+    Refused,
+    Replaced,
+)
+from tunnel.logs import JsonLog
+from tunnel.protocol.core import Role
+from tunnel.protocol.limits import SessionConfig
+from tunnel.registry import Registry
+from tunnel.runtime.admission import Admission
+from tunnel.runtime.agent_head import check_upgrade, client_address, credential, upgrade_head
+from tunnel.runtime.connection import Connection
+from tunnel.runtime.http1 import Refusal, Request
+from tunnel.runtime.metrics import Metrics
+from tunnel.runtime.outbox import Outbox
+from tunnel.runtime.server import Release
+from tunnel.runtime.session import Identity, TunnelSession, never_connected
+from tunnel.runtime.sockets import ByteStream
+from tunnel.runtime.transport import HandshakeError, SocketTransport, server_transport
+
+_ANSWER_SECONDS: Final = 10.0  # to write the 101
+_DRAINING_RETRY: Final = 5
+
+
+class Listener:
+    """Routes of the public port. `spawn` starts background work that outlives a connection."""
+
+    def __init__(
+        self,
+        config: TunnelConfig,
+        *,
+        admission: Admission,
+        sessions: Registry[TunnelSession],
+        outbox: Outbox,
+        control: ControlPlane,
+        metrics: Metrics,
+        log: JsonLog,
+        spawn: Callable[..., None],
+    ) -> None:
+        self._config = config
+        self._admission = admission
+        self._sessions = sessions
+        self._outbox = outbox
+        self._control = control
+        self._metrics = metrics
+        self._log = log
+        self._spawn = spawn
+        self._role = Role.CLIENT if config.role == "client" else Role.SERVER
+        self._limits = SessionConfig(max_outbound_streams=config.max_streams, open_timeout=config.open_seconds)
+        self._admitting = 0
+        self._empty = trio.lowlevel.ParkingLot()
+        self.node_url = config.node_url  # the daemon sets it once the internal port is bound
+
+    async def wait_empty(self) -> None:
+        """Return when no session is held."""
+        while len(self._sessions):
+            await self._empty.park()
+
+    async def serve(self, request: Request, stream: ByteStream, peer: str, release: Release) -> None:
+        """One connection. Raises Refusal."""
+        if request.path != TUNNEL_PATH:
+            if request.path.startswith(("/d/", "/ws/")):
+                raise Refusal("NOT_IMPLEMENTED", "this lane is not served yet; use the API's own routes")
+            raise Refusal("NOT_FOUND", "there is nothing here")
+        try:
+            check_upgrade(request)
+            identity, admitted = await self._admit(request, client_address(peer, request, self._config.trusted_proxies))
+        except Refusal as refusal:
+            self._metrics.refusals.labels(refusal.code).inc()
+            self._log.info(
+                "connect_refused", request_id=request.request_id, address=peer, status=refusal.status, code=refusal.code
+            )
+            raise
+        try:
+            transport = await self._upgrade(request, stream, identity, admitted)
+        except (HandshakeError, trio.BrokenResourceError, trio.TooSlowError):
+            self._outbox.put(never_connected(identity, "lost"))
+            raise trio.BrokenResourceError("the agent left during the handshake") from None
+        except BaseException:
+            self._outbox.put(never_connected(identity, "drain"))
+            raise
+        release()
+        await self._hold(identity, admitted, transport)
+
+    async def _admit(self, request: Request, address: str) -> tuple[Identity, Admitted]:
+        asked = credential(request, session=str(uuid.uuid4()), address=address)
+        if self._metrics.draining:
+            raise Refusal("TUNNEL_UNAVAILABLE", "this daemon is going away; connect again", retry_after=_DRAINING_RETRY)
+        if len(self._sessions) + self._admitting >= self._config.max_sessions:
+            raise Refusal("OVERLOADED", "this daemon holds as many tunnels as it may", retry_after=30)
+        self._admitting += 1
+        try:
+            answer = await self._admission.admit(asked)
+        finally:
+            self._admitting -= 1
+        if not answer["ok"]:
+            raise _told(answer)
+        identity = identity_of(asked, answer)
+        if self._metrics.draining:  # the drain began while Django was asked
+            self._outbox.put(never_connected(identity, "drain"))
+            raise Refusal("TUNNEL_UNAVAILABLE", "this daemon is going away; connect again", retry_after=_DRAINING_RETRY)
+        return identity, answer
+
+    async def _upgrade(
+        self, request: Request, stream: ByteStream, identity: Identity, admitted: Admitted
+    ) -> SocketTransport:
+        headers = [
+            (H_ANSWER_DEVICE_ID, identity.device_id),
+            (H_ANSWER_SESSION, identity.session),
+            (H_REQUEST_ID, request.request_id),
+        ]
+        if admitted["session_token"]:
+            headers.append((H_ANSWER_SESSION_TOKEN, admitted["session_token"]))
+        with trio.fail_after(_ANSWER_SECONDS):
+            return await server_transport(stream.sock, upgrade_head(request), request.rest, headers, stream.send_all)
+
+    async def _hold(self, identity: Identity, admitted: Admitted, transport: SocketTransport) -> None:
+        connection = Connection(
+            transport, role=self._role, config=self._limits, accept_streams=False, name=identity.session
+        )
+        session = TunnelSession(identity, connection, self._spawn)
+        for older in self._sessions.add(session):
+            older.close(CLOSE_REPLACED, "replaced by a newer connection")
+        if admitted["replaced"]:
+            self._close_replaced(admitted["replaced"])
+        self._metrics.connects.inc()
+        self._outbox.put(session.event("connected"))
+        self._log.info("connect", **_facts(session), user=identity.user_id, features=list(identity.features))
+        try:
+            await session.run()
+        finally:
+            self._sessions.remove(session.id)
+            if not len(self._sessions):
+                self._empty.unpark_all()
+            reason, code, text = session.ending()
+            self._metrics.ended(session, reason)
+            event = session.event("disconnected")
+            self._outbox.put(event)
+            self._log.info(
+                "disconnect",
+                **_facts(session),
+                reason=reason,
+                code=code,
+                text=text,
+                seconds=round(trio.current_time() - session.started, 3),
+                bytes_in=event["bytes_in"],
+                bytes_out=event["bytes_out"],
+                streams=event["streams"],
+            )
+
+    def _close_replaced(self, replaced: Replaced) -> None:
+        if replaced["node_url"] == self.node_url:
+            here = self._sessions.get(replaced["session"])
+            if here is not None:
+                here.close(CLOSE_REPLACED, "replaced by a newer connection")
+        else:
+            self._spawn(self._close_elsewhere, replaced)
+
+    async def _close_elsewhere(self, replaced: Replaced) -> None:
+        try:
+            await self._control.close_elsewhere(replaced["node_url"], replaced["session"], CLOSE_REPLACED)
+        except ControlUnavailable as error:
+            # that node is down, and its sessions with it, or its next heartbeat is told to close this one
+            self._log.warning("replaced_not_closed", session=replaced["session"], error=str(error))
+
+
+def identity_of(asked: Credential, admitted: Admitted) -> Identity:
+    """Who was admitted."""
+    return Identity(
+        session=asked["session"],
+        device_id=admitted["device_id"],
+        user_id=admitted["user_id"],
+        epoch=admitted["epoch"],
+        address=asked["address"],
+        agent=asked.get("agent", ""),
+        features=tuple(asked.get("features", ())),
+        request_id=asked.get("request_id", ""),
+    )
+
+
+def _told(answer: Refused) -> Refusal:
+    status = answer["status"]
+    return Refusal(
+        answer["code"],
+        answer["message"],
+        status=status if 400 <= status <= 599 else 503,
+        retry_after=answer.get("retry_after"),
+    )
+
+
+def _facts(session: TunnelSession) -> dict[str, object]:
+    who = session.identity
+    return {
+        "request_id": who.request_id,
+        "device": who.device_id,
+        "session": who.session,
+        "epoch": who.epoch,
+        "address": who.address,
+        "agent": who.agent,
+    }

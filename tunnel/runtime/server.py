@@ -1,0 +1,144 @@
+"""Accepting connections: what the public and the internal port share. It does not know routes."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from tunnel.contract import request_id_from
+from tunnel.http import ProxyError
+from tunnel.logs import JsonLog
+from tunnel.runtime.http1 import Refusal, Request, read_request, refusal, send_and_close, unreadable
+from tunnel.runtime.sockets import ByteStream, accept
+
+_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_SECONDS: Final = 0.1
+
+Release = Callable[[], None]
+Route = Callable[[Request, ByteStream, str, Release], Awaitable[None]]
+"""(request, connection, peer's address, give the slot back): serves one connection and leaves it to be closed."""
+
+
+class Slots:
+    """How many connections may be at a stage; when all are taken, the oldest that still sends its head must go.
+
+    So a crowd that sends its heads byte by byte (slowloris) pushes out itself, not those who come to work.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reading: OrderedDict[int, trio.CancelScope] = OrderedDict()
+        self._taken: set[int] = set()
+
+    @property
+    def taken(self) -> int:
+        """Slots in use."""
+        return len(self._taken)
+
+    def enter(self, scope: trio.CancelScope) -> bool:
+        """Take a slot for a connection that reads its head within `scope`; False if there is none."""
+        if self.taken >= self._limit:
+            if not self._reading:
+                return False
+            _, oldest = self._reading.popitem(last=False)
+            oldest.cancel()  # its slot is given back when it has noticed; one over the limit until then
+        self._taken.add(id(scope))
+        self._reading[id(scope)] = scope
+        return True
+
+    def head_read(self, scope: trio.CancelScope) -> None:
+        """The head is whole: this one cannot be pushed out any more."""
+        self._reading.pop(id(scope), None)
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        """Give the slot back. Idempotent."""
+        self._reading.pop(id(scope), None)
+        self._taken.discard(id(scope))
+
+
+class HttpServer:
+    """One listening socket. `route` serves a request whose head was read; it raises Refusal to have that answered.
+
+    At most `max_connections` are held at once, whatever they do; more are closed unheard.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        route: Route,
+        log: JsonLog,
+        *,
+        name: str,
+        slots: Slots,
+        head_seconds: float,
+        max_connections: int,
+    ) -> None:
+        self._listener = listener
+        self._route = route
+        self._log = log
+        self._name = name
+        self._slots = slots
+        self._head_seconds = head_seconds
+        self._max_connections = max_connections
+        self.connections = 0
+
+    async def run(self, connections: trio.Nursery) -> None:
+        """Accept until cancelled; each connection is a task of `connections`."""
+        while True:
+            try:
+                sock, address = await accept(self._listener)
+            except OSError as error:
+                if error.errno not in _OUT_OF:
+                    raise
+                self._log.error("accept_failed", port=self._name, error=str(error))
+                await trio.sleep(_PAUSE_SECONDS)
+                continue
+            if self.connections >= self._max_connections:
+                sock.close()
+                continue
+            self.connections += 1
+            connections.start_soon(self._serve, sock, address)
+
+    async def _serve(self, sock: socket.socket, address: str) -> None:
+        stream = ByteStream(sock)
+        scope = trio.CancelScope(deadline=trio.current_time() + self._head_seconds)
+        try:
+            await self._exchange(stream, address, scope)
+        except trio.BrokenResourceError:
+            pass  # the client went away; nobody is left to be told
+        except Exception as error:  # noqa: BLE001 - one connection's crash must end that connection only
+            self._log.error("connection_crashed", port=self._name, error=repr(error), address=address)
+        finally:
+            self._slots.leave(scope)
+            self.connections -= 1
+            stream.close()
+
+    async def _exchange(self, stream: ByteStream, address: str, scope: trio.CancelScope) -> None:
+        request: Request | None = None
+        try:
+            if not self._slots.enter(scope):
+                raise Refusal("OVERLOADED", "too many connections; try again shortly", retry_after=1)
+            request = await self._head(stream, scope)
+            if request is not None:
+                await self._route(request, stream, address, lambda: self._slots.leave(scope))
+        except Refusal as problem:
+            self._slots.leave(scope)
+            request_id = request.request_id if request else request_id_from(None)
+            await send_and_close(stream, refusal(problem, request_id))
+
+    async def _head(self, stream: ByteStream, scope: trio.CancelScope) -> Request | None:
+        request: Request | None = None
+        with scope:
+            try:
+                request = await read_request(stream)
+            except ProxyError as error:
+                raise unreadable(error) from None
+        if scope.cancelled_caught:
+            raise Refusal("REQUEST_TIMEOUT", "the request did not arrive in time")
+        self._slots.head_read(scope)
+        return request

@@ -1,0 +1,234 @@
+"""The byte switch: carries bytes between a client's socket and a tunnel stream, both ways, and parses none of them.
+
+A half-close passes on as a half-close, a reset as a reset. Two tasks a stream, no timer of its own: one watchdog for
+all of them looks once a second at what moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from tunnel.logs import JsonLog
+from tunnel.runtime.connection import OpenTimeout, SessionEnded, Stream, StreamRefused, TooManyStreams, TunnelError
+from tunnel.runtime.http1 import Refusal
+from tunnel.runtime.metrics import Metrics
+from tunnel.runtime.session import TunnelSession
+from tunnel.runtime.sockets import ByteStream, shared_buffer
+
+_UP: Final = 64 * 1024  # read from the client at once: as much as a stream's send buffer takes
+_DOWN: Final = 128 * 1024
+_LOOK_SECONDS: Final = 1.0
+
+
+class Forward:
+    """One client connection on one stream."""
+
+    __slots__ = (
+        "down",
+        "mark",
+        "marked_at",
+        "outcome",
+        "raw",
+        "scope",
+        "session",
+        "started",
+        "stream",
+        "up",
+        "up_done",
+    )
+
+    def __init__(self, session: TunnelSession, stream: Stream, raw: ByteStream) -> None:
+        self.session = session
+        self.stream = stream
+        self.raw = raw
+        self.scope = trio.CancelScope()
+        self.started = trio.current_time()
+        self.up = 0  # bytes, client to agent
+        self.down = 0
+        self.up_done = False
+        self.outcome = ""
+        self.mark = -1
+        self.marked_at = self.started
+
+    def __repr__(self) -> str:
+        return f"<Forward {self.session.id} up={self.up} down={self.down} {self.outcome or 'open'}>"
+
+    def end(self, outcome: str) -> None:
+        """Break both sides off; the first reason counts."""
+        if not self.outcome:
+            self.outcome = outcome
+            self.scope.cancel()
+
+    async def run(self, first: bytes) -> None:
+        """Carry until both directions have ended, or one broke. `first` was read behind the client's head."""
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._guard, self._carry_up, first)
+                await self._guard(self._carry_down)
+        if self.outcome:
+            self.stream.reset()
+            self.raw.reset()
+        else:
+            self.outcome = "done"
+            self.raw.close()
+            with trio.CancelScope(shield=True):  # done even if cancelled, and it does not wait
+                await self.stream.aclose()
+
+    async def _guard(self, carry: Callable[..., Awaitable[None]], *args: bytes) -> None:
+        try:
+            await carry(*args)
+        except SessionEnded:
+            self.end("session_ended")
+        except OpenTimeout:
+            self.end("timeout")
+        except TunnelError:
+            self.end("agent_reset")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.end("client_reset")
+
+    async def _carry_up(self, first: bytes) -> None:
+        stream, sock = self.stream, self.raw.sock
+        if first:
+            self.up += len(first)
+            await stream.send_all(first)
+        buffer = shared_buffer()[:_UP]
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                size = sock.recv_into(buffer)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            if not size:
+                break
+            self.up += size
+            sent = stream.send_nowait(buffer[:size])
+            if sent < size:
+                await stream.send_all(bytes(buffer[sent:size]))  # the buffer is shared: it may not be kept
+        self.up_done = True
+        await stream.send_eof()
+
+    async def _carry_down(self) -> None:
+        stream, raw = self.stream, self.raw
+        # No checkpoint while data is at hand: what is at hand is bounded by the stream's window.
+        while data := (stream.receive_nowait(_DOWN) or await stream.receive_some(_DOWN)):
+            self.down += len(data)
+            await raw.send_all(data)
+        raw.send_eof()
+
+
+class Switch:
+    """All forwards of the daemon, and the limits that hold for them together."""
+
+    def __init__(
+        self, metrics: Metrics, log: JsonLog, *, open_seconds: float, idle_seconds: float, buffer_bytes: int
+    ) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._open_seconds = open_seconds
+        self._idle_seconds = idle_seconds
+        self._buffer_bytes = buffer_bytes
+        self._forwards: set[Forward] = set()
+        self._over_budget = False
+        self._empty = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        return len(self._forwards)
+
+    async def open(self, session: TunnelSession) -> Stream:
+        """A stream that the agent has accepted. Raises Refusal: what the client is told."""
+        began = trio.current_time()
+        try:
+            if self._over_budget:
+                raise Refusal("OVERLOADED", "the daemon's buffers are full; try again shortly", retry_after=1)
+            if session.closing:
+                raise Refusal("TUNNEL_DISCONNECTED", "the tunnel is closing", retry_after=1)
+            stream = await self._open(session)
+        except Refusal as refusal:
+            self._metrics.streams.labels(refusal.code.lower()).inc()
+            raise
+        self._metrics.open_seconds.observe(trio.current_time() - began)
+        return stream
+
+    async def _open(self, session: TunnelSession) -> Stream:
+        try:
+            return await session.connection.open_stream(timeout=self._open_seconds)
+        except OpenTimeout:
+            raise Refusal("TUNNEL_TIMEOUT", "the agent did not accept the stream in time") from None
+        except (TooManyStreams, StreamRefused):
+            raise Refusal("OVERLOADED", "the tunnel takes no more streams now", retry_after=1) from None
+        except TunnelError:
+            raise Refusal("TUNNEL_DISCONNECTED", "the tunnel is going away", retry_after=1) from None
+
+    async def carry(
+        self, session: TunnelSession, stream: Stream, raw: ByteStream, first: bytes, request_id: str
+    ) -> None:
+        """Run one forward to its end, count it and log it."""
+        forward = Forward(session, stream, raw)
+        self._forwards.add(forward)
+        session.forwards += 1
+        try:
+            await forward.run(first)
+        finally:
+            if not forward.outcome:  # the daemon itself is ending
+                forward.outcome = "cut"
+                stream.reset()
+                raw.reset()
+            self._forwards.discard(forward)
+            session.forwards -= 1
+            if not self._forwards:
+                self._empty.unpark_all()
+            self._metrics.streams.labels(forward.outcome).inc()
+            self._log.info(
+                "forward",
+                request_id=request_id,
+                device=session.device_id,
+                session=session.id,
+                stream=stream.stream_id,
+                bytes_up=forward.up,
+                bytes_down=forward.down,
+                seconds=round(trio.current_time() - forward.started, 6),
+                outcome=forward.outcome,
+            )
+
+    async def wait_empty(self) -> None:
+        """Return when nothing is carried."""
+        while self._forwards:
+            await self._empty.park()
+
+    async def watch(self, sessions: Callable[[], list[TunnelSession]]) -> None:
+        """Once a second: end what idles too long or whose client is gone, and hold the buffer budget."""
+        while True:
+            await trio.sleep(_LOOK_SECONDS)
+            now = trio.current_time()
+            for forward in list(self._forwards):
+                self._look_at(forward, now)
+            self._hold_budget(sessions())
+
+    def _look_at(self, forward: Forward, now: float) -> None:
+        moved = forward.up + forward.down
+        if moved != forward.mark:
+            forward.mark, forward.marked_at = moved, now
+        elif now - forward.marked_at >= self._idle_seconds:
+            forward.end("idle")
+            return
+        # After the client's half-close nobody reads its socket any more, so a reset would go unseen.
+        if forward.up_done and forward.raw.broken():
+            forward.end("client_reset")
+
+    def _hold_budget(self, sessions: list[TunnelSession]) -> None:
+        """Refuse new streams from the budget on; over it, break off the streams of whoever holds most."""
+        excess = sum(one.connection.session.buffered for one in sessions) - self._buffer_bytes
+        self._over_budget = excess >= 0
+        if excess <= 0:
+            return
+        for session in sorted(sessions, key=lambda one: one.connection.session.buffered, reverse=True):
+            for forward in [one for one in self._forwards if one.session is session]:
+                forward.end("overloaded")
+            excess -= session.connection.session.buffered
+            if excess <= 0:
+                return
