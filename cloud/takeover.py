@@ -25,8 +25,6 @@ class Takeover:
         self._response = response
         self.sock = sock
         self.open = False
-        """Taken and not yet settled: the worker writes nothing of its own meanwhile, it cuts."""
-        self.open = False
         """Taken and not given back: whoever would write to the connection must `cut` it instead."""
 
     def take(self) -> bytes:
@@ -34,7 +32,6 @@ class Takeover:
 
         The worker sends no `100 Continue` any more, and drains nothing of the request after the view.
         """
-        self.open = True
         self.open = True
         self._request.body = Body(LengthReader(self._request.unreader, 0))
         return bytes(self._request.unreader.take_buffered())
@@ -45,7 +42,6 @@ class Takeover:
         `answered`: the whole answer was written, `sent` bytes of it; gunicorn writes nothing. Otherwise it writes what
         the view returns. Without `keep_alive` the connection is closed after that.
         """
-        self.open = False
         self.open = False
         self.sock.setblocking(True)
         if rest:
@@ -61,7 +57,6 @@ class Takeover:
         gunicorn would half-close first, which is a clean end to an HTTP/1.0 client. So the descriptor is put in the
         place of a dead one before gunicorn touches it, and the real one goes with a reset.
         """
-        self.open = False
         self.open = False
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         dead, other = socket.socketpair()
