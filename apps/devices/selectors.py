@@ -1,0 +1,117 @@
+"""Reads of devices, scoped to their owner, with the registry's word on who is connected."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+
+from apps.common.errors import DomainError, not_found
+from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
+from apps.tunnels import registry
+from apps.tunnels.registry import Entry
+
+RETRY_OFFLINE_SECONDS = 5
+"""What a caller is told to wait for a box that is offline: agents come back within seconds, or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device that is online, and where its tunnel is."""
+
+    device: Device
+    entry: Entry
+
+
+def devices_of(owner_id: uuid.UUID) -> QuerySet[Device]:
+    """The user's devices that are paired or registered."""
+    return Device.objects.filter(owner_id=owner_id, deleted_at=None)
+
+
+def device_of(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device:
+    """One of them. Raises DomainError NOT_FOUND, for another user's too."""
+    device = devices_of(owner_id).filter(id=device_id).first()
+    if device is None:
+        raise not_found()
+    return device
+
+
+def filter_devices(owner_id: uuid.UUID, *, status: str = "", chip: str = "", search: str = "") -> QuerySet[Device]:
+    """The user's devices by link status (the registry's word), chip (its own or an accelerator's), name or serial."""
+    rows = devices_of(owner_id)
+    if status:
+        online = list(registry.lookup_user(str(owner_id)))
+        rows = rows.filter(id__in=online) if status == LinkStatus.ONLINE else rows.exclude(id__in=online)
+    if chip:
+        with_chip = Accelerator.objects.filter(device_id=OuterRef("pk"), chip=chip)
+        rows = rows.filter(Q(chip=chip) | Exists(with_chip))
+    if search:
+        rows = rows.filter(Q(name__icontains=search) | Q(serial__icontains=search))
+    return rows
+
+
+def entries_of(devices: Sequence[Device]) -> dict[str, Entry]:
+    """The registry's entries of those that are online, in one call."""
+    return registry.lookup(str(device.id) for device in devices)
+
+
+def accelerators_of(device: Device) -> QuerySet[Accelerator]:
+    """What scans found on the device."""
+    return Accelerator.objects.filter(device_id=device.id)
+
+
+def events_of(device: Device) -> QuerySet[DeviceEvent]:
+    """What happened to the device."""
+    return DeviceEvent.objects.filter(device_id=device.id)
+
+
+def choose_device(owner_id: uuid.UUID, *, header: str | None, query: str | None) -> Target:
+    """Which box a call is for (api.md, "Cameras, inference"): the named one, or the only one that is online.
+
+    Args:
+        header: `X-Device-Id`, None if absent; it wins.
+        query: `device_id` of the query, None if absent; it selects only if it is a UUID, else it is the box's.
+
+    Raises DomainError: NOT_FOUND for what is not the user's, TUNNEL_DISCONNECTED for a box that is offline or when none
+    is online, AMBIGUOUS_DEVICE when several are (`details.devices`: their ids). And the errors of Redis.
+    """
+    named = header.strip() if header is not None else None
+    if named is None and query is not None and as_uuid(query) is not None:
+        named = query
+    if named is None:
+        return _only_online(owner_id)
+    device_id = as_uuid(named)
+    if device_id is None:
+        raise not_found()
+    device = device_of(owner_id, device_id)
+    return target_of(device)
+
+
+def target_of(device: Device) -> Target:
+    """Where the device's tunnel is. Raises DomainError TUNNEL_DISCONNECTED, and the errors of Redis."""
+    entry = registry.lookup([str(device.id)]).get(str(device.id))
+    if entry is None:
+        raise DomainError("TUNNEL_DISCONNECTED", retry_after=RETRY_OFFLINE_SECONDS)
+    return Target(device, entry)
+
+
+def _only_online(owner_id: uuid.UUID) -> Target:
+    online = registry.lookup_user(str(owner_id))
+    devices = list(devices_of(owner_id).filter(id__in=list(online)).order_by("id")) if online else []
+    if not devices:
+        raise DomainError("TUNNEL_DISCONNECTED", "No device is connected.", retry_after=RETRY_OFFLINE_SECONDS)
+    if len(devices) > 1:
+        raise DomainError("AMBIGUOUS_DEVICE", details={"devices": [str(device.id) for device in devices]})
+    return Target(devices[0], online[str(devices[0].id)])
+
+
+def as_uuid(text: str) -> uuid.UUID | None:
+    """The UUID in its usual form of 36 characters; None for anything else."""
+    if len(text) != 36:
+        return None
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None

@@ -1,0 +1,55 @@
+"""Jobs on devices: thin, each calls one service."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+
+from django.utils import timezone
+from procrastinate import RetryStrategy
+from procrastinate.contrib.django import app
+from procrastinate.job_context import JobContext
+
+from apps.common.actor import Actor
+from apps.devices import presence, services
+from apps.tunnels import services as tunnels
+from tunnel.contract import CLOSE_REVOKED
+
+RETRY = RetryStrategy(max_attempts=10, wait=2)
+PRESENCE_QUEUE = "presence"
+
+
+@app.periodic(cron="* * * * * */5", queueing_lock="devices.follow_registry")
+@app.task(name="devices.follow_registry", queue=PRESENCE_QUEUE, lock="devices.follow_registry")
+def follow_registry(timestamp: int) -> None:
+    """Every 5 s: PostgreSQL's copy of presence follows the registry, and closes that failed are tried again."""
+    presence.follow_registry(now=timezone.now())
+    presence.close_forbidden()
+    tunnels.close_pending()
+
+
+@app.task(name="devices.token_revoked", queue="tunnels", retry=RETRY)
+def token_revoked(*, device_id: str, epoch: int, at: str, actor: str, address: str, request_id: str) -> None:
+    """A token of the device was revoked: note it, and close the tunnel that it held if that is still to be done."""
+    who = Actor(user_id=actor, label="", address=address, request_id=request_id)
+    services.note_revocation(actor=who, device_id=uuid.UUID(device_id), at=dt.datetime.fromisoformat(at))
+    tunnels.end_devices({device_id: epoch}, code=CLOSE_REVOKED, reason="revoked", request_id=request_id)
+
+
+@app.task(name="devices.unpair_all", queue="tunnels", retry=RETRY)
+def unpair_all(*, user_id: str, request_id: str = "") -> None:
+    """Unpair all devices of a user who leaves."""
+    services.unpair_all(
+        actor=Actor.system("worker", request_id=request_id), owner_id=uuid.UUID(user_id), now=timezone.now()
+    )
+
+
+@app.periodic(cron="7 * * * *", queueing_lock="devices.remove_old_jobs")
+@app.task(name="devices.remove_old_jobs", queue="maintenance", pass_context=True)
+async def remove_old_jobs(context: JobContext, timestamp: int) -> None:
+    """Finished jobs are kept for 30 days (product.md, "Over time"), those of every 5 s for an hour."""
+    manager = context.app.job_manager
+    for hours, queue in ((1, PRESENCE_QUEUE), (30 * 24, None)):
+        await manager.delete_old_jobs(
+            nb_hours=hours, queue=queue, include_failed=True, include_cancelled=True, include_aborted=True
+        )

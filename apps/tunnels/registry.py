@@ -1,0 +1,326 @@
+"""The tunnel registry in Redis (data.md, "Tunnel registry"): who is connected, where, since when.
+
+It knows ids only: neither users nor devices as objects, and no PostgreSQL. Everything that must be seen whole is one
+Lua script (`apps.tunnels.lua`). The driver's errors (`redis.exceptions`) pass: `apps.common` maps them to 503.
+
+Keys below the prefix `{visiona}:tunnel:` (times in Unix ms)
+  `nodes`             sorted set, node → last heartbeat: what there is to reap
+  `node:<node>`       hash of url, version, started, sessions, streams, draining, seen; ends 30 s after its heartbeat
+  `url:<url>`         the node that holds this internal URL
+  `device:<device>`   hash of n(ode), s(ession), e(poch), u(ser), c(onnected_at), a(ddress), (a)g(ent), f(eatures),
+                      w(ritten)
+  `sessions:<node>`   hash, session → device
+  `user:<user>`       set of the user's devices with a tunnel
+  `closing:<node>`    hash, session → `at|code|reason`: told with every heartbeat until the session is gone
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Final, Literal, cast
+
+from apps.common import redis
+from apps.tunnels import lua
+
+PREFIX: Final = "{visiona}:tunnel:"
+NODE_TTL_MS: Final = 30_000
+"""A node is gone this long after its last heartbeat (data.md)."""
+CLOSING_MS: Final = 120_000
+"""A close is told with the heartbeats of this long; by then the session is gone or the full list tells."""
+ADMISSION_GRACE_MS: Final = 15_000
+"""A session written within this time may be missing in a full list: its agent is still shaking hands."""
+_CHUNK: Final = 512
+
+Verdict = Literal["ok", "older", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A tunnel session to be written: ids as text, `connected_at` in RFC 3339."""
+
+    device_id: str
+    session: str
+    epoch: int
+    user_id: str
+    connected_at: str
+    address: str = ""
+    agent: str = ""
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A device that is online: which node holds its tunnel, and where that node's internal API is."""
+
+    device_id: str
+    node: str
+    node_url: str
+    session: str
+    epoch: int
+    user_id: str
+    connected_at: str
+    address: str
+    agent: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A session that was displaced or ended, to be closed where it is; `node_url` is empty if its node is gone."""
+
+    device_id: str
+    node: str
+    session: str
+    node_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """What became of a written session: `older` and `ended` changed nothing; `replaced` is whom it displaced."""
+
+    verdict: Verdict
+    replaced: Held | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A close that the node is still to carry out."""
+
+    session: str
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What the registry knew when the heartbeat came: the state of the node, its session count, its closes."""
+
+    state: Literal["new", "known", "superseded"]
+    sessions_known: int
+    closes: tuple[Pending, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A daemon that is alive."""
+
+    node: str
+    url: str
+    version: str
+    started_at: datetime
+    seen_at: datetime
+    sessions: int
+    streams: int
+    draining: bool
+
+
+@cache
+def _script(source: str) -> Any:
+    """The script with its hash: sent whole only when the server does not know it (EVALSHA, then SCRIPT LOAD)."""
+    return redis.client().register_script(source)
+
+
+def _run(source: str, args: Sequence[str | int]) -> list[Any]:
+    answer = _script(source)(keys=[PREFIX], args=list(args), client=redis.client())
+    return answer if isinstance(answer, list) else [answer]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _moment(milliseconds: str) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def _pending(session: str, order: str) -> Pending:
+    _at, code, reason = order.split("|", 2)
+    return Pending(session, int(code), reason)
+
+
+def _groups(flat: Sequence[Any], size: int) -> Iterable[list[str]]:
+    for start in range(0, len(flat), size):
+        yield list(flat[start : start + size])
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------------
+def heartbeat(
+    *,
+    node: str,
+    url: str,
+    version: str,
+    started_at: datetime,
+    sessions_count: int,
+    streams_count: int,
+    draining: bool,
+) -> Beat:
+    """Keep `node` alive for 30 s more. An older node of its URL is dropped with its devices, a younger one wins."""
+    started_ms = int(started_at.timestamp() * 1000)
+    flat = _run(
+        lua.HEARTBEAT,
+        [
+            node,
+            url,
+            version,
+            started_ms,
+            sessions_count,
+            streams_count,
+            int(draining),
+            _now_ms(),
+            NODE_TTL_MS,
+            CLOSING_MS,
+        ],
+    )
+    closes = tuple(_pending(session, order) for session, order in _groups(flat[2:], 2))
+    state = cast("Literal['new', 'known', 'superseded']", flat[0])
+    return Beat(state, int(flat[1]), closes)
+
+
+def nodes() -> list[Node]:
+    """The daemons that are alive, by id."""
+    names = sorted(cast("list[str]", redis.client().zrange(PREFIX + "nodes", 0, -1)))
+    pipe = redis.client().pipeline(transaction=False)
+    for name in names:
+        pipe.hgetall(f"{PREFIX}node:{name}")
+    found = []
+    for name, fact in zip(names, pipe.execute() if names else [], strict=True):
+        if fact:
+            found.append(
+                Node(
+                    node=name,
+                    url=fact["url"],
+                    version=fact["version"],
+                    started_at=_moment(fact["started"]),
+                    seen_at=_moment(fact["seen"]),
+                    sessions=int(fact["sessions"]),
+                    streams=int(fact["streams"]),
+                    draining=fact["draining"] == "1",
+                )
+            )
+    return found
+
+
+def ping() -> None:
+    """Raise the driver's error if Redis does not answer: asked before what cannot be taken back."""
+    redis.client().ping()
+
+
+def reap() -> list[str]:
+    """Forget nodes that expired, and their devices; returns their ids. Presence is right without it, memory is not."""
+    return _run(lua.REAP, [_now_ms() - NODE_TTL_MS])
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+def put(node: str, sessions: Sequence[Session]) -> list[Put]:
+    """Write sessions of `node`, fenced by epoch: an older one, or one that was ended, changes nothing."""
+    results: list[Put] = []
+    for start in range(0, len(sessions), _CHUNK):
+        part = sessions[start : start + _CHUNK]
+        args: list[str | int] = [node, _now_ms()]
+        for item in part:
+            args += [item.device_id, item.session, item.epoch, item.user_id, item.connected_at]
+            args += [item.address, item.agent, ",".join(item.features)]
+        for item, (verdict, was_node, was_session, was_url) in zip(part, _groups(_run(lua.PUT, args), 4), strict=True):
+            replaced = Held(item.device_id, was_node, was_session, was_url) if was_session else None
+            results.append(Put(cast("Verdict", verdict), replaced))
+    return results
+
+
+def remove(pairs: Sequence[tuple[str, str]], *, written_before_ms: int | None = None) -> int:
+    """Take (device, session) pairs out, each only if the device is still held by that session. Returns how many."""
+    removed = 0
+    limit = written_before_ms if written_before_ms is not None else 1 << 52
+    for start in range(0, len(pairs), _CHUNK):
+        args: list[str | int] = [limit]
+        for device, session in pairs[start : start + _CHUNK]:
+            args += [device, session]
+        removed += int(_run(lua.REMOVE, args)[0])
+    return removed
+
+
+def remove_missing(node: str, listed: Iterable[str]) -> int:
+    """Take out what the registry holds of `node` and its full list does not name, but for admissions under way."""
+    there = set(listed)
+    gone = [(device, session) for session, device in sessions_of(node).items() if session not in there]
+    return remove(gone, written_before_ms=_now_ms() - ADMISSION_GRACE_MS)
+
+
+def end(devices: Mapping[str, int]) -> list[Held]:
+    """Take devices (id → epoch) offline for good up to that epoch, and tell which sessions are to be closed.
+
+    An admission of that epoch, or of an older one, that is written late finds `ended` (unpair while connecting).
+    """
+    args: list[str | int] = []
+    for device, epoch in devices.items():
+        args += [device, epoch]
+    if not args:
+        return []
+    return [Held(device, node, session, url) for device, node, session, _e, url in _groups(_run(lua.END, args), 5)]
+
+
+def lookup(devices: Iterable[str]) -> dict[str, Entry]:
+    """The entries of those `devices` that are online, in one call for each 512."""
+    wanted, found = list(devices), {}
+    for start in range(0, len(wanted), _CHUNK):
+        for group in _groups(_run(lua.LOOKUP, wanted[start : start + _CHUNK]), 10):
+            device, node, url, session, epoch, user, connected_at, address, agent, features = group
+            found[device] = Entry(
+                device_id=device,
+                node=node,
+                node_url=url,
+                session=session,
+                epoch=int(epoch),
+                user_id=user,
+                connected_at=connected_at,
+                address=address,
+                agent=agent,
+                features=tuple(part for part in features.split(",") if part),
+            )
+    return found
+
+
+def lookup_user(user_id: str) -> dict[str, Entry]:
+    """The entries of all devices of a user that are online."""
+    members = cast("set[str]", redis.client().smembers(f"{PREFIX}user:{user_id}"))
+    return lookup(sorted(members)) if members else {}
+
+
+def sessions_of(node: str) -> dict[str, str]:
+    """Session → device, of one node."""
+    return cast("dict[str, str]", redis.client().hgetall(f"{PREFIX}sessions:{node}"))
+
+
+def online_devices() -> set[str]:
+    """The ids of all devices whose node is alive."""
+    alive = nodes()
+    pipe = redis.client().pipeline(transaction=False)
+    for node in alive:
+        pipe.hvals(f"{PREFIX}sessions:{node.node}")
+    return {device for held in (pipe.execute() if alive else []) for device in held}
+
+
+def request_close(held: Sequence[Held], *, code: int, reason: str) -> None:
+    """Note closes for the heartbeats of the nodes that hold the sessions."""
+    if not held:
+        return
+    pipe = redis.client().pipeline(transaction=False)
+    for item in held:
+        key = f"{PREFIX}closing:{item.node}"
+        pipe.hset(key, item.session, f"{_now_ms()}|{code}|{reason}")
+        pipe.expire(key, CLOSING_MS // 1000)
+    pipe.execute()
+
+
+def pending_closes(node: str) -> list[Pending]:
+    """The closes that wait for the node's heartbeat."""
+    orders = cast("dict[str, str]", redis.client().hgetall(f"{PREFIX}closing:{node}"))
+    return [_pending(session, order) for session, order in orders.items()]
+
+
+def forget_close(node: str, session: str) -> None:
+    """The session was closed: its node need not be told."""
+    redis.client().hdel(f"{PREFIX}closing:{node}", session)
