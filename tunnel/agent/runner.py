@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -59,12 +59,12 @@ class Status:
 
 @dataclass(slots=True)
 class Agent:
-    """One agent. `draw` is the source of jitter, in [0, 1); `environ` names the proxies."""
+    """One agent. `environ` names the proxies; `backoff` and `make_link` are other ones in tests."""
 
     settings: AgentSettings
     environ: Mapping[str, str]
     backoff: Backoff = field(default_factory=Backoff)
-    on_connected: Callable[[Admission], None] | None = None
+    make_link: Callable[[AgentSettings, Endpoint, Mapping[str, str]], Link] = Link
     status: Status = field(default_factory=Status)
     _credentials: Credentials = field(init=False)
     _unreachable: bool = field(default=False, init=False)
@@ -92,7 +92,7 @@ class Agent:
             if not self._credentials.candidates(self.settings.pairing_token):
                 raise UsageError("this box is not paired yet: run the agent once with --pairing-token")
             try:
-                link = Link(self.settings, endpoint, self.environ)
+                link = self.make_link(self.settings, endpoint, self.environ)
             except AddressError as error:
                 raise UsageError(f"proxy: {error}") from None
             logs.info(
@@ -178,10 +178,8 @@ class Agent:
         )
         began = trio.current_time()
         self._tell("connected", session=admission.session)
-        facts = {"session": admission.session or None, "device": self._credentials.device_id or None}
+        facts: dict[str, Any] = {"session": admission.session or None, "device": self._credentials.device_id or None}
         logs.info("connected", **facts, request_id=admission.request_id or None)
-        if self.on_connected is not None:
-            self.on_connected(admission)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._accept, connection, nursery)
             nursery.start_soon(self._end_gracefully, connection)
@@ -190,7 +188,9 @@ class Agent:
             nursery.cancel_scope.cancel()
         lasted = trio.current_time() - began
         self.backoff.connected_for(lasted)
-        logs.info("disconnected", **facts, seconds=round(lasted, 1), reason=str(connection.end_reason))
+        end = connection.end_reason
+        reason = {"reason": end.text, "close_code": end.close_code} if end else {}
+        logs.info("disconnected", **facts, seconds=round(lasted, 1), **reason)
         return _after_session(connection, admission.transport)
 
     async def _accept(self, connection: Connection, nursery: trio.Nursery) -> None:

@@ -9,7 +9,7 @@ def _find() -> str:
     try:
         return metadata.version("visiona-agent")
     except metadata.PackageNotFoundError:
-        return "0.1.0+source"  # run from a checkout
+        return "0.0.0+source"  # run from a checkout
 
 
 VERSION = _find()
