@@ -121,9 +121,12 @@ def _may_pass(folder: Path, account: Account) -> bool:
         return bool(status.st_mode & stat.S_IXGRP)
     if status.st_mode & stat.S_IXOTH:
         return True
+    entries = _read_acl(folder)
+    # A later chmod of the folder's owner sets the mask, and with it takes away what a named user was given.
+    mask = next((permissions for tag, permissions, _ in entries if tag == _MASK), _PASS)
     return any(
-        tag == _USER and identity == account.user and permissions & _PASS
-        for tag, permissions, identity in _read_acl(folder)
+        tag == _USER and identity == account.user and permissions & mask & _PASS
+        for tag, permissions, identity in entries
     )
 
 
