@@ -1,7 +1,7 @@
 """A session on the bench: frames in, delivered in one of three ways, frames out, decoded.
 
-`whole`: each feed in one piece. `bytes`: byte by byte (`cut`). `tail`: with the beginning of a ping behind it, whose rest comes
-in front of the next feed; its pong is taken out again, so that a case reads the same in all three.
+`whole`: each feed in one piece. `bytes`: byte by byte (`cut`). `tail`: with the beginning of a ping behind it, whose
+rest comes in front of the next feed; its pong is taken out again, so that a case reads the same in all three.
 """
 
 from struct import Struct

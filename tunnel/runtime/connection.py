@@ -110,7 +110,8 @@ class Connection:
         self._writer: Task | None = None  # parked: nothing to say
         self._writing_since: float | None = None
         self._read_scope = trio.CancelScope()
-        self._watch_scope: trio.CancelScope | None = None
+        self._watch_scope = trio.CancelScope()
+        self._resting = False  # the watchdog sleeps for long, since no stream is open
         self._close: tuple[int, str] | None = None
         self._answered: int | None = None  # the transport closed with this code already
         self._running = False
@@ -180,14 +181,13 @@ class Connection:
         a refusal or timeout is raised by the first operation that meets it.
         Raises OpenTimeout, StreamRefused, GoingAway, TooManyStreams, SessionEnded. Cancelled, the stream is reset.
         """
-        idle = not self.session.streams_open
         try:
             core = self.session.open(trio.current_time())
         except OpenRefused as error:
             raise open_error(error.why, self.session.ending) from None
         stream = Stream(self, core)
         self.kick()
-        if idle:
+        if self._resting:
             self._watch_sooner()
         if not wait_ack:
             return stream
@@ -329,8 +329,9 @@ class Connection:
         while session.ending is None:
             now = trio.current_time()
             due = session.next_deadline()
-            if session.streams_open or self._writing_since is not None:
-                due = min(due, now + _TICK)  # a stream may be opened, and a write begin, meanwhile
+            self._resting = not session.streams_open and self._writing_since is None
+            if not self._resting:
+                due = min(due, now + _TICK)
             with trio.CancelScope(deadline=max(due, now + 0.01)) as self._watch_scope:
                 await trio.sleep_forever()
             now = trio.current_time()
@@ -341,9 +342,10 @@ class Connection:
                 self._dispatch(session.tick(now))
 
     def _watch_sooner(self) -> None:
+        """A stream came while the watchdog rested: what is due may be nearer than it thought."""
+        self._resting = False
         scope = self._watch_scope
-        if scope is not None:
-            scope.deadline = min(scope.deadline, trio.current_time() + _TICK)
+        scope.deadline = min(scope.deadline, trio.current_time() + _TICK)
 
     def _wake(self, touched: list[MuxStream]) -> None:
         for core in touched:
@@ -356,6 +358,8 @@ class Connection:
         """After anything that may have changed the session: wake the streams, the writer, the waiters."""
         if touched:
             self._wake(touched)
+            if self._resting and self.session.streams_open:
+                self._watch_sooner()
             if self._acceptors and self.session.incoming:
                 self._acceptors.unpark(count=self.session.incoming)
             if self._idlers and not self.session.streams_open:

@@ -1,0 +1,438 @@
+"""`tunnel.runtime.connection`: the life of a session under Trio, with transports in memory and a clock that jumps."""
+
+import hashlib
+import random
+from contextlib import suppress
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.protocol.lab import FIN, RST, SYN, decode, goaway, window
+from tests.runtime.mux_pipes import PipeTransport, connected, transport_pair
+from tunnel.protocol.errors import EndKind
+from tunnel.runtime.connection import (
+    Connection,
+    GoingAway,
+    OpenTimeout,
+    Role,
+    SessionConfig,
+    SessionEnded,
+    Stream,
+    StreamRefused,
+    TooManyStreams,
+    TunnelError,
+)
+
+
+async def against_raw(nursery: trio.Nursery, config: SessionConfig | None = None) -> tuple[Connection, PipeTransport]:
+    """A running daemon-like connection, and the other end of its pipe for the test to play the peer."""
+    ours, theirs = transport_pair()
+    connection = Connection(
+        ours, role=Role.CLIENT, config=config or SessionConfig(), accept_streams=False, name="tested"
+    )
+    await nursery.start(connection.run)
+    return connection, theirs
+
+
+async def echo_forever(connection: Connection) -> None:
+    async def echo(stream: Stream) -> None:
+        async with stream:
+            with suppress(TunnelError):
+                while data := await stream.receive_some():
+                    await stream.send_all(data)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(echo, await connection.accept_stream())
+    except* trio.EndOfChannel:
+        pass
+
+
+# Opening
+
+
+async def test_open_waits_for_the_ack() -> None:
+    async with connected() as (client, server), trio.open_nursery() as nursery:
+        opened: list[Stream] = []
+
+        async def opener() -> None:
+            opened.append(await client.open_stream())
+
+        nursery.start_soon(opener)
+        await wait_all_tasks_blocked()
+        assert not opened
+        await server.accept_stream()
+        await wait_all_tasks_blocked()
+        assert opened[0].acknowledged
+
+
+async def test_without_waiting_data_follows_the_syn_in_one_message() -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        stream = await connection.open_stream(wait_ack=False)
+        await stream.send_all(b"early")
+        frames = decode(await peer.receive_some())
+        assert [(frame.kind, frame.flags, frame.body) for frame in frames] == [(1, SYN, b""), (0, 0, b"early")]
+        await connection.aclose()
+
+
+async def test_an_open_that_nobody_accepts_times_out_alone(autojump_clock: MockClock) -> None:
+    async with connected() as (client, server):
+        begun = trio.current_time()
+        with pytest.raises(OpenTimeout):
+            await client.open_stream()
+        assert 10 <= trio.current_time() - begun < 11.5
+        with pytest.raises(OpenTimeout):
+            await client.open_stream(timeout=2)
+        assert client.end_reason is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo_forever, server)
+            async with await client.open_stream() as stream:
+                await stream.send_all(b"works")
+                assert await stream.receive_some() == b"works"
+            await server.aclose()
+
+
+async def test_three_unanswered_opens_end_the_session(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+
+        async def chatter() -> None:
+            while not peer.ended:
+                await trio.sleep(1)
+                await peer.send_all(window(77))  # bytes come, so it is not silence that ends it
+
+        nursery.start_soon(chatter)
+        for _ in range(2):
+            with pytest.raises(OpenTimeout):
+                await connection.open_stream()
+        with pytest.raises((OpenTimeout, SessionEnded)):
+            await connection.open_stream()
+        await wait_all_tasks_blocked()
+        assert peer.close_code == 4408
+        assert connection.end_reason is not None
+        assert connection.end_reason.kind is EndKind.LIVENESS
+
+
+async def test_a_refusal_is_told_from_a_timeout() -> None:
+    ours, theirs = transport_pair()
+    one = Connection(ours, role=Role.CLIENT, accept_streams=False)
+    two = Connection(theirs, role=Role.SERVER, accept_streams=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        nursery.start_soon(two.run)
+        with pytest.raises(StreamRefused):
+            await one.open_stream()
+        with pytest.raises(StreamRefused):
+            await two.open_stream()
+        assert (one.streams, two.streams) == (0, 0)
+        await one.aclose()
+
+
+async def test_a_cancelled_open_is_reset() -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        with trio.CancelScope() as scope:
+            nursery.start_soon(_cancel_when_blocked, scope)
+            await connection.open_stream()
+        await wait_all_tasks_blocked()
+        frames = decode(bytes(peer.arrived))
+        assert [frame.flags for frame in frames] == [SYN, RST]
+        assert connection.streams == 0
+        await connection.aclose()
+
+
+async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def test_too_many_streams() -> None:
+    async with connected(client=SessionConfig(max_outbound_streams=2)) as (client, _server):
+        for _ in range(2):
+            await client.open_stream(wait_ack=False)
+        with pytest.raises(TooManyStreams):
+            await client.open_stream()
+
+
+async def test_a_peer_that_goes_away_keeps_its_streams() -> None:
+    async with connected() as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(echo_forever, server)
+        stream = await client.open_stream()
+        server.go_away()
+        await wait_all_tasks_blocked()
+        assert client.peer_going_away
+        with pytest.raises(GoingAway):
+            await client.open_stream()
+        await stream.send_all(b"still here")
+        assert await stream.receive_some() == b"still here"
+        await stream.aclose()
+        await client.wait_idle()
+        await server.aclose()
+
+
+# Carrying
+
+
+async def exchange(client: Connection, server: Connection, size: int) -> None:
+    """Both ends send `size` bytes at once, and read only beside it."""
+    body = random.Random(size).randbytes(65536) * (size // 65536)
+    expected = hashlib.sha256(body).digest()
+
+    async def send(stream: Stream) -> None:
+        with memoryview(body) as view:
+            for pos in range(0, size, 200_000):
+                await stream.send_all(view[pos : pos + 200_000])
+        await stream.send_eof()
+
+    async def receive(stream: Stream) -> None:
+        digest = hashlib.sha256()
+        while piece := await stream.receive_some():
+            digest.update(piece)
+        assert digest.digest() == expected
+
+    near = await client.open_stream(wait_ack=False)
+    far = await server.accept_stream()
+    async with trio.open_nursery() as nursery:
+        for stream in (near, far):
+            nursery.start_soon(send, stream)
+            nursery.start_soon(receive, stream)
+    await near.aclose()
+    await far.aclose()
+
+
+async def test_case_60_mutual_stall() -> None:
+    async with connected(capacity=4096) as (client, server):
+        await exchange(client, server, 64 * 1024 * 1024)
+        assert (client.streams, server.streams) == (0, 0)
+
+
+async def test_any_cut_of_the_bytes_carries_the_same() -> None:
+    async with connected(chunk=5000) as (client, server):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(exchange, client, server, 1024 * 1024)
+        assert client.session.counters.glitches == server.session.counters.glitches == 0
+
+
+async def test_case_61_cancel_mid_send(autojump_clock: MockClock) -> None:
+    async with connected(capacity=4096) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(echo_forever, server)
+        for _ in range(1000):
+            stream = await client.open_stream(wait_ack=False)
+            with trio.move_on_after(0.001):
+                await stream.send_all(bytes(400_000))
+            stream.reset()
+        async with await client.open_stream() as stream:
+            await stream.send_all(b"framing intact")
+            assert await stream.receive_some() == b"framing intact"
+        assert client.end_reason is None
+        await server.aclose()
+
+
+async def test_a_slow_reader_stalls_its_own_stream_only() -> None:
+    async with connected() as (client, server), trio.open_nursery() as nursery:
+        slow = await client.open_stream(wait_ack=False)
+        await server.accept_stream()  # and never reads
+
+        async def flood() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await slow.send_all(bytes(10 * 1024 * 1024))
+
+        nursery.start_soon(flood)
+        await wait_all_tasks_blocked()
+        await exchange(client, server, 2 * 1024 * 1024)
+        assert server.statistics().buffered == 262_144
+        assert client.statistics().window_stalls >= 1
+        slow.reset()
+
+
+async def test_a_thousand_streams_at_once() -> None:
+    async with connected(chunk=20_000) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(echo_forever, server)
+
+        async def ask(number: int) -> None:
+            async with await client.open_stream() as stream:
+                await stream.send_all(b"%d" % number * 50)
+                await stream.send_eof()
+                got = b""
+                while piece := await stream.receive_some():
+                    got += piece
+                assert got == b"%d" % number * 50
+
+        async with trio.open_nursery() as askers:
+            for number in range(1000):
+                askers.start_soon(ask, number)
+        await client.wait_idle()
+        assert client.session.streams_unacked == 0
+        assert client.session.counters.glitches == 0
+        await server.aclose()
+
+
+# Living and dying
+
+
+async def test_an_idle_session_pings_and_lives(autojump_clock: MockClock) -> None:
+    async with connected() as (client, server):
+        assert client.rtt is None
+        await trio.sleep(14)
+        assert client.statistics().frames_out == 0
+        await trio.sleep(4 * 3600)
+        assert client.end_reason is None
+        assert server.end_reason is None
+        assert client.rtt is not None
+        assert client.statistics().frames_out < 4 * 3600 / 15 * 2 + 10
+
+
+async def test_a_network_that_dies_silently_is_noticed_within_40_seconds(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        peer.peer.cut = True
+        begun = trio.current_time()
+        stream = await connection.open_stream(wait_ack=False)
+        with pytest.raises((SessionEnded, OpenTimeout)):
+            await stream.receive_some()
+        await connection.wait_idle()
+        await trio.sleep_until(begun + 41.5)
+        assert connection.end_reason is not None
+        assert connection.end_reason.close_code == 4408
+
+
+async def test_a_peer_that_does_not_read_ends_the_session(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        peer.capacity = 100
+
+        async def chatter() -> None:
+            while not peer.ended:
+                await trio.sleep(1)
+                with trio.move_on_after(0.1):
+                    await peer.send_all(window(1, n=1))
+
+        nursery.start_soon(chatter)
+        stream = await connection.open_stream(wait_ack=False)
+        with pytest.raises(SessionEnded, match="no progress in writing"):
+            await stream.send_all(bytes(1024 * 1024))
+        await trio.sleep(2)
+        assert peer.close_code == 4408
+
+
+async def test_the_end_of_the_transport_is_never_the_end_of_a_stream() -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        stream = await connection.open_stream(wait_ack=False)
+        peer.peer.end(1001, "shutdown")
+        with pytest.raises(SessionEnded):
+            await stream.receive_some()
+        with pytest.raises(SessionEnded):
+            await connection.open_stream()
+        assert connection.end_reason is not None
+        assert connection.end_reason.remote
+        assert connection.end_reason.close_code == 1001
+        assert "shutdown" in connection.end_reason.text
+
+
+async def test_a_broken_transport_wakes_everyone() -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        sending = await connection.open_stream(wait_ack=False)
+
+        async def sender() -> None:
+            with pytest.raises(SessionEnded):
+                await sending.send_all(bytes(1024 * 1024))
+
+        async def opener() -> None:
+            with pytest.raises(SessionEnded):
+                await connection.open_stream()
+
+        async def acceptor() -> None:
+            with pytest.raises(trio.EndOfChannel):
+                await connection.accept_stream()
+
+        for task in (sender, opener, acceptor, connection.wait_idle):
+            nursery.start_soon(task)
+        await wait_all_tasks_blocked()
+        peer.peer.break_()
+        await wait_all_tasks_blocked()
+        assert connection.end_reason is not None
+        assert connection.end_reason.close_code == 1006
+
+
+@pytest.mark.parametrize(
+    ("wire", "code", "kind"),
+    [
+        (b"\x01" + bytes(11), 1002, EndKind.PROTOCOL),
+        (window(1, SYN), 1002, EndKind.PROTOCOL),  # our own parity
+        (b"".join(window(2 * n, RST) for n in range(1, 1200)), 4429, EndKind.ABUSE),
+    ],
+)
+async def test_a_violation_is_answered_with_goaway_and_a_close_code(wire: bytes, code: int, kind: EndKind) -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        await peer.send_all(wire)
+        await wait_all_tasks_blocked()
+        assert decode(bytes(peer.arrived))[-1][:4] == (3, 0, 0, 1)
+        assert peer.close_code == code
+        assert connection.end_reason is not None
+        assert (connection.end_reason.kind, connection.end_reason.remote) == (kind, False)
+
+
+async def test_a_goaway_with_an_error_ends_everything() -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        stream = await connection.open_stream(wait_ack=False)
+        await peer.send_all(goaway(2))
+        with pytest.raises(SessionEnded, match=r"GoAway\(2\)"):
+            await stream.receive_some()
+
+
+async def test_aclose_says_goaway_and_closes_with_the_code() -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        stream = await connection.open_stream(wait_ack=False)
+        await connection.aclose(4401, "revoked")
+        assert decode(bytes(peer.arrived))[-1][:4] == (3, 0, 0, 0)
+        assert (peer.close_code, peer.close_reason) == (4401, "revoked")
+        assert connection.end_reason is not None
+        assert connection.end_reason.close_code == 4401
+        with pytest.raises(SessionEnded):
+            await stream.send_all(b"x")
+        await connection.aclose(4403)  # the first call decided
+
+
+async def test_aclose_does_not_wait_for_a_peer_that_does_not_read(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        peer.capacity = 10
+        stream = await connection.open_stream(wait_ack=False)
+        await stream.send_all(bytes(50_000))
+        begun = trio.current_time()
+        await connection.aclose(1012)
+        assert trio.current_time() - begun <= 2
+        assert peer.close_code == 1012
+
+
+async def test_a_cancelled_connection_breaks_its_streams_and_closes_with_1001() -> None:
+    ours, theirs = transport_pair()
+    connection = Connection(ours, role=Role.SERVER, accept_streams=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(connection.run)
+        stream = await connection.open_stream(wait_ack=False)
+        nursery.cancel_scope.cancel()
+    assert theirs.close_code == 1001
+    with pytest.raises(SessionEnded):
+        await stream.receive_some()
+
+
+async def test_a_stream_that_is_not_accepted_in_time_is_reset(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        ours, peer = transport_pair()
+        connection = Connection(ours, role=Role.SERVER, accept_streams=True)
+        await nursery.start(connection.run)
+        await peer.send_all(window(1, SYN) + window(1, FIN))
+        await trio.sleep(11.5)
+        assert decode(bytes(peer.arrived))[-1][:3] == (1, RST, 1)
+        assert connection.session.incoming == 0
+        await connection.aclose()
