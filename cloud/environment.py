@@ -3,8 +3,11 @@
 It does not know Django: settings.py turns these values into Django's.
 """
 
+import ipaddress
 import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,9 +15,11 @@ from dotenv import dotenv_values
 
 from tunnel.contract import PREFIX, SettingError, read_settings
 
-__all__ = ["BASE_DIR", "SettingError", "load"]
+__all__ = ["BASE_DIR", "SettingError", "check", "load"]
 
 BASE_DIR: Final = Path(__file__).resolve().parent.parent
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+\Z")
+_REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
 def load() -> dict[str, Any]:
@@ -25,6 +30,26 @@ def load() -> dict[str, Any]:
     from_file = {key: value for key, value in dotenv_values(BASE_DIR / ".env").items() if value is not None}
     merged = {**from_file, **os.environ}
     values, warnings = read_settings({k: v for k, v in merged.items() if k.startswith(PREFIX)}, "api")
+    check(values)
     for line in warnings:
         print(f"visiona: warning: {line}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
     return values
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """What the control plane asks of its values beyond their types. Raises SettingError."""
+    for origin in values["CORS_ALLOWED_ORIGINS"]:
+        if not _ORIGIN.match(origin):
+            raise SettingError(f"{PREFIX}CORS_ALLOWED_ORIGINS: {origin!r} is no origin (scheme://host, or with a port)")
+    for proxy in values["TRUSTED_PROXIES"]:
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise SettingError(f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is neither an address nor a network") from None
+    if values["REDIS_URL"] and not values["REDIS_URL"].startswith(_REDIS_SCHEMES):
+        raise SettingError(f"{PREFIX}REDIS_URL: it must start with redis://, rediss:// or unix://")
+    for name in ("SECRET_KEY", "INTERNAL_SECRET", "STORAGE_SIGNING_SECRET"):
+        if not values[name]:
+            raise SettingError(f"{PREFIX}{name}: it names no secret")
+    if values["DB_POOL_MIN"] > values["DB_POOL_MAX"]:
+        raise SettingError(f"{PREFIX}DB_POOL_MIN: above {PREFIX}DB_POOL_MAX")

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cloud import environment
+from cloud import environment, navigation
+from cloud.version import BUILT_AT, COMMIT, VERSION
 
 BASE_DIR: Path = environment.BASE_DIR
 VISIONA: dict[str, Any] = environment.load()
 PRODUCTION = VISIONA["ENV"] == "production"
+
+__all__ = ["BUILT_AT", "COMMIT", "VERSION"]  # read by /api/system/info
 
 DEBUG = False  # errors are envelopes in development too; a page with settings and locals helps no front end
 SECRET_KEY, *SECRET_KEY_FALLBACKS = VISIONA["SECRET_KEY"]
@@ -78,13 +81,22 @@ TEMPLATES = [
 
 DATABASES = {
     "default": {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "cloud.db",
         "HOST": VISIONA["DB_HOST"],
         "PORT": VISIONA["DB_PORT"],
         "USER": VISIONA["DB_USER"],
         "PASSWORD": VISIONA["DB_PASSWORD"],
         "NAME": VISIONA["DB_NAME"],
-        "OPTIONS": {"sslmode": VISIONA["DB_SSLMODE"]},
+        "CONN_MAX_AGE": 0,  # the pool keeps connections, not the threads
+        "OPTIONS": {
+            "sslmode": VISIONA["DB_SSLMODE"],
+            "application_name": "visiona",
+            "deadline": VISIONA["DB_DEADLINE_SECONDS"],
+            "statement_timeout_ms": VISIONA["DB_STATEMENT_TIMEOUT_MS"],
+            "lock_timeout_ms": VISIONA["DB_LOCK_TIMEOUT_MS"],
+            "pool_min": VISIONA["DB_POOL_MIN"],
+            "pool_max": VISIONA["DB_POOL_MAX"],
+        },
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -97,14 +109,29 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
+LOGGING_CONFIG = "cloud.logs.configure"
+LOGGING = {"level": VISIONA["LOG_LEVEL"]}
+
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # straight from the packages: nothing to collect, nothing to forget
-# The e-mail is unique by lower(email), which is stronger than the plain uniqueness that the check looks for.
-SILENCED_SYSTEM_CHECKS = ["auth.E003"]
+
+_PUBLIC = urlsplit(VISIONA["PUBLIC_URL"])
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_HSTS_SECONDS = 31_536_000 if _PUBLIC.scheme == "https" else 0
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _PUBLIC.scheme == "https"
+SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "visiona_admin", "visiona_csrf"
+CSRF_TRUSTED_ORIGINS = [f"{_PUBLIC.scheme}://{_PUBLIC.netloc}"]
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_000  # an admin action on a long list
+SILENCED_SYSTEM_CHECKS = [
+    "auth.E003",  # unique by lower(email), which is stronger than the plain uniqueness that the check looks for
+    "security.W005",  # HSTS for subdomains: they are the operator's
+    "security.W008",  # no redirect to TLS: the daemon speaks plain HTTP to this port; the load balancer redirects
+    "security.W021",  # HSTS preload: the operator's to ask for
+]
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["apps.accounts.api.authentication.LoginTokenAuthentication"],
@@ -112,7 +139,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["apps.common.parsers.StrictJsonParser"],
     "DEFAULT_RENDERER_CLASSES": ["apps.common.parsers.EnvelopeRenderer"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "apps.common.parsers.JsonOnly",
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "apps.common.schema.ApiSchema",
     "EXCEPTION_HANDLER": "apps.common.api.exception_handler",
     "URL_FORMAT_OVERRIDE": None,
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
@@ -149,3 +176,26 @@ CORS_EXPOSE_HEADERS = [
     "Content-Range",
     "Accept-Ranges",
 ]
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "VisionA Cloud",
+    "DESCRIPTION": "Reach edge-AI boxes behind NAT: accounts, pairing, devices, and calls through their tunnels.",
+    "VERSION": VERSION,
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "SORT_OPERATIONS": True,
+    "SERVERS": [{"url": "/"}],
+    "APPEND_COMPONENTS": {"securitySchemes": {"login": {"type": "http", "scheme": "bearer"}}},
+}
+
+UNFOLD = {
+    "SITE_TITLE": "VisionA Cloud",
+    "SITE_HEADER": "VisionA Cloud",
+    "SITE_SYMBOL": "hub",
+    "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": True,
+    "SITE_URL": "/",
+    "SIDEBAR": {"show_search": True, "show_all_applications": False, "navigation": navigation.SECTIONS},
+}

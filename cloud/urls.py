@@ -6,6 +6,8 @@ from django.urls import include, path
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("", include("apps.accounts.api.urls")),
+    path("", include("apps.proxy.urls")),  # before devices: `/api/devices/scan` is no device
+    path("", include("apps.system.api.urls")),
 ]
 
 handler400 = "apps.common.views.bad_request"

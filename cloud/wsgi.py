@@ -1,9 +1,16 @@
-"""The WSGI entry point that gunicorn serves."""
+"""The WSGI entry point that gunicorn serves. What must be true before is `cloud.startup`'s, in gunicorn's master."""
 
 import os
+import sys
 
 from django.core.wsgi import get_wsgi_application
 
+from cloud.environment import SettingError
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloud.settings")
 
-application = get_wsgi_application()
+try:
+    application = get_wsgi_application()
+except SettingError as error:
+    print(f"visiona: {error}", file=sys.stderr)  # noqa: T201 - the one line, before logging is set up
+    sys.exit(4)  # gunicorn's own code for an application that cannot be loaded: the master ends too

@@ -2,11 +2,13 @@
 
 import datetime as dt
 import uuid
+from functools import partial
 from typing import Any
 
 from django.contrib.auth import hashers, password_validation
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
+from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import demo, selectors, sessions
 from apps.accounts.models import User
@@ -113,18 +115,20 @@ def update_profile(*, actor: Actor, user: User, changes: dict[str, Any], now: dt
 
 
 def set_active(*, actor: Actor, user_id: uuid.UUID, active: bool, now: dt.datetime) -> bool:
-    """Enables or disables a user; whether that changed anything. Disabling ends their logins at once.
+    """Enables or disables a user; whether that changed anything. Disabling ends their logins and tunnels.
 
-    The row is what each request asks, so a disabled user is cut off even while Redis is down. Tunnels are the caller's.
+    The row is what each request asks, so a disabled user is cut off at once, even while Redis is down; the logins end
+    after the commit, the tunnels by a job of the app above that is deferred in this transaction.
     """
     with transaction.atomic():
         changed = User.objects.filter(pk=user_id, is_active=not active).update(is_active=active, updated_at=now)
-        if changed:
-            user = User(pk=user_id)
-            _record(actor, "user.enabled" if active else "user.disabled", user, now)
-    if changed and not active:
-        sessions.end_all(user_id)
-    return bool(changed)
+        if not changed:
+            return False
+        _record(actor, "user.enabled" if active else "user.disabled", User(pk=user_id), now)
+        if not active:
+            jobs.configure_task("tunnels.close_user").defer(user_id=str(user_id), request_id=actor.request_id)
+            transaction.on_commit(partial(sessions.end_all, user_id), robust=True)
+    return True
 
 
 def _record(actor: Actor, action: str, user: User, now: dt.datetime, detail: dict[str, Any] | None = None) -> None:

@@ -86,7 +86,7 @@ class ApiView(APIView):
     """
 
     query_classes: ClassVar[Mapping[str, type[StrictQuery]]] = {}
-    permission_classes = (IsAuthenticated,)
+    permission_classes: ClassVar[Any] = (IsAuthenticated,)
     query: dict[str, Any]
     target: Any
 
@@ -112,9 +112,14 @@ class ApiView(APIView):
         read_by = "GET" if method == "HEAD" else method
         self.query = self.query_classes.get(read_by, NoQuery).read(request)  # 400
 
-    def options(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+    def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Response:
         """An OPTIONS that is no preflight: the `Allow` header says it all."""
         return ok(None)
+
+    @property
+    def user(self) -> Any:
+        """The logged-in User (`request.user`, without the AnonymousUser that never reaches a handler)."""
+        return self.request.user
 
     @property
     def actor(self) -> Actor:
@@ -144,7 +149,7 @@ class PublicApiView(ApiView):
     """A view that needs no credential, and looks at none."""
 
     authentication_classes = ()
-    permission_classes = ()
+    permission_classes: ClassVar[Any] = ()
 
 
 def exception_handler(exc: Exception, context: dict[str, Any]) -> Response:

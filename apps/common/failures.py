@@ -1,5 +1,6 @@
 """The one place where anything that goes wrong becomes a refusal with a code. No driver's message passes it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -41,7 +42,7 @@ def domain_error(exc: BaseException) -> DomainError:
     if isinstance(exc, drf.ValidationError):
         return DomainError("VALIDATION_ERROR", details=field_errors(exc.detail))
     if isinstance(exc, drf.Throttled):
-        return DomainError("RATE_LIMITED", retry_after=int(exc.wait or 1))
+        return DomainError("RATE_LIMITED", retry_after=math.ceil(getattr(exc, "wait", None) or 1))
     if isinstance(exc, drf.APIException) and exc.status_code in _BY_STATUS:
         return DomainError(_BY_STATUS[exc.status_code])
     if isinstance(exc, Http404):

@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, resolve
 
+from apps.common import metrics
 from tunnel.contract import H_REQUEST_ID, request_id_from
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -46,12 +47,15 @@ class RequestContextMiddleware:
         if request.method == "HEAD" and isinstance(response, HttpResponse):
             response.headers.setdefault("Content-Length", str(len(response.content)))
             response.content = b""
+        seconds = time.perf_counter() - started
+        match = request.resolver_match
+        metrics.observe(request.method or "", match.route if match else "unmatched", response.status_code, seconds)
         logger.info(
             "request",
             method=request.method,
             path=request.path,  # never the query: it may hold a ticket
             status=response.status_code,
-            ms=round((time.perf_counter() - started) * 1000, 1),
+            ms=round(seconds * 1000, 1),
             address=request.client_address,  # type: ignore[attr-defined]  # set by believe_proxy
         )
         return response

@@ -1,7 +1,6 @@
 """The one Redis client of a process: no retries, a second at most for anything (data.md, "When a part is down")."""
 
 from functools import lru_cache
-from typing import Any
 
 import redis
 from django.conf import settings
@@ -12,7 +11,7 @@ TIMEOUT_SECONDS = 1.0
 
 
 @lru_cache(maxsize=1)
-def client() -> "redis.Redis[Any]":
+def client() -> redis.Redis:
     """The client for `VISIONA_REDIS_URL`, answers as text. Connects on first use; a stale connection is replaced.
 
     Its errors are redis.exceptions.ConnectionError and TimeoutError, which `apps.common.failures` maps to

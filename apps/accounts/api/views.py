@@ -1,5 +1,7 @@
 """The account routes: register, log in and out, oneself, one's sessions."""
 
+from typing import cast
+
 from django.conf import settings
 from django.utils import timezone
 from rest_framework.request import Request
@@ -7,8 +9,10 @@ from rest_framework.response import Response
 
 from apps.accounts import services, sessions
 from apps.accounts.api.serializers import (
+    LoginAnswer,
     LoginBody,
     ProfileBody,
+    RegisterAnswer,
     RegisterBody,
     SessionSerializer,
     UserSerializer,
@@ -18,9 +22,13 @@ from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404
 from apps.common.errors import DomainError, not_found
 from apps.common.pagination import paginate_list
 from apps.common.responses import ok
+from apps.common.schema import describe
 
 
 class RegisterView(PublicApiView):
+    @describe(
+        "Auth", body=RegisterBody, answer=RegisterAnswer, status=201, errors=("EMAIL_TAKEN", "FORBIDDEN"), public=True
+    )
     def post(self, request: Request) -> Response:
         """Make an account. The e-mail is the name, in any case of letters."""
         if settings.VISIONA["REGISTRATION"] != "open":
@@ -30,6 +38,9 @@ class RegisterView(PublicApiView):
 
 
 class LoginView(PublicApiView):
+    @describe(
+        "Auth", body=LoginBody, answer=LoginAnswer, errors=("INVALID_CREDENTIALS", "ACCOUNT_DISABLED"), public=True
+    )
     def post(self, request: Request) -> Response:
         """Log in. The token goes into `Authorization: Bearer` of all other calls; it is shown once."""
         user, token, expires_at = services.login(
@@ -47,37 +58,44 @@ class LoginView(PublicApiView):
 
 
 class LogoutView(ApiView):
+    @describe("Auth")
     def post(self, request: Request) -> Response:
         """End this login."""
-        services.logout(actor=self.actor, user=request.user, session=request.auth, now=timezone.now())
+        services.logout(
+            actor=self.actor, user=self.user, session=cast("LoginSession | None", request.auth), now=timezone.now()
+        )
         return ok(None)
 
 
 class LogoutAllView(ApiView):
+    @describe("Auth")
     def post(self, request: Request) -> Response:
         """End every login of this user."""
-        services.logout_all(actor=self.actor, user=request.user, now=timezone.now())
+        services.logout_all(actor=self.actor, user=self.user, now=timezone.now())
         return ok(None)
 
 
 class MeView(ApiView):
+    @describe("Auth", answer=UserSerializer)
     def get(self, request: Request) -> Response:
         """Who am I."""
-        return ok(UserSerializer(request.user).data)
+        return ok(UserSerializer(self.user).data)
 
+    @describe("Auth", body=ProfileBody, answer=UserSerializer)
     def patch(self, request: Request) -> Response:
         """Change the name or the locale."""
         changes = self.body(ProfileBody)
-        user = services.update_profile(actor=self.actor, user=request.user, changes=changes, now=timezone.now())
+        user = services.update_profile(actor=self.actor, user=self.user, changes=changes, now=timezone.now())
         return ok(UserSerializer(user).data)
 
 
 class SessionListView(ApiView):
     query_classes = {"GET": PageQuery}  # noqa: RUF012 - declared ClassVar in ApiView
 
+    @describe("Auth", answer=SessionSerializer, many=True)
     def get(self, request: Request) -> Response:
         """Own login sessions."""
-        rows = sessions.list_of(request.user.pk, now=timezone.now())
+        rows = sessions.list_of(self.user.pk, now=timezone.now())
         found, meta = paginate_list(
             request,
             rows,
@@ -93,12 +111,13 @@ class SessionView(ApiView):
 
     def load(self, request: Request, **kwargs: str) -> LoginSession:
         wanted = id_or_404(kwargs["id"])
-        for session in sessions.list_of(request.user.pk, now=timezone.now()):
+        for session in sessions.list_of(self.user.pk, now=timezone.now()):
             if session.id == wanted:
                 return session
         raise not_found()
 
+    @describe("Auth")
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's public name
         """End one of the own login sessions."""
-        services.revoke_session(actor=self.actor, user=request.user, session=self.target, now=timezone.now())
+        services.revoke_session(actor=self.actor, user=self.user, session=self.target, now=timezone.now())
         return ok(None)

@@ -1,0 +1,157 @@
+"""The OpenAPI schema: one decorator a handler tells what api.md promises of every route.
+
+    @describe("Devices", answer=DeviceSerializer, many=True)
+    @describe("Devices", body=RenameBody, answer=DeviceSerializer, errors=("CONFLICT",))
+
+What holds everywhere is added by itself: the envelope, 401 where a credential is needed, 404 where the path names an
+object, 400, 413 and 415 where there is a body or a query, 429, 500 and 503; the query from the view's `query_classes`.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, Final, Literal, TypeVar
+
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.utils import OpenApiResponse, extend_schema
+from rest_framework import serializers
+
+from tunnel.contract import ERROR_STATUS
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+Answer = type[serializers.Serializer[Any]] | dict[str, Any] | None
+
+_EVERYWHERE: Final = ("RATE_LIMITED", "INTERNAL_ERROR", "DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE", "OVERLOADED")
+_WITH_BODY: Final = ("BAD_REQUEST", "VALIDATION_ERROR", "PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE")
+# drf-spectacular takes these dictionaries as they are, and declares plain names.
+_LOGIN: Final[list[Any]] = [{"login": []}]
+_NO_LOGIN: Final[list[Any]] = []
+_ID_PARAMETERS: Final = ("id", "device_id")
+
+
+class PageMeta(serializers.Serializer[Any]):
+    total = serializers.IntegerField(help_text="Rows in all pages.")
+    next = serializers.URLField(allow_null=True, help_text="The next page, absolute; null on the last.")
+    previous = serializers.URLField(allow_null=True, help_text="The page before; null on the first.")
+
+
+def describe(
+    tag: str,
+    *,
+    answer: Answer = None,
+    many: bool = False,
+    status: int = 200,
+    body: type[serializers.Serializer[Any]] | None = None,
+    errors: Iterable[str] = (),
+    public: bool = False,
+    bare: type[serializers.Serializer[Any]] | None = None,
+    **extra: Any,
+) -> Callable[[Handler], Handler]:
+    """Declares a handler in the schema.
+
+    Args:
+        tag: the group it stands in.
+        answer: what `data` holds: a serializer class, a JSON schema, or None for null.
+        many: a page of them, with `meta`.
+        status: of success.
+        body: the JSON body, None for none.
+        errors: codes beyond those that every such route has.
+        public: needs no credential.
+        bare: the whole answer, without the envelope (`/healthz` alone).
+        extra: passed on to drf-spectacular's `extend_schema`.
+    """
+    codes = {*errors, *_EVERYWHERE, "VALIDATION_ERROR"}
+    codes |= set(_WITH_BODY) if body is not None else set()
+    codes |= set() if public else {"UNAUTHENTICATED"}
+    responses: dict[Any, Any] = {status: OpenApiResponse(bare or _envelope(answer, many=many), description="Done.")}
+    responses |= error_responses(codes)
+
+    def declare(handler: Handler) -> Handler:
+        declared: Handler = extend_schema(
+            tags=[tag], request=body, responses=responses, auth=_NO_LOGIN if public else _LOGIN, **extra
+        )(handler)
+        return declared
+
+    return declare
+
+
+def error_responses(codes: Iterable[str]) -> dict[int, Any]:
+    """Status → response, with the codes that it may carry."""
+    by_status: dict[int, list[str]] = {}
+    for code in sorted(codes):
+        by_status.setdefault(ERROR_STATUS[code], []).append(code)
+    return {
+        status: OpenApiResponse(error_schema(found), description=", ".join(f"`{code}`" for code in found))
+        for status, found in sorted(by_status.items())
+    }
+
+
+def error_schema(codes: list[str]) -> dict[str, Any]:
+    """The JSON schema of the error envelope with these codes."""
+    return {
+        "type": "object",
+        "required": ["success", "error"],
+        "properties": {
+            "success": {"type": "boolean", "const": False},
+            "error": {
+                "type": "object",
+                "required": ["code", "message", "request_id"],
+                "properties": {
+                    "code": {"type": "string", "enum": codes},
+                    "message": {"type": "string", "description": "For a person; says what to do."},
+                    "request_id": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                    "details": {"description": "Each bad field with its sentences, or what else the code explains."},
+                },
+            },
+        },
+    }
+
+
+@cache
+def _envelope_class(answer: type[serializers.Serializer[Any]], many: bool) -> type[serializers.Serializer[Any]]:
+    name = answer.__name__.removesuffix("Serializer").removesuffix("Answer") + ("Page" if many else "Envelope")
+    fields: dict[str, Any] = {"success": serializers.BooleanField(), "data": answer(many=many)}
+    if many:
+        fields["meta"] = PageMeta()
+    return type(name, (serializers.Serializer,), fields)
+
+
+def _envelope(answer: Answer, *, many: bool) -> Any:
+    if answer is None or isinstance(answer, dict):
+        return {
+            "type": "object",
+            "required": ["success", "data"],
+            "properties": {"success": {"type": "boolean", "const": True}, "data": answer or {"type": "null"}},
+        }
+    return _envelope_class(answer, many)
+
+
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"schema": {"type": kind}, "description": description}
+
+
+_REQUEST_ID: Final = {"X-Request-ID": _header("The id to name when you report a fault.")}
+_RETRY: Final = {"Retry-After": _header("Seconds to wait.", "integer")}
+
+
+class ApiSchema(AutoSchema):
+    """Adds what follows from the view itself: its query, the kind of its ids, 404 of a named object, headers."""
+
+    def get_override_parameters(self) -> list[Any]:
+        query = getattr(self.view, "query_classes", {}).get(self.method)
+        return [query] if query is not None else []
+
+    def _resolve_path_parameters(self, variables: Any) -> list[Any]:
+        found: list[Any] = super()._resolve_path_parameters(variables)  # type: ignore[no-untyped-call]  # untyped there
+        for parameter in found:
+            if parameter["name"] in _ID_PARAMETERS:
+                parameter["schema"] = {"type": "string", "format": "uuid"}
+        return found
+
+    def _get_response_bodies(self, direction: Literal["request", "response"] = "response") -> dict[str, Any]:
+        bodies: dict[str, Any] = super()._get_response_bodies(direction)
+        if "{" in self.path and "404" not in bodies:
+            missing = error_responses(("NOT_FOUND",))[404]
+            bodies["404"] = self._get_response_for_code(missing, "404")  # type: ignore[no-untyped-call]  # untyped there
+        for status, body in bodies.items():
+            body["headers"] = {**body.get("headers", {}), **_REQUEST_ID, **(_RETRY if status in ("429", "503") else {})}
+        return dict(sorted(bodies.items()))

@@ -1,0 +1,138 @@
+"""The database backend `cloud.db`: Django's own for PostgreSQL on our pool and deadlines."""
+
+import threading
+from collections.abc import Iterable
+from typing import Any, Final, Self
+
+import psycopg
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.postgresql import base
+from django.db.backends.postgresql.operations import DatabaseOperations as PostgresOperations
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
+from django.db.backends.postgresql.schema import DatabaseSchemaEditor as PostgresSchemaEditor
+
+from cloud.db.breaker import Breaker
+from cloud.db.connection import DeadlineConnection
+from cloud.db.pool import Pool
+
+_OWN_OPTIONS: Final = ("deadline", "pool_min", "pool_max", "statement_timeout_ms", "lock_timeout_ms")
+_pools: dict[tuple[Any, ...], Pool] = {}
+_pools_lock = threading.Lock()
+
+
+class DatabaseSchemaEditor(PostgresSchemaEditor):
+    """Changes of the schema take the time they take."""
+
+    connection: "DatabaseWrapper"
+
+    def __enter__(self) -> Self:
+        self.connection.make_patient()
+        super().__enter__()
+        return self
+
+
+class DatabaseOperations(PostgresOperations):
+    """Django's, but emptying tables takes the time it takes."""
+
+    connection: "DatabaseWrapper"
+
+    def execute_sql_flush(self, sql_list: Iterable[str]) -> None:
+        self.connection.make_patient()
+        super().execute_sql_flush(sql_list)
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """One thread's connection, taken from the process's pool and given back when Django closes it."""
+
+    SchemaEditorClass = DatabaseSchemaEditor
+    ops_class = DatabaseOperations
+    connection: DeadlineConnection | None
+
+    def get_connection_params(self) -> dict[str, Any]:
+        params = super().get_connection_params()
+        own = {name: params.pop(name) for name in _OWN_OPTIONS if name in params}
+        deadline = own.get("deadline")
+        # An alive server cancels just before the client's deadline, so that only a dead one runs into it.
+        statement, lock = own.get("statement_timeout_ms", 0), own.get("lock_timeout_ms", 0)
+        if deadline:
+            statement = min(statement or deadline * 900, deadline * 900)
+            lock = min(lock or deadline * 750, deadline * 750)
+        params.setdefault("options", f"-c statement_timeout={statement:.0f} -c lock_timeout={lock:.0f}")
+        params.setdefault("connect_timeout", 2)  # libpq's least
+        return params
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> DeadlineConnection:
+        self.isolation_level = IsolationLevel.READ_COMMITTED
+        if self.alias == NO_DB_ALIAS:
+            patient = {**conn_params, "options": "", "connect_timeout": 10}
+            return DeadlineConnection.connect(**patient)
+        self._home = _pool_of(self, conn_params)
+        return self._home.acquire()
+
+    def _close(self) -> None:
+        connection = self.connection
+        if connection is None:
+            return
+        if self.alias == NO_DB_ALIAS:
+            connection.close()
+            return
+        self.connection = None
+        keep = connection.deadline == self.settings_dict["OPTIONS"].get("deadline")
+        if keep and not connection.closed and not connection.autocommit:
+            keep = _reset(connection)
+        self._home.release(connection, keep=keep)
+
+    def make_patient(self) -> None:
+        """Lifts the deadline for the rest of this connection's life, which then ends when Django closes it.
+
+        For work that takes long and has nobody waiting: migrations, flushes, retention.
+        """
+        self.ensure_connection()
+        if self.connection is not None and self.connection.deadline is not None:
+            self.connection.deadline = None
+            with self.cursor() as cursor:
+                cursor.execute("SET statement_timeout = 0")
+
+    def close_pool(self) -> None:
+        """Closes the idle connections to this database, e.g. before it is dropped, or before a fork."""
+        pool = _pools.get(_key(self))
+        if pool is not None:
+            pool.forget_idle()
+
+
+def _reset(connection: DeadlineConnection) -> bool:
+    """Brings a connection back to autocommit; whether that worked."""
+    try:
+        if connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            return False
+        connection.autocommit = True
+    except psycopg.Error:
+        return False
+    return True
+
+
+def _key(wrapper: DatabaseWrapper) -> tuple[Any, ...]:
+    named = wrapper.settings_dict
+    return named["HOST"], named["PORT"], named["NAME"], named["USER"]
+
+
+def _pool_of(wrapper: DatabaseWrapper, conn_params: dict[str, Any]) -> Pool:
+    options = wrapper.settings_dict["OPTIONS"]
+    deadline = options.get("deadline")
+
+    def connect() -> DeadlineConnection:
+        connection = DeadlineConnection.connect(**{**conn_params, "autocommit": True})
+        connection.deadline = deadline
+        return connection
+
+    key = _key(wrapper)
+    with _pools_lock:
+        if key not in _pools:
+            _pools[key] = Pool(
+                connect,
+                low=options.get("pool_min", 0),
+                high=options.get("pool_max", 16),
+                wait=deadline or 30.0,
+                breaker=Breaker(),
+            )
+        return _pools[key]

@@ -1,0 +1,144 @@
+"""What must be true before the API listens: settings, servers, schema, seeds. Each failure is one line and an end.
+
+`prepare()` runs it in a process of its own, so that gunicorn's master stays free of Django and of connections.
+It is `python -m cloud.startup` as well.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import django
+import psycopg
+import redis
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import DatabaseError
+
+from cloud import environment
+
+WAIT_SECONDS: Final = 10.0
+"""product.md: a server that can't be reached within 10 s at start ends the process."""
+_PAUSE_SECONDS: Final = 0.25
+
+
+class StartupError(Exception):
+    """Why the API does not start; the text is the one line for the operator."""
+
+
+def prepare() -> None:
+    """Called by gunicorn's `on_starting`. Ends this process, with the line already written, if anything is missing."""
+    done = subprocess.run([sys.executable, "-m", "cloud.startup"], cwd=environment.BASE_DIR, check=False)
+    if done.returncode:
+        sys.exit(done.returncode if done.returncode > 0 else 1)
+
+
+def prepare_metrics(folder: Path) -> None:
+    """Makes `folder` empty and names it to prometheus_client, before any worker counts anything."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.db"):
+        old.unlink(missing_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def main() -> int:
+    """Checks and prepares everything; the exit status."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloud.settings")
+    try:
+        values = environment.load()
+        wait_for_database(values)
+        wait_for_redis(values)
+        django.setup()
+        prepare_schema(values)
+        if values["SEED_DEMO_DATA"]:
+            call_command("seed")
+    except (environment.SettingError, StartupError, CommandError) as error:
+        print(f"visiona: {error}", file=sys.stderr)  # noqa: T201 - the one line, before logging matters
+        return 1
+    except (DatabaseError, redis.RedisError) as error:
+        reason = _last_line(error)
+        print(f"visiona: the database or Redis failed during the start: {reason}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def wait_for_database(values: Mapping[str, Any]) -> None:
+    """Returns once PostgreSQL answers. Raises StartupError with its address after WAIT_SECONDS."""
+    where = f"{values['DB_USER']}@{values['DB_HOST']}:{values['DB_PORT']}/{values['DB_NAME']}"
+    if not values["DB_HOST"]:
+        raise StartupError("VISIONA_DB_HOST: missing; `make dev` starts an embedded PostgreSQL, the API alone does not")
+
+    def ask() -> None:
+        psycopg.connect(
+            host=values["DB_HOST"],
+            port=values["DB_PORT"],
+            user=values["DB_USER"],
+            password=values["DB_PASSWORD"],
+            dbname=values["DB_NAME"],
+            sslmode=values["DB_SSLMODE"],
+            connect_timeout=2,
+        ).close()
+
+    _wait(f"PostgreSQL at {where}", ask, psycopg.Error)
+
+
+def wait_for_redis(values: Mapping[str, Any]) -> None:
+    """Returns once Redis answers. Raises StartupError with its address after WAIT_SECONDS."""
+    url = values["REDIS_URL"]
+    if not url:
+        raise StartupError("VISIONA_REDIS_URL: missing; `make dev` starts an embedded Valkey, the API alone does not")
+
+    def ask() -> None:
+        with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+            client.ping()
+
+    _wait(f"Redis at {masked(url)}", ask, redis.RedisError)
+
+
+def masked(url: str) -> str:
+    """The URL with `***` in place of its password."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def prepare_schema(values: Mapping[str, Any]) -> None:
+    """Migrates, or refuses to serve an older schema where `VISIONA_DB_AUTO_MIGRATE` is false."""
+    if values["DB_AUTO_MIGRATE"]:
+        call_command("migrate", verbosity=0, interactive=False)
+        return
+    try:
+        call_command("migrate", verbosity=0, check_unapplied=True)
+    except SystemExit:
+        raise StartupError(
+            "the database's schema is older than this release, and VISIONA_DB_AUTO_MIGRATE is false: run make migrate"
+        ) from None
+
+
+def _wait(what: str, ask: Callable[[], None], failure: type[Exception]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            ask()
+        except failure as error:
+            if time.monotonic() + _PAUSE_SECONDS > deadline:
+                raise StartupError(f"{what} cannot be reached: {_last_line(error)}") from None
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
