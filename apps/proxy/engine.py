@@ -18,6 +18,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from apps.common.errors import DomainError
+from apps.common.responses import request_id_of
 from apps.proxy import raw, selectors
 from apps.proxy.answer import BoxAnswer
 from apps.proxy.running import Gate, Running, Watchdog
@@ -113,7 +114,7 @@ def forward(
     running = Running(own.gate, device_id=route.device_id, epoch=route.epoch, user_id=user_id, login=login)
     forwarded = Forward(
         exchange,
-        request_id=raw.request_id_of(request),
+        request_id=request_id_of(request),
         route=route,
         find_route=lambda: selectors.route_of(route.device_id),
         client=client,

@@ -7,28 +7,28 @@ says is its own business, so nothing here can spoil the answer.
 from __future__ import annotations
 
 import json
-import uuid
-from typing import Any, Final
+from typing import Final
 
 import redis.exceptions
 import structlog
 from django.db import Error
 from django.utils import timezone
 
-from apps.proxy import services
+from apps.common.errors import DomainError
+from apps.devices.models import Device
+from apps.devices.services import store_scan
 from apps.tunnels.forwarder import AnswerHead, Buffer
 
 logger = structlog.get_logger(__name__)
 
 MAX_BYTES: Final = 1 << 20
-MAX_FOUND: Final = 256
 
 
 class ScanTap:
     """Keeps the body of a good JSON answer up to MAX_BYTES, and stores what it names before the client has its end."""
 
-    def __init__(self, device_id: str) -> None:
-        self._device_id = device_id
+    def __init__(self, device: Device) -> None:
+        self._device = device
         self._body: bytearray | None = None
 
     def head(self, answer: AnswerHead) -> None:
@@ -47,41 +47,11 @@ class ScanTap:
         """Store. A database that is away costs the copy, not the answer."""
         if not self._body:
             return
-        found = read_scan(bytes(self._body))
-        if found is None:
+        try:
+            payload = json.loads(self._body)
+        except (ValueError, RecursionError):
             return
         try:
-            services.store_scan(device_id=uuid.UUID(self._device_id), found=found, now=timezone.now())
-        except (Error, redis.exceptions.RedisError) as error:
-            logger.warning("scan_not_stored", device=self._device_id, error=type(error).__name__)
-
-
-def read_scan(body: bytes) -> list[dict[str, str]] | None:
-    """The accelerators with a serial in a box's answer, each field as text; None if it is no such answer."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    # The prototype's boxes put their answer into an envelope.
-    data = answer.get("data") if isinstance(answer, dict) and "devices" not in answer else answer
-    devices = data.get("devices") if isinstance(data, dict) else data
-    if not isinstance(devices, list):
-        return None
-    found: dict[str, dict[str, str]] = {}
-    for item in devices[:MAX_FOUND]:
-        if isinstance(item, dict) and (serial := _text(item.get("serial"), 128)):
-            found[serial] = {
-                "serial": serial,
-                "chip": _text(item.get("chip"), 64),
-                "usb_id": _text(item.get("usb_id"), 32),
-                "firmware": _text(item.get("firmware"), 64),
-                "status": _text(item.get("status"), 32),
-            }
-    return list(found.values())
-
-
-def _text(value: Any, limit: int) -> str:
-    """A field as text that PostgreSQL takes; empty for what is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return ""
-    return str(value).replace("\0", "").encode("utf-8", "replace").decode()[:limit]
+            store_scan(self._device, payload, timezone.now())
+        except (Error, redis.exceptions.RedisError, DomainError) as error:
+            logger.warning("scan_not_stored", device=str(self._device.pk), error=type(error).__name__)

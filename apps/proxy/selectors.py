@@ -1,49 +1,26 @@
-"""Which device a request is for, and whether those whose exchanges run may still go on. Reads only, no HTTP."""
+"""Where a device's tunnel is, and whether those whose exchanges run may still go on. Reads only, no HTTP."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
 
 from django.utils import timezone
 
 from apps.accounts import sessions
-from apps.accounts.models import User
-from apps.common.errors import DomainError, not_found
 from apps.devices.models import Device
 from apps.tunnels import registry
 from apps.tunnels.forwarder import Route
-
-
-def named_route(user: User, device_id: uuid.UUID) -> Route:
-    """The tunnel of the user's device. Raises DomainError NOT_FOUND, TUNNEL_DISCONNECTED."""
-    if not Device.objects.filter(pk=device_id, owner=user, deleted_at=None).exists():
-        raise not_found()
-    route = route_of(str(device_id))
-    if route is None:
-        raise DomainError("TUNNEL_DISCONNECTED")
-    return route
-
-
-def only_route(user: User) -> Route:
-    """The tunnel of the user's one online device. Raises DomainError TUNNEL_DISCONNECTED, AMBIGUOUS_DEVICE."""
-    online = registry.lookup_user(str(user.pk))
-    own = Device.objects.filter(pk__in=list(online), owner=user, deleted_at=None) if online else Device.objects.none()
-    found = sorted(str(pk) for pk in own.values_list("pk", flat=True))
-    if not found:
-        raise DomainError("TUNNEL_DISCONNECTED")
-    if len(found) > 1:
-        raise DomainError("AMBIGUOUS_DEVICE", details={"devices": found})
-    return _route(online[found[0]])
+from apps.tunnels.registry import Entry
 
 
 def route_of(device_id: str) -> Route | None:
-    """The registry's present word on a device; None: offline."""
+    """The registry's present word on a device; None: offline. Raises the errors of Redis."""
     entry = registry.lookup([device_id]).get(device_id)
-    return None if entry is None else _route(entry)
+    return None if entry is None else as_route(entry)
 
 
-def _route(entry: registry.Entry) -> Route:
+def as_route(entry: Entry) -> Route:
+    """What the forwarder needs of a registry entry."""
     return Route(entry.device_id, entry.node_url, entry.session, entry.epoch)
 
 

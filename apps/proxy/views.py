@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.permissions import IsAuthenticated
-from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.common.api import id_or_404
 from apps.common.errors import DomainError, invalid
+from apps.devices.selectors import Target, choose_device, device_of, target_of
 from apps.proxy import engine, raw, selectors
 from apps.proxy.scan import ScanTap
-from apps.tunnels.forwarder import Route, Tap, own_params
+from apps.tunnels.forwarder import Tap, own_params
 
 _MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
 _SCAN_PATH: Final = b"/api/devices/scan"
@@ -55,31 +55,36 @@ class ProxyView(APIView):
         """Path for path to the device that `X-Device-Id`, then `?device_id=`, names, or to the only one online."""
         return self.carry(request, self.chosen(request))
 
-    def chosen(self, request: HttpRequest) -> Route:
-        """The route of the device that the request names. Raises DomainError 404, 409, 503."""
-        user = self.request.user
-        named = request.headers.get("X-Device-Id") or own_params(raw.raw_target(request)).device_id
-        if named is None:
-            return selectors.only_route(user)
-        return selectors.named_route(user, id_or_404(named))
+    @property
+    def user(self) -> User:
+        """Who asks; strangers were refused before."""
+        return cast("User", self.request.user)
+
+    def chosen(self, request: HttpRequest) -> Target:
+        """The device that the request names, or the only one online. Raises DomainError 404, 409, 503."""
+        return choose_device(
+            self.user.pk,
+            header=request.headers.get("X-Device-Id"),
+            query=own_params(raw.raw_target(request)).device_id,
+        )
 
     def carry(
         self,
         request: HttpRequest,
-        route: Route,
+        target: Target,
         *,
-        target: bytes | None = None,
+        path: bytes | None = None,
         mount: bytes = b"",
         tap: Tap | None = None,
     ) -> HttpResponseBase:
-        """Run the exchange as the request's user."""
+        """Run it as the request's user. `path` replaces the raw target; `mount` is what the box does not see."""
         login = self.request.auth
         return engine.forward(
             request,
-            route,
-            user_id=str(self.request.user.pk),
+            selectors.as_route(target.entry),
+            user_id=str(self.user.pk),
             login=login.token_hash if isinstance(login, LoginSession) else "",
-            target=target,
+            target=path,
             mount=mount,
             tap=tap,
         )
@@ -93,11 +98,11 @@ class DeviceProxyView(ProxyView):
     """`/api/devices/{id}/proxy/{path}`: the generic proxy to the agent's local server."""
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
-        route = selectors.named_route(self.request.user, id_or_404(kwargs["device_id"]))
+        device = device_of(self.user.pk, id_or_404(kwargs["device_id"]))
         match = _MOUNT.match(raw.raw_target(request))
         if match is None:  # Django decodes before it routes: `/api/%64evices/…` comes here too
             raise DomainError("BAD_REQUEST")
-        return self.carry(request, route, mount=match.group())
+        return self.carry(request, target_of(device), mount=match.group())
 
 
 class ScanView(ProxyView):
@@ -106,11 +111,11 @@ class ScanView(ProxyView):
     methods = frozenset({"GET", "POST"})
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
-        route = self.chosen(request)
+        chosen = self.chosen(request)
         if request.GET.getlist("device_id") == ["all"]:
             raise invalid(device_id="Name one device by its id.")
         _, mark, query = raw.raw_target(request).partition(b"?")
-        return self.carry(request, route, target=_SCAN_PATH + mark + query, tap=ScanTap(route.device_id))
+        return self.carry(request, chosen, path=_SCAN_PATH + mark + query, tap=ScanTap(chosen.device))
 
 
 class SocketView(ProxyView):
