@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tunnel.http import AnswerCut, Exchange, ExchangeError, Field, RequestHead, ResponseReader, Via
 
@@ -62,7 +62,23 @@ def read(
             body += b"".join(reader.receive(part))
         if end and not reader.complete:
             reader.receive_end()
+    except ExchangeError as raised:
+        error: ExchangeError | None = raised
+    else:
+        error = None
+    assert error is None or (reader.head is not None) == isinstance(error, AnswerCut)
+    return reader, body, error
+
+
+def feed_all(feed: Callable[[bytes], object], parts: Iterable[bytes]) -> int:
+    """Call `feed` with each part; how many bytes were taken."""
+    return sum(len(part) for part in parts if feed(part) is not NotImplemented)
+
+
+def refusal(call: Callable[[], object]) -> ExchangeError | None:
+    """The error of ours that `call` raises, if any."""
+    try:
+        call()
     except ExchangeError as error:
-        assert (reader.head is not None) == isinstance(error, AnswerCut)
-        return reader, body, error
-    return reader, body, None
+        return error
+    return None

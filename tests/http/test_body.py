@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.http.helpers import DELIVERIES, Delivery
+from tests.http.helpers import DELIVERIES, Delivery, feed_all
 from tunnel.http.body import LAST_CHUNK, ChunkedReader, FramingError, LengthReader, UntilCloseReader, encode_chunk
 
 
@@ -63,8 +63,7 @@ def test_chunks_are_taken_apart(raw: bytes, body: bytes, delivery: Delivery) -> 
 def test_what_is_no_chunk_is_refused(raw: bytes, delivery: Delivery) -> None:
     reader = chunked()
     with pytest.raises(FramingError):
-        for part in delivery(raw):
-            reader.feed(part)
+        feed_all(reader.feed, delivery(raw))
     assert not reader.done
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.helpers import DELIVERIES, DEVICE, MOUNT, Delivery, head, sent_fields, via
+from tests.http.helpers import DELIVERIES, DEVICE, MOUNT, Delivery, feed_all, head, sent_fields, via
 from tunnel.http import CHUNKED, METHODS, Exchange, Field, Limits, ProxyError, RequestHead, RequestParser
 
 
@@ -395,8 +395,7 @@ def test_an_upgrade_head_is_read() -> None:
 def test_a_bad_raw_head_is_refused(raw: bytes, status: int, delivery: Delivery) -> None:
     parser = RequestParser()
     with pytest.raises(ProxyError) as caught:
-        for part in delivery(raw):
-            parser.feed(part)
+        feed_all(parser.feed, delivery(raw))
     assert caught.value.status == status
     assert parser.head is None
 

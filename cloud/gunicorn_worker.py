@@ -1,0 +1,360 @@
+"""gunicorn's threaded worker, as the API needs it (what of gunicorn 27 made that necessary: docs/decisions).
+
+Its main thread gathers heads without blocking, so that half-sent ones hold no thread; a thread gets a connection only
+with a whole head. Refusals before the view are the JSON envelope. A view finds the raw head in the environ
+(`visiona.raw_headers`, `visiona.raw_target`) and may borrow the connection (`visiona.connection`, cloud.takeover).
+It speaks HTTP/1 only and no TLS: that is the reverse proxy's part. It knows nothing of Django.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final
+
+from gunicorn.http import wsgi
+from gunicorn.http.errors import NoMoreData
+from gunicorn.http.parser import RequestParser
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from cloud.gunicorn_http import ApiRequest, ApiResponse, HeadGate, Refusal, WatchedBody, refusal_of
+from cloud.takeover import Takeover
+from tunnel.contract import request_id_from
+
+IO_SECONDS: Final = 60.0
+"""To hand one piece of an answer to a client; one that takes longer is gone for us."""
+LINGER_SECONDS: Final = 2.0
+"""After the last answer the client's rest is read away this long, so that no reset overtakes the answer."""
+DRAIN_SECONDS: Final = 2.0
+DRAIN_BYTES: Final = 64 * 1024
+_READ: Final = 64 * 1024
+_ACCEPTS: Final = 32  # connections taken in one turn of the loop
+_RESET = struct.pack("ii", 1, 0)
+
+
+class ApiParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's parser with our request class."""
+
+    mesg_class = ApiRequest
+
+
+class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
+    """A client's connection, owned by the main thread or, between `enqueue_req` and `finish_request`, by a worker's."""
+
+    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
+        super().__init__(cfg, sock, client, server)
+        self.gate = HeadGate()
+        self.initialized = True
+        self.parser = ApiParser(cfg, sock, client)
+        self.reset = False
+        """To be closed by a reset: an answer was cut."""
+
+
+class Waiting:
+    """Connections that wait for the same kind of event, in the order of their deadlines."""
+
+    def __init__(self) -> None:
+        self._until: dict[Connection, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def add(self, conn: Connection, until: float) -> None:
+        """Until must not be before that of the last one added."""
+        self._until[conn] = until
+
+    def remove(self, conn: Connection) -> bool:
+        """Whether it was waiting here."""
+        return self._until.pop(conn, None) is not None
+
+    def oldest(self) -> Connection | None:
+        """The one that waits longest."""
+        return next(iter(self._until), None)
+
+    def expired(self, now: float) -> list[Connection]:
+        """Those whose deadline has passed; they stay until removed."""
+        late = []
+        for conn, until in self._until.items():
+            if until > now:
+                break
+            late.append(conn)
+        return late
+
+    def cap(self, until: float) -> None:
+        """No deadline later than this."""
+        for conn, own in self._until.items():
+            self._until[conn] = min(own, until)
+
+    def all(self) -> list[Connection]:
+        """A copy."""
+        return list(self._until)
+
+
+class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """The worker class; `worker_class = "cloud.gunicorn_worker.ApiWorker"`."""
+
+    head_seconds = 10.0
+    """For a whole head, from its first byte or, on a new connection, from accept."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._heads = Waiting()  # a request begun, or a new connection
+        self._idle = Waiting()  # kept alive between requests
+        self._lingering = Waiting()  # answered and half-closed
+
+    # --- the main thread: from accept to a whole head -----------------------------------------------------------------
+    def accept(self, listener: socket.socket) -> None:
+        """Take what waits at the listener. Over `worker_connections` idle ones give way."""
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            self.nr_conns += 1
+            conn = Connection(self.cfg, sock, address, listener.getsockname())
+            self._await_head(conn)
+            if self.nr_conns >= self.worker_connections:
+                oldest = self._idle.oldest()
+                if oldest is None:
+                    return
+                self._idle.remove(oldest)
+                self._drop(oldest)
+
+    def _await_head(self, conn: Connection) -> None:
+        """Read the head as it comes; what is there already, at once."""
+        self._heads.add(conn, time.monotonic() + self.head_seconds)
+        self._watch(conn, self._read_head)
+        self._read_head(conn, conn.sock)
+
+    def _watch(self, conn: Connection, callback: Callable[[Connection, Any], None]) -> None:
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(callback, conn))
+
+    def _unwatch(self, conn: Connection) -> None:
+        try:
+            self.poller.unregister(conn.sock)
+        except (KeyError, ValueError):
+            return  # it was not watched, or its descriptor is gone
+
+    def _read_head(self, conn: Connection, _sock: Any) -> None:
+        try:
+            data = conn.sock.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._heads.remove(conn)
+            self._drop(conn)
+        elif conn.gate.feed(data):
+            self._heads.remove(conn)
+            self._unwatch(conn)
+            self.enqueue_req(conn)
+
+    def _idle_readable(self, conn: Connection, _sock: Any) -> None:
+        """The next request begins, or the client leaves: from here the head's own time runs."""
+        self._idle.remove(conn)
+        self._unwatch(conn)
+        self._await_head(conn)
+
+    def _drop(self, conn: Connection) -> None:
+        self._unwatch(conn)
+        self.nr_conns -= 1
+        conn.close()
+
+    # --- the main thread: after a thread had the connection -----------------------------------------------------------
+    def finish_request(self, conn: Connection, fs: Any) -> None:
+        """Keep the connection for the next request, or end it without waiting for the client."""
+        error = None if fs.cancelled() else fs.exception()
+        if error is not None:
+            self.log.critical("worker thread failed: %r", error)
+        keep = not fs.cancelled() and error is None and fs.result()
+        try:
+            conn.sock.setblocking(False)
+            if conn.reset:
+                conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self._drop(conn)
+            elif keep:
+                self._keep(conn)
+            else:
+                self._linger(conn)
+        except OSError:  # the client reset it, or a view closed it
+            self._drop(conn)
+
+    def _keep(self, conn: Connection) -> None:
+        early = conn.parser.unreader.take_buffered()
+        if early and conn.gate.feed(early):
+            self.enqueue_req(conn)
+        elif early:
+            self._await_head(conn)
+        else:
+            seconds = float(self.cfg.keepalive) if self.alive else LINGER_SECONDS
+            self._idle.add(conn, time.monotonic() + seconds)
+            self._watch(conn, self._idle_readable)
+
+    def _linger(self, conn: Connection) -> None:
+        conn.sock.shutdown(socket.SHUT_WR)
+        self._lingering.add(conn, time.monotonic() + LINGER_SECONDS)
+        self._watch(conn, self._read_away)
+
+    def _read_away(self, conn: Connection, _sock: Any) -> None:
+        try:
+            if conn.sock.recv(_READ):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass  # reset by the client: gone as well
+        self._lingering.remove(conn)
+        self._drop(conn)
+
+    # --- the main thread: time ----------------------------------------------------------------------------------------
+    def murder_pending(self) -> None:
+        """Every second or sooner: heads that are late get 408, connections that said nothing are closed."""
+        now = time.monotonic()
+        for conn in self._heads.expired(now):
+            self._heads.remove(conn)
+            self._refuse_late(conn)
+        for conn in self._lingering.expired(now):
+            self._lingering.remove(conn)
+            self._drop(conn)
+
+    def _refuse_late(self, conn: Connection) -> None:
+        if not conn.gate.begun:
+            self._drop(conn)
+            return
+        refusal = Refusal("REQUEST_TIMEOUT", "the head did not come in time")
+        request_id = conn.gate.request_id
+        self._unwatch(conn)
+        try:
+            conn.sock.send(refusal.response(request_id))  # an empty socket buffer takes it at once
+            self._linger(conn)
+        except OSError:
+            self._drop(conn)
+        self._log_refusal(conn, refusal, request_id)
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Close what was idle too long; all of it when the worker ends."""
+        for conn in self._idle.all() if force else self._idle.expired(time.monotonic()):
+            self._idle.remove(conn)
+            self._drop(conn)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """The worker stops: idle connections and heads not yet begun go soon, or the grace would be theirs."""
+        self._idle.cap(deadline)
+        self._heads.cap(deadline)
+
+    # --- a worker's thread --------------------------------------------------------------------------------------------
+    def handle(self, conn: Connection) -> bool:
+        """One request, its head being whole. Whether the connection stays."""
+        conn.sock.settimeout(IO_SECONDS)
+        request_id, refusal = conn.gate.request_id, conn.gate.refusal
+        conn.parser.unreader.unread(conn.gate.take())
+        if refusal is not None:
+            return self._refuse(conn, refusal, request_id)
+        try:
+            request = next(conn.parser)
+        except (StopIteration, NoMoreData):
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever a parser raises must become an answer
+            return self._refuse(
+                conn, refusal_of(error) or self._crash("a head could not be read", error, request_id), request_id
+            )
+        try:
+            return self.handle_request(request, conn) and self._drained(conn, request)
+        except OSError as error:
+            self.log.debug("the client left: %s", error)
+            return False
+
+    def handle_request(self, req: ApiRequest, conn: Connection) -> bool:
+        """Run the app. Whether the connection may stay. Raises OSError of the client's connection."""
+        started = time.monotonic()
+        self.cfg.pre_request(self, req)
+        resp, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, response_class=ApiResponse)
+        req.request_id = request_id_from(environ.get("HTTP_X_REQUEST_ID"))
+        loan = Takeover(req, resp, conn.sock)
+        resp.loan = loan
+        resp.worker = self
+        environ.update(
+            {
+                "wsgi.multithread": True,
+                "HTTP_X_REQUEST_ID": req.request_id,
+                "visiona.raw_headers": req.raw_headers,
+                "visiona.raw_target": req.raw_target,
+                "visiona.connection": loan,
+            }
+        )
+        try:
+            self._run_app(environ, resp)
+        except Exception as error:
+            if isinstance(error, OSError) and resp.headers_sent and req.fault is None:
+                conn.reset = True
+                raise
+            return self._failed(conn, req, resp, error)
+        finally:
+            self.log.access(resp, req, environ, timedelta(seconds=time.monotonic() - started))
+            self.cfg.post_request(self, req, environ, resp)
+        return not resp.should_close()
+
+    def _run_app(self, environ: dict[str, Any], resp: ApiResponse) -> None:
+        body = self.wsgi(environ, resp.start_response)
+        try:
+            if isinstance(body, environ["wsgi.file_wrapper"]):
+                resp.write_file(body)
+            else:
+                for item in body:
+                    resp.write(item)
+            resp.close()
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+
+    def _failed(self, conn: Connection, req: ApiRequest, resp: ApiResponse, error: Exception) -> bool:
+        """The app raised. What was not begun is told; what was begun is cut by a reset, never ended cleanly."""
+        facts = _named(req.request_id)
+        if resp.loan.open:
+            resp.loan.cut()
+            self.log.error("a view failed with its client's connection in hand", exc_info=error, extra=facts)
+            return False
+        if resp.headers_sent:
+            conn.reset = True
+            self.log.error("an answer was cut", exc_info=error, extra=facts)
+            return False
+        refusal = req.fault or self._crash("the app failed", error, req.request_id)
+        return self._refuse(conn, refusal, req.request_id, head_only=req.method == "HEAD")
+
+    def _drained(self, conn: Connection, req: ApiRequest) -> bool:
+        """Whether the request's body is out of the way of the next request."""
+        if req.fault is not None or req.abandoned:
+            return False
+        if isinstance(req.body, WatchedBody):
+            req.continued = True
+            req.body.drain_until = time.monotonic() + DRAIN_SECONDS
+        return bool(conn.parser.finish_body(max_bytes=DRAIN_BYTES))
+
+    def _crash(self, what: str, error: Exception, request_id: str) -> Refusal:
+        self.log.error(what, exc_info=error, extra=_named(request_id))
+        return Refusal("INTERNAL_ERROR", what)
+
+    def _refuse(self, conn: Connection, refusal: Refusal, request_id: str, *, head_only: bool = False) -> bool:
+        """Answer in the envelope; the connection closes."""
+        self._log_refusal(conn, refusal, request_id)
+        try:
+            conn.sock.sendall(refusal.response(request_id, head_only=head_only))
+        except OSError as error:
+            self.log.debug("the client left before its refusal: %s", error)
+        return False
+
+    def _log_refusal(self, conn: Connection, refusal: Refusal, request_id: str) -> None:
+        address = conn.client[0] if isinstance(conn.client, tuple) else ""
+        facts = _named(request_id) | {"code": refusal.code, "status": refusal.status, "address": address}
+        facts["detail"] = str(refusal)
+        self.log.info("request refused", extra=facts)
+
+
+def _named(request_id: str) -> dict[str, Any]:
+    return {"request_id": request_id}
