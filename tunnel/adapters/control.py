@@ -6,7 +6,7 @@ It does not know sessions, batching or when to retry. Every failure to get a pro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -128,7 +128,9 @@ class ControlPlane:
         try:
             # httpx's timeouts are per read; a server that drips bytes would never meet them
             with trio.fail_after(self._seconds):
-                answer = await self._client.request(method, url, content=body)
+                request = self._client.build_request(method, url, content=body)
+                request.stream = _Body(body or b"")
+                answer = await self._client.send(request)
         except trio.TooSlowError:
             raise ControlUnavailable(f"no answer within {self._seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -136,6 +138,29 @@ class ControlPlane:
         if missing_is_fine and answer.status_code == 404:
             return None
         return _data(answer)
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body in one piece. httpx's own is an async generator, which a cancelled call leaves half way."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._body)
+
+
+class _Once:
+    def __init__(self, body: bytes) -> None:
+        self._left = [body] if body else []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 def _data(answer: httpx.Response) -> Any:
