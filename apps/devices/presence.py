@@ -36,6 +36,13 @@ logger = structlog.get_logger(__name__)
 SEEN_EVERY: Final = dt.timedelta(seconds=30)
 """How far `last_seen_at` of a device that stays online may lag: writing it every 5 s would rewrite every row."""
 _BATCH: Final = 1000
+_BARRED: Final = (
+    Q(deleted_at__isnull=False)
+    | Q(owner__is_active=False)
+    | ~Exists(SessionToken.objects.filter(device_id=OuterRef("pk"), revoked_at=None))
+    & ~Exists(PairingToken.objects.filter(device_id=OuterRef("pk"), status=PairingStatus.PAIRED))
+)
+"""That a device may have no tunnel: unpaired, of a disabled user, or without a good token."""
 
 
 # --- heartbeats -------------------------------------------------------------------------------------------------------
@@ -68,31 +75,33 @@ def heartbeat(beat: Heartbeat, *, now: dt.datetime) -> HeartbeatAnswer:
 
 def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, CloseOrder]:
     """Check the full list against PostgreSQL in one query, write what is good, take out what is not listed."""
-    ids = {fact["device_id"] for fact in listed}
-    known = {str(row[0]): row[1] for row in Device.objects.filter(id__in=ids).values_list("id", "epoch")}
-    closes = _orders({fact["session"]: fact["device_id"] for fact in listed})
-    good = []
+    rows = Device.objects.filter(id__in={fact["device_id"] for fact in listed}).annotate(barred=_BARRED)
+    known = {str(device.id): device for device in rows.select_related("owner")}
+    closes, good = {}, []
     for fact in listed:
-        epoch = known.get(fact["device_id"])
-        if epoch is None:
-            closes[fact["session"]] = CloseOrder(session=fact["session"], code=CLOSE_REVOKED, reason="revoked")
-        elif fact["epoch"] < epoch:
-            closes.setdefault(
-                fact["session"], CloseOrder(session=fact["session"], code=CLOSE_REPLACED, reason="replaced")
+        device = known.get(fact["device_id"])
+        order: tuple[int, str] | None = None
+        if device is None:
+            order = CLOSE_REVOKED, "revoked"
+        elif device.barred:
+            order = close_code(device)
+        elif fact["epoch"] < device.epoch:
+            order = CLOSE_REPLACED, "replaced"
+        if order is not None:
+            closes[fact["session"]] = CloseOrder(session=fact["session"], code=order[0], reason=order[1])
+            continue
+        good.append(
+            registry.Session(
+                device_id=fact["device_id"],
+                session=fact["session"],
+                epoch=fact["epoch"],
+                user_id=fact["user_id"],
+                connected_at=fact["connected_at"],
+                address=fact["address"],
+                agent=fact["agent"],
+                features=tuple(fact["features"]),
             )
-        elif fact["session"] not in closes:
-            good.append(
-                registry.Session(
-                    device_id=fact["device_id"],
-                    session=fact["session"],
-                    epoch=fact["epoch"],
-                    user_id=fact["user_id"],
-                    connected_at=fact["connected_at"],
-                    address=fact["address"],
-                    agent=fact["agent"],
-                    features=tuple(fact["features"]),
-                )
-            )
+        )
     registry.put(node, good)
     registry.remove_missing(node, {fact["session"] for fact in listed})
     return closes
@@ -112,13 +121,7 @@ def _orders(held: Mapping[str, str]) -> dict[str, CloseOrder]:
 
 def must_close(device_ids: Iterable[str]) -> QuerySet[Device]:
     """Those of the devices that may have no tunnel: unpaired, without a good token, or of a disabled user."""
-    sessions = SessionToken.objects.filter(device_id=OuterRef("pk"), revoked_at=None)
-    pairing = PairingToken.objects.filter(device_id=OuterRef("pk"), status=PairingStatus.PAIRED)
-    return (
-        Device.objects.filter(id__in=set(device_ids))
-        .filter(Q(deleted_at__isnull=False) | Q(owner__is_active=False) | (~Exists(sessions) & ~Exists(pairing)))
-        .select_related("owner")
-    )
+    return Device.objects.filter(_BARRED, id__in=set(device_ids)).select_related("owner")
 
 
 def close_code(device: Device) -> tuple[int, str]:

@@ -1,0 +1,128 @@
+"""What the device routes take and answer."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+from rest_framework import serializers
+
+from apps.common.fields import TextField
+from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
+from apps.tunnels.registry import Entry
+
+MAX_METADATA_BYTES: Final = 16_384
+SERIAL: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}\Z")
+
+
+class MetadataField(serializers.JSONField):
+    """A JSON object of at most 16 KiB, for what the front end wants to keep with a device."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise serializers.ValidationError("Must be an object.")
+        raw = orjson.dumps(data)
+        if len(raw) > MAX_METADATA_BYTES:
+            raise serializers.ValidationError(f"May have {MAX_METADATA_BYTES} bytes of JSON at most.")
+        if b"\\u0000" in raw:
+            raise serializers.ValidationError("Null characters are not allowed.")
+        return super().to_internal_value(data)
+
+
+class SerialField(TextField):
+    """A serial number: 1 to 128 printable characters."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=128, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        if not SERIAL.match(text):
+            raise serializers.ValidationError("Printable characters only.")
+        return text
+
+
+class RegisterBody(serializers.Serializer[Any]):
+    serial = SerialField()
+    name = TextField(max_length=200, allow_blank=True, default="", help_text="Empty: the serial.")
+    chip = TextField(max_length=64, allow_blank=True, default="")
+    metadata = MetadataField(default=dict)
+
+
+class ChangeBody(serializers.Serializer[Any]):
+    name = TextField(max_length=200, required=False)
+    metadata = MetadataField(required=False, help_text="Replaces what was there.")
+
+
+class DeviceSerializer(serializers.ModelSerializer[Device]):
+    """A device. `link_status` is the registry's word; the context's `entries` hold the devices that are online."""
+
+    link_status = serializers.SerializerMethodField()
+    connected_at = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Device
+        fields = (
+            "id",
+            "name",
+            "serial",
+            "chip",
+            "firmware",
+            "agent_version",
+            "address",
+            "link_status",
+            "device_status",
+            "connected_at",
+            "last_seen_at",
+            "metadata",
+            "created_at",
+            "updated_at",
+        )
+        extra_kwargs: Mapping[str, Any] = {
+            "device_status": {"choices": DeviceStatus.choices},
+            "agent_version": {"help_text": "`name/version` that the agent says; empty for one that says nothing."},
+        }
+
+    def get_link_status(self, device: Device) -> LinkStatus:
+        return LinkStatus.ONLINE if self._entry(device) else LinkStatus.OFFLINE
+
+    def get_connected_at(self, device: Device) -> dt.datetime | None:
+        entry = self._entry(device)
+        return dt.datetime.fromisoformat(entry.connected_at) if entry else None
+
+    def _entry(self, device: Device) -> Entry | None:
+        entries: Mapping[str, Entry] = self.context["entries"]
+        return entries.get(str(device.id))
+
+
+class PairedDevice(serializers.Serializer[Any]):
+    device_id = serializers.UUIDField()
+    name = serializers.CharField()
+    serial = serializers.CharField(allow_null=True)
+    connected = serializers.BooleanField(help_text="The registry's word, at once.")
+    connected_at = serializers.DateTimeField(allow_null=True)
+    agent_version = serializers.CharField()
+    address = serializers.CharField()
+    last_seen_at = serializers.DateTimeField(allow_null=True)
+
+
+class PairingStatusAnswer(serializers.Serializer[Any]):
+    connected = serializers.BooleanField(help_text="Whether any of them is.")
+    devices = PairedDevice(many=True)
+
+
+class AcceleratorSerializer(serializers.ModelSerializer[Accelerator]):
+    class Meta:
+        model = Accelerator
+        fields = ("id", "serial", "chip", "usb_id", "firmware", "status", "seen_at", "created_at")
+
+
+class DeviceEventSerializer(serializers.ModelSerializer[DeviceEvent]):
+    detail = serializers.JSONField(help_text="For `disconnected`: `reason`, `code`, bytes and streams of the session.")
+
+    class Meta:
+        model = DeviceEvent
+        fields = ("id", "at", "action", "actor", "address", "request_id", "detail")
