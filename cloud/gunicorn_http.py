@@ -24,10 +24,8 @@ HEAD_BYTES: Final = 32 * 1024
 HEAD_FIELDS: Final = 100
 TARGET_BYTES: Final = 8 * 1024
 CHUNK_LINE: Final = 1024
-BODY_GRACE_SECONDS: Final = 20.0
 BODY_MIN_RATE: Final = 512
-"""Bytes a second. A body read by the view must come whole within the grace and the time that this rate allows its
-bytes so far: so that a client which sends one byte now and then holds no thread for ever."""
+"""Bytes a second that a body must come at, once its grace is over: one byte now and then holds no thread for ever."""
 
 _REASONS: Final = {
     400: "Bad Request",
@@ -198,6 +196,9 @@ class StrictChunks(ChunkedReader):  # type: ignore[misc]  # gunicorn has no type
 class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
     """`wsgi.input`: asks for the body with `100 Continue` when it is first read, bounds it in time, notes its fault."""
 
+    grace_seconds = 20.0
+    """From the first read, besides the time that BODY_MIN_RATE allows the bytes received."""
+
     def __init__(self, reader: Any, request: ApiRequest, sock: socket.socket) -> None:
         super().__init__(reader)
         self._request = request
@@ -217,7 +218,7 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
             if request.expects_continue and not request.continued and self._length != 0:
                 request.continued = True
                 self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        until = self._started + BODY_GRACE_SECONDS + self._received / BODY_MIN_RATE
+        until = self._started + self.grace_seconds + self._received / BODY_MIN_RATE
         if self.drain_until is not None:
             until = min(until, self.drain_until)
         self._sock.settimeout(max(0.001, until - now))
@@ -318,10 +319,13 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
 class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
     """An answer with the app's own Server and Date, if any; a refusal stands in for it where the body failed."""
 
+    headers: list[tuple[str, str]]
     loan: Any = None
     """The `Takeover` of the request, whose state decides whether anything may be written here."""
     worker: Any = None
     """The worker, whose `alive` is asked when the head goes out: one that stops announces the connection's end."""
+    client_gone = False
+    """The client took no more; set before the error goes on, to tell it from the app's own errors."""
     _replaced: bytes | None = None
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -364,7 +368,18 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
         """Write the head, once, and never into a connection that a view took and did not give back."""
         if self.loan is not None and self.loan.open:
             self.loan.cut()
-        super().send_headers()
+        try:
+            super().send_headers()
+        except OSError:
+            self.client_gone = True
+            raise
+
+    def _emit_body(self, data: bytes) -> None:
+        try:
+            super()._emit_body(data)
+        except OSError:
+            self.client_gone = True
+            raise
 
     def default_headers(self) -> list[str]:
         """No `Server` of ours (a box's own passes), and `Date` only where the app has none."""

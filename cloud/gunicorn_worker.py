@@ -1,9 +1,10 @@
-"""gunicorn's threaded worker, as the API needs it (what of gunicorn 27 made that necessary: docs/decisions).
+"""gunicorn's threaded worker, as the API needs it.
 
-Its main thread gathers heads without blocking, so that half-sent ones hold no thread; a thread gets a connection only
-with a whole head. Refusals before the view are the JSON envelope. A view finds the raw head in the environ
-(`visiona.raw_headers`, `visiona.raw_target`) and may borrow the connection (`visiona.connection`, cloud.takeover).
-It speaks HTTP/1 only and no TLS: that is the reverse proxy's part. It knows nothing of Django.
+gunicorn 27 itself answers in HTML before the view, lets half-sent heads block threads, joins repeated fields, drops
+those with `_`, and writes a 500 into a connection that a view took over. Here the main thread gathers heads without
+blocking, and a thread gets a connection only with a whole head; refusals before the view are the JSON envelope; a view
+finds the raw head in the environ (`visiona.raw_headers`, `visiona.raw_target`) and may borrow the connection
+(`visiona.connection`, cloud.takeover). It speaks HTTP/1 only and no TLS: that is the reverse proxy's part. It knows nothing of Django.
 """
 
 from __future__ import annotations
@@ -238,7 +239,11 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._log_refusal(conn, refusal, request_id)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close what was idle too long; all of it when the worker ends."""
+        """Close what was idle too long; all of it when the worker ends; the oldest where every place is taken."""
+        oldest = self._idle.oldest()
+        if oldest is not None and self.nr_conns >= self.worker_connections:
+            self._idle.remove(oldest)
+            self._drop(oldest)
         for conn in self._idle.all() if force else self._idle.expired(time.monotonic()):
             self._idle.remove(conn)
             self._drop(conn)
@@ -290,10 +295,7 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         )
         try:
             self._run_app(environ, resp)
-        except Exception as error:
-            if isinstance(error, OSError) and resp.headers_sent and req.fault is None:
-                conn.reset = True
-                raise
+        except Exception as error:  # noqa: BLE001 - the last resort: whatever an app raises must become an answer
             return self._failed(conn, req, resp, error)
         finally:
             self.log.access(resp, req, environ, timedelta(seconds=time.monotonic() - started))
@@ -316,6 +318,10 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _failed(self, conn: Connection, req: ApiRequest, resp: ApiResponse, error: Exception) -> bool:
         """The app raised. What was not begun is told; what was begun is cut by a reset, never ended cleanly."""
         facts = _named(req.request_id)
+        if resp.client_gone:
+            conn.reset = True
+            self.log.debug("the client left", extra=facts)
+            return False
         if resp.loan.open:
             resp.loan.cut()
             self.log.error("a view failed with its client's connection in hand", exc_info=error, extra=facts)

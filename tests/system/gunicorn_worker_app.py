@@ -8,13 +8,19 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from cloud.gunicorn_http import WatchedBody
 from cloud.gunicorn_worker import ApiWorker
 
 
 class HurriedWorker(ApiWorker):
-    """As in production, but a head must come within one second."""
+    """As in production, but a head must come within one second, and so must a body."""
 
     head_seconds = 1.0
+
+    def init_process(self) -> None:
+        """In the worker's process, before it serves."""
+        WatchedBody.grace_seconds = 1.0
+        super().init_process()
 
 
 def _read(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -89,6 +95,9 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         return _borrow(environ, start_response)
     if path == "/crash":
         raise RuntimeError("a crash with ?ticket=secret")
+    if path == "/endless":
+        start_response("200 OK", [])
+        return iter(lambda: b"x" * 65536, b"")
     if path == "/slow":
         time.sleep(1.5)
     if path == "/own":

@@ -21,10 +21,12 @@ import pytest
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 4
+CONFIG = "tests/system/gunicorn_worker_conf.py"
+COMMAND = [sys.executable, "-m", "gunicorn", "-c", CONFIG, "tests.system.gunicorn_worker_app:app"]
 
 
 class Server:
-    def __init__(self, log: Path, worker: str = "HurriedWorker") -> None:
+    def __init__(self, log: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.log = log
@@ -36,12 +38,8 @@ class Server:
             "VISIONA_LOG_LEVEL": "debug",
             "HOME": str(log.parent),
         }
-        command = [sys.executable, "-m", "gunicorn", "-c", "cloud/gunicorn.conf.py"]
-        command += ["--worker-class", f"tests.system.gunicorn_worker_app.{worker}"]
         with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [*command, "tests.system.gunicorn_worker_app:app"], cwd=ROOT, env=environ, stdout=out, stderr=out
-            )
+            self.process = subprocess.Popen(COMMAND, cwd=ROOT, env=environ, stdout=out, stderr=out)
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + 30
@@ -317,6 +315,27 @@ def test_a_connection_that_says_nothing_is_closed_without_a_word(server: Server)
         assert read_all(sock) == b""
 
 
+def test_idle_connections_give_way_to_new_ones(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):  # of the 40 places that the settings of this test have
+            sock = stack.enter_context(server.connect())
+            sock.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+            assert read_answer(sock)[2] == b"ok"
+
+
+def test_a_client_that_leaves_within_the_answer(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"GET /endless HTTP/1.1\r\nX-Request-ID: left\r\n" + HOST + b"\r\n")
+        sock.recv(1000)
+    deadline = time.monotonic() + 5
+    while not [
+        line for line in server.lines() if (line["event"], line.get("request_id")) == ("the client left", "left")
+    ]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not [line for line in server.lines() if line.get("request_id") == "left" and line["level"] == "error"]
+
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +363,12 @@ def test_a_body_cut_short_is_not_taken_for_whole(server: Server) -> None:
         sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
         sock.shutdown(socket.SHUT_WR)
         check_refusal(read_all(sock), 400, "BAD_REQUEST")
+
+
+def test_a_body_that_comes_too_slowly_is_408(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"POST /read HTTP/1.1\r\nX-Request-ID: late\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
+        assert check_refusal(read_all(sock), 408, "REQUEST_TIMEOUT")[b"x-request-id"] == b"late"
 
 
 # --- failures, relays -------------------------------------------------------------------------------------------------
@@ -433,7 +458,7 @@ def test_a_stop_lets_requests_finish(tmp_path: Path) -> None:
 def test_a_bad_setting_is_one_line(tmp_path: Path) -> None:
     environ = os.environ | {"VISIONA_API_THREADS": "none"}
     result = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "-c", "cloud/gunicorn.conf.py", "tests.system.gunicorn_worker_app:app"],
+        COMMAND,
         cwd=ROOT,
         env=environ,
         capture_output=True,
