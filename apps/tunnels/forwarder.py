@@ -119,7 +119,7 @@ class Forward:
         watch = Watch(self._client.sock, self._control)
         relay = self._relay = Relay(self.exchange, self._client.sock, early, watch, self._limits, self._tap)
         try:
-            head = self._attempts(relay, watch)
+            head = self._head(relay, watch)
         except ClientLeft:
             self._over("client_left")
             self._client.cut(relay.sent)
@@ -134,6 +134,12 @@ class Forward:
             raise
         self.head_at = time.monotonic()
         return head
+
+    def _head(self, relay: Relay, watch: Watch) -> AnswerHead:
+        try:
+            return self._attempts(relay, watch)
+        except AnswerCut as error:  # the fault came with the head, of which the client has seen nothing yet
+            raise ProxyError(error.code, str(error)) from error
 
     def _return_unanswered(self, relay: Relay) -> None:
         read = relay.request_read

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 RESET = struct.pack("ii", 1, 0)
 WAIT = 10.0
@@ -123,6 +124,7 @@ class Server:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self.accepted = 0
+        self.killed = threading.Event()
         self.live: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -157,12 +159,13 @@ class Server:
 
     def kill_all(self) -> None:
         """Reset every connection, as the death of the process would."""
+        self.killed.set()
         with self._lock:
             live = list(self.live)
         for sock in live:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                sock.shutdown(socket.SHUT_RD)
+                sock.shutdown(socket.SHUT_RD)  # wakes its thread, which closes it
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -253,11 +256,11 @@ class StandInDaemon(Server):
         except OSError:
             return  # the local server refused: the stream ends without one byte
         with box:
-            join(sock, box)
+            join(sock, box, self.killed)
 
 
-def join(one: socket.socket, two: socket.socket) -> None:
-    """Pump both ways until both ended, or one was reset, which resets the other."""
+def join(one: socket.socket, two: socket.socket, killed: threading.Event) -> None:
+    """Pump both ways until both ended, or one was reset, which resets the other; so does `killed`."""
     one.settimeout(None)
     two.settimeout(None)
     other = {one: two, two: one}
@@ -266,6 +269,8 @@ def join(one: socket.socket, two: socket.socket) -> None:
         for sock in select.select(list(reading), [], [])[0]:
             try:
                 data = sock.recv(1 << 18)
+                if killed.is_set():
+                    raise ConnectionAbortedError
                 if data:
                     other[sock].sendall(data)
                 else:
@@ -298,7 +303,7 @@ class Got:
         return value
 
     @property
-    def json(self) -> object:
+    def json(self) -> Any:
         return json.loads(self.body)
 
     @property
@@ -319,7 +324,7 @@ class Wire:
         self.buffer = b""
         self.ended = "open"
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -148,7 +148,7 @@ def test_what_came_behind_the_request_is_given_back(box: Box, daemon: StandInDae
     client = FakeClient(early=b"bodyGET /next")
     forward = make(client, route(daemon), method=b"POST", fields=((b"Content-Length", b"4"),))
     got = run(forward, client)
-    assert got.json["size"] == 4  # type: ignore[index]  # the echo's object
+    assert got.json["size"] == 4
     assert client.given == (b"GET /next", True, True)
     client.close()
 
@@ -281,7 +281,9 @@ def test_a_local_server_that_refuses_is_unreachable(box: Box, daemon: StandInDae
     assert caught.value.code == "AGENT_UNREACHABLE"
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 200 O", b"220 smtp ready\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"])
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 200 O", b"220 smtp ready\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"]
+)
 def test_what_is_no_head_is_a_bad_response(box: Box, daemon: StandInDaemon, client: FakeClient, said: bytes) -> None:
     box.on("/bad", lambda peer: peer.sock.sendall(said))
     with pytest.raises(ProxyError) as caught:

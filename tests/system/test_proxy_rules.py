@@ -1,0 +1,398 @@
+"""api.md, "What the proxy must get right", rule by rule, over raw sockets against real processes and a scripted box.
+
+The cases know only `lane`: where to connect, the prefix, the credential. So they hold for each lane alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+
+import pytest
+
+from tests.apps.proxy.kit import WAIT, Peer, until
+from tests.apps.proxy.stack import Lane
+
+pytestmark = pytest.mark.system
+pytest_plugins = ["tests.apps.proxy.fixtures"]
+
+REQUEST_ID = "X-Request-ID: test-7.a_b"
+
+
+# --- what passes unchanged --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
+def test_method_path_query_and_body_pass(lane: Lane, method: str) -> None:
+    body = b"\0\xffbytes"
+    got = lane.ask(method, "/a%2Fb/./c;v=1//d?x=1&format=api&x=2&y=%20", body=body)
+    assert (got.status, got.complete) == (200, True)
+    said = got.json
+    assert said["line"] == f"{method} /a%2Fb/./c;v=1//d?x=1&format=api&x=2&y=%20 HTTP/1.1"
+    assert (said["size"], said["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
+
+
+def test_status_reason_and_repeated_fields_pass(lane: Lane) -> None:
+    lane.box.on(
+        "/odd",
+        lambda peer: peer.answer(b"tea", "418 I'm a teapot", "X-Two: a", "X-Two: b", "Server: box/1", 'ETag: "x"'),
+    )
+    got = lane.ask("GET", "/odd")
+    assert (got.status, got.reason, got.body) == (418, "I'm a teapot", b"tea")
+    assert got.all("x-two") == ["a", "b"]
+    assert (got.one("server"), got.one("etag")) == ("box/1", '"x"')
+
+
+def test_request_fields_pass_and_ours_are_added(lane: Lane) -> None:
+    got = lane.ask(
+        "GET", "/f", REQUEST_ID, "X-Two: a", "X-Two: b", "Accept: text/x-odd", "X_Under: 1", "Accept-Encoding: br",
+        "Authorization: Bearer other", "Cookie: a=b", "Proxy-Authorization: x", "X-Device-Id: " + lane.device_id,
+        "X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6", "Connection: close, X-Drop", "X-Drop: 1", "TE: trailers",
+        "traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        close=False,
+    )  # fmt: skip
+    fields = [(name.lower(), value) for name, value in got.json["fields"]]
+    names = [name for name, _ in fields]
+    assert [value for name, value in fields if name == "x-two"] == ["a", "b"]
+    assert ("accept", "text/x-odd") in fields
+    assert ("accept-encoding", "br") in fields
+    assert ("x-request-id", "test-7.a_b") in fields
+    assert ("host", f"127.0.0.1:{lane.port}") in fields
+    assert ("x-forwarded-for", "127.0.0.1") in fields
+    assert ("x-forwarded-proto", "http") in fields
+    for gone in ("authorization", "cookie", "proxy-authorization", "x-device-id", "forwarded", "x-drop", "te"):
+        assert gone not in names
+    (trace,) = [value for name, value in fields if name == "traceparent"]
+    assert trace.startswith("00-" + "a" * 32 + "-")
+    assert "b" * 16 not in trace
+    assert got.one("x-request-id") == "test-7.a_b"
+
+
+def test_our_own_query_parameters_are_taken_out(lane: Lane) -> None:
+    said = lane.ask("GET", f"/q?a=1&device_id={lane.device_id}&ticket=t&access_token=t&device_id=cam&b").json
+    assert said["line"] == "GET /q?a=1&device_id=cam&b HTTP/1.1"
+
+
+def test_what_an_answer_may_not_say_is_dropped_and_ours_is_added(lane: Lane) -> None:
+    lane.box.on(
+        "/bad",
+        lambda peer: peer.answer(
+            b"", "200 OK", "Set-Cookie: a=b", "Clear-Site-Data: *", "Strict-Transport-Security: max-age=1",
+            "Service-Worker-Allowed: /", "Access-Control-Allow-Origin: *", "Connection: keep-alive, X-Hop", "X-Hop: 1",
+            "Cache-Control: max-age=5", "Vary: Accept",
+        ),
+    )  # fmt: skip
+    got = lane.ask("GET", "/bad", "Origin: http://front.example")
+    names = [name.lower() for name, _ in got.fields]
+    for gone in ("set-cookie", "clear-site-data", "strict-transport-security", "service-worker-allowed", "x-hop"):
+        assert gone not in names
+    assert got.one("access-control-allow-origin") == "http://front.example"
+    assert "X-Request-ID" in got.one("access-control-expose-headers")
+    assert got.all("content-security-policy") == ["sandbox"]
+    assert got.all("x-content-type-options") == ["nosniff"]
+    assert got.all("cache-control") == ["max-age=5"]
+    assert sorted(", ".join(got.all("vary")).lower().split(", ")) == ["accept", "origin"]
+    assert len(got.all("x-request-id")) == 1
+
+
+def test_a_preflight_is_ours_and_never_forwarded(lane: Lane) -> None:
+    with lane.wire() as wire:
+        wire.send(
+            f"OPTIONS {lane.prefix}/x HTTP/1.1\r\nHost: h\r\nOrigin: http://front.example\r\n"
+            "Access-Control-Request-Method: PUT\r\nConnection: close\r\n\r\n".encode()
+        )
+        got = wire.read()
+    assert (got.status, got.one("access-control-allow-origin")) == (200, "http://front.example")
+    assert lane.box.heads == []
+
+
+def test_a_root_relative_location_gets_the_prefix(lane: Lane) -> None:
+    lane.box.on("/go", lambda peer: peer.answer(b"", "302 Found", "Location: /there?x=/y"))
+    lane.box.on("/away", lambda peer: peer.answer(b"", "302 Found", "Location: https://else.example/"))
+    assert lane.ask("GET", "/go").one("location") == f"{lane.prefix}/there?x=/y"
+    assert lane.ask("GET", "/away").one("location") == "https://else.example/"
+
+
+# --- where a message ends ---------------------------------------------------------------------------------------------
+def test_head_204_and_304_have_no_body(lane: Lane) -> None:
+    lane.box.on("/h", lambda peer: peer.answer(b"12345") if peer.method == "GET" else peer.sock.sendall(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"))  # fmt: skip
+    lane.box.on("/204", lambda peer: peer.sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n"))
+    lane.box.on(
+        "/304", lambda peer: peer.sock.sendall(b"HTTP/1.1 304 Not Modified\r\nETag: x\r\nContent-Length: 9\r\n\r\n")
+    )
+    with lane.wire() as wire:  # one connection: each answer must end where it ends
+        for method, path, status in (
+            ("HEAD", "/h", 200),
+            ("GET", "/204", 204),
+            ("GET", "/304", 304),
+            ("GET", "/h", 200),
+        ):
+            wire.send(lane.head(method, path))
+            got = wire.read(head_only=method == "HEAD")
+            assert (got.status, got.complete, wire.buffer) == (status, True, b"")
+            if path == "/h":
+                assert got.one("content-length") == "5"
+        assert got.body == b"12345"
+
+
+def test_chunks_pass_and_trailers_and_interim_answers_do_not(lane: Lane) -> None:
+    def chunked(peer: Peer) -> None:
+        peer.sock.sendall(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3;x=y\r\nabc\r\n5\r\ndefgh\r\n0\r\nX-Trailer: 1\r\n\r\n"
+        )
+
+    lane.box.on("/chunked", chunked)
+    got = lane.ask("GET", "/chunked")
+    assert (got.status, got.body, got.complete) == (200, b"abcdefgh", True)
+    assert b"trailer" not in got.head.lower()
+    assert not got.all("link")
+
+
+def test_a_chunked_request_passes_as_one(lane: Lane) -> None:
+    with lane.wire() as wire:
+        wire.send(lane.head("POST", "/c", "Transfer-Encoding: chunked", "Trailer: X-T") + b"4\r\nab")
+        wire.send(b"cd\r\n3\r\nefg\r\n0\r\nX-T: 1\r\n\r\n")
+        wire.send(lane.head("GET", "/next"))
+        first, second = wire.read(), wire.read()
+    assert first.json["sha256"] == hashlib.sha256(b"abcdefg").hexdigest()
+    assert ["Transfer-Encoding", "chunked"] in first.json["fields"]
+    assert second.json["line"] == "GET /next HTTP/1.1"
+
+
+def test_an_answer_of_http_1_0_ends_by_closing(lane: Lane) -> None:
+    lane.box.on("/old", lambda peer: peer.sock.sendall(b"HTTP/1.0 200 OK\r\n\r\nuntil the end"))
+    got = lane.ask("GET", "/old")
+    assert (got.body, got.complete) == (b"until the end", True)
+
+
+def test_a_client_of_http_1_0_is_served(lane: Lane) -> None:
+    lane.box.on("/s", lambda peer: peer.sock.sendall(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"))  # fmt: skip
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/s").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        got = wire.read()
+    assert not got.all("transfer-encoding")
+    assert (got.body, got.complete) == (b"abc", True)
+
+
+def test_expect_100_continue(lane: Lane) -> None:
+    with lane.wire() as wire:
+        wire.send(lane.head("PUT", "/up", "Content-Length: 4", "Expect: 100-continue"))
+        assert wire.read_head().status == 100
+        wire.send(b"data")
+        got = wire.read()
+        assert (got.status, got.json["size"]) == (200, 4)
+        wire.send(lane.head("GET", "/next"))
+        assert wire.read().json["line"] == "GET /next HTTP/1.1"
+    assert b"expect" not in lane.box.heads[0].lower()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n",
+    ],
+)
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+def test_an_upstream_that_dies_within_the_body_does_not_look_complete(lane: Lane, said: bytes, version: bytes) -> None:
+    lane.box.on("/cut", lambda peer: peer.sock.sendall(said))
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/cut").replace(b"HTTP/1.1", version))
+        got = wire.read()
+        assert (got.status, got.complete) == (200, False)
+        assert got.ended == "reset"
+
+
+def test_a_body_that_breaks_its_framing_does_not_look_complete(lane: Lane) -> None:
+    head_read = threading.Event()
+
+    def nonsense(peer: Peer) -> None:
+        peer.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")
+        assert head_read.wait(WAIT)
+        peer.sock.sendall(b"nonsense\r\n")
+        peer.wait_gone()
+
+    lane.box.on("/cut", nonsense)
+    lane.box.on("/at-once", lambda peer: peer.sock.sendall(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"))  # fmt: skip
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/cut"))
+        assert wire.read_head().status == 200
+        head_read.set()
+        assert wire.wait_end() == "reset"
+    assert lane.ask("GET", "/at-once").code == "AGENT_BAD_RESPONSE"  # nothing was told yet, so it can be
+
+
+def test_a_daemon_that_dies_within_a_body_without_length_does_not_look_complete(lane: Lane) -> None:
+    def endless(peer: Peer) -> None:
+        peer.sock.sendall(b"HTTP/1.0 200 OK\r\n\r\nsome")
+        peer.wait_gone()
+
+    lane.box.on("/endless", endless)
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/endless").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        wire.read_head()
+        until(lambda: wire.buffer == b"some" or wire.more())
+        died_at = time.monotonic()
+        lane.daemon.kill_all()
+        assert wire.wait_end() == "reset"
+        assert time.monotonic() - died_at < 1
+
+
+# --- streaming --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["text/event-stream", "multipart/x-mixed-replace; boundary=b"])
+def test_the_first_byte_is_out_as_soon_as_it_is_in(lane: Lane, kind: str) -> None:
+    go_on = threading.Event()
+
+    def events(peer: Peer) -> None:
+        peer.sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n".encode())
+        for number in range(3):
+            peer.sock.sendall(b"data: %d\n\n" % number)
+            assert go_on.wait(WAIT)
+            go_on.clear()
+
+    lane.box.on("/events", events)
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/events"))
+        got = wire.read_head()
+        assert got.one("content-type") == kind
+        for number in range(3):
+            until(lambda: b"data: %d\n\n" % number in wire.buffer or wire.more())  # noqa: B023 - used at once
+            go_on.set()
+        until(lambda: b"0\r\n\r\n" in wire.buffer or wire.more())
+
+
+def test_both_directions_at_once(lane: Lane) -> None:
+    def mirror(peer: Peer) -> None:
+        peer.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for part in peer.body():
+            peer.sock.sendall(b"%x\r\n%b\r\n" % (len(part), part.upper()))
+        peer.sock.sendall(b"0\r\n\r\n")
+
+    lane.box.on("/mirror", mirror)
+    with lane.wire() as wire:
+        wire.send(lane.head("POST", "/mirror", "Transfer-Encoding: chunked"))
+        assert wire.read_head().status == 200  # before a byte of the body was sent
+        for word in (b"one", b"two", b"three"):
+            wire.send(b"%x\r\n%b\r\n" % (len(word), word))
+            until(lambda: word.upper() in wire.buffer or wire.more())  # noqa: B023 - used at once
+        wire.send(b"0\r\n\r\n")
+        until(lambda: wire.buffer.endswith(b"0\r\n\r\n") or wire.more())
+
+
+def test_the_box_rejects_within_the_upload(lane: Lane) -> None:
+    def reject(peer: Peer) -> None:
+        next(peer.body())
+        peer.answer(b"no", "403 Forbidden", "Connection: close")
+
+    lane.box.on("/reject", reject)
+    with lane.wire() as wire:
+        wire.send(lane.head("POST", "/reject", "Content-Length: 50000000") + b"x" * 1000)
+        got = wire.read()
+        assert (got.status, got.body, got.one("connection")) == (403, b"no", "close")
+
+
+# --- who leaves -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("moment", ["head", "body", "upload"])
+def test_the_client_leaves_and_the_stream_is_reset_within_a_second(lane: Lane, moment: str) -> None:
+    reached, gone = threading.Event(), []
+
+    def wait(peer: Peer) -> None:
+        if moment == "body":
+            peer.sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nx")
+        reached.set()
+        gone.append((peer.wait_gone(), time.monotonic()))
+
+    lane.box.on("/wait", wait)
+    with lane.wire() as wire:
+        length = ["Content-Length: 100"] if moment == "upload" else []
+        wire.send(lane.head("POST", "/wait", *length) + b"x" * len(length))
+        assert reached.wait(WAIT)
+        if moment == "body":
+            wire.read_head()
+        left_at = time.monotonic()
+    until(lambda: gone, 2)
+    assert gone[0][0] == "reset"
+    assert gone[0][1] - left_at < 1
+
+
+def test_the_agent_leaves_and_the_client_has_its_answer_within_a_second(lane: Lane) -> None:
+    reached = threading.Event()
+    lane.box.on("/wait", lambda peer: (reached.set(), peer.wait_gone())[0])
+    with lane.wire() as wire:
+        wire.send(lane.head("POST", "/wait", "Content-Length: 0"))
+        assert reached.wait(WAIT)
+        left_at = time.monotonic()
+        lane.daemon.kill_all()
+        got = wire.read()
+        assert time.monotonic() - left_at < 1
+        assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
+        wire.send(lane.head("GET", "/next"))  # the client's connection is none the worse
+        assert wire.read().status == 200
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+def test_a_local_server_that_refuses(lane: Lane) -> None:
+    lane.box.close()
+    got = lane.ask("GET", "/x")
+    assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 2", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+)
+def test_a_local_server_that_speaks_no_http(lane: Lane, said: bytes) -> None:
+    lane.box.on("/x", lambda peer: peer.sock.sendall(said))
+    got = lane.ask("GET", "/x")
+    assert (got.status, got.code) == (502, "AGENT_BAD_RESPONSE")
+
+
+@pytest.mark.parametrize("path", ["//evil.example/x", "/../x", "/a/%2e%2e/x", "/a/..%2fx", "/a/%252e%252e/x"])
+def test_a_path_that_climbs_is_refused(lane: Lane, path: str) -> None:
+    got = lane.ask("GET", path)
+    assert (got.status, got.code) == (400, "BAD_REQUEST")
+    assert lane.box.heads == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked",
+        "Content-Length: 3\r\nContent-Length: 4",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "X-A: 1\r\n folded: 2",
+        "Content-Length: +3",
+        "X-A : 1",
+    ],
+)
+def test_smuggling_is_refused(lane: Lane, raw: str) -> None:
+    with lane.wire() as wire:
+        wire.send(lane.head("POST", "/x", raw) + b"0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n")
+        got = wire.read()
+        assert (got.status, got.code) == (400, "BAD_REQUEST")
+        wire.wait_end()
+    assert lane.box.heads == []
+
+
+def test_a_bad_chunk_is_refused_and_the_box_never_sees_an_end(lane: Lane) -> None:
+    bodies: list[bytes] = []
+
+    def take(peer: Peer) -> None:
+        try:
+            bodies.extend(peer.body())
+            bodies.append(b"END")
+        except OSError:
+            bodies.append(b"RESET")
+
+    lane.box.on("/x", take)
+    with lane.wire() as wire:
+        wire.send(lane.head("POST", "/x", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n")
+        until(lambda: lane.box.heads)
+        wire.send(b"zz\r\n")
+        got = wire.read()
+        assert (got.status, got.code) == (400, "BAD_REQUEST")
+    until(lambda: b"RESET" in bodies)
+    assert b"END" not in bodies
