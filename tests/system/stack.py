@@ -1,0 +1,284 @@
+"""The whole system on ports and data of its own: PostgreSQL, Valkey, api, tunnel, worker and demo box, all real.
+
+The programs are those of ``make dev`` (``cloud.supervisor.plan``), so that what is tested is what a newcomer starts;
+here the test itself stops, freezes and starts them. Synchronous: a test reads as the story of what a user sees.
+"""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from cloud.embedded import ensure, state
+from cloud.embedded.program import Program, signal_group, spawn
+from cloud.supervisor import plan as plans
+from cloud.supervisor.demo import log_in, new_pairing_token
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer of the API."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The error code of the envelope; empty for a success."""
+        return str(self.json.get("error", {}).get("code", ""))
+
+    @property
+    def data(self) -> Any:
+        return self.json["data"]
+
+
+def eventually(look: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What ``look`` answers, as soon as it is true; an AssertionError that names ``what`` when the time is up."""
+    deadline = time.monotonic() + seconds
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what} (last seen: {seen!r})")
+        time.sleep(0.02)
+    return seen
+
+
+def read_some(answer: http.client.HTTPResponse) -> bytes:
+    """The next piece of a running answer; raises IncompleteRead or OSError when it broke."""
+    return answer.read1(1 << 16)
+
+
+def how_it_ends(answer: http.client.HTTPResponse, sock: socket.socket, seconds: float) -> str:
+    """`clean` when the answer looks complete, `cut` when it does not; fails when it goes on."""
+    sock.settimeout(seconds)
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            if not read_some(answer):
+                return "clean"
+    except (http.client.IncompleteRead, ConnectionError, ValueError):
+        return "cut"
+    raise AssertionError(f"the stream still runs after {seconds} s")
+
+
+@dataclass
+class Stack:
+    """One running system. ``var`` holds its data and logs."""
+
+    var: Path
+    environ: dict[str, str]
+    plan: plans.Plan
+    email: str
+    password: str
+    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    token: str = ""
+
+    # --- processes ---
+    def start(self, program: Program, seconds: float = 60.0) -> None:
+        """Start a program and wait until it is ready."""
+        process = spawn(program)
+        self.processes[program.name] = process
+        deadline = time.monotonic() + seconds
+        while not program.ready(process.pid):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(
+                    f"{program.name} is not ready ({process.poll()})\n{self.log(program.name)[-4000:]}"
+                )
+            time.sleep(0.05)
+
+    def start_all(self) -> Self:
+        """Everything in the order of ``make dev``, the demo box included."""
+        self.start(plans.tunnel(self.plan))
+        self.start(plans.api(self.plan))
+        self.start(plans.worker(self.plan))
+        self.log_in()
+        self.start_agent()
+        return self
+
+    def start_agent(self) -> None:
+        """The demo box; it redeems a pairing token when it has no credential."""
+        fresh = not plans.agent_credentials(self.plan).exists()
+        pairing = new_pairing_token(self.port, self.token) if fresh else ""
+        self.start(plans.agent(self.plan, self.token, pairing))
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for a program and its children."""
+        process = self.processes.pop(name)
+        signal_group(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+    def stop(self, name: str, seconds: float = 15.0) -> int:
+        """SIGTERM; its exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(seconds)
+        finally:
+            signal_group(process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End what still runs, the box first."""
+        for name in reversed(list(self.processes)):
+            with suppress(subprocess.TimeoutExpired):
+                self.stop(name, 5.0)
+
+    def log(self, name: str) -> str:
+        """All that a program has written."""
+        with suppress(FileNotFoundError):
+            return (self.var / "log" / f"{name}.log").read_text(errors="replace")
+        return ""
+
+    def server_pid(self, name: str) -> int:
+        """The process id of the embedded ``postgres`` or ``valkey``."""
+        return int(getattr(state.load(self.var), name).pid)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """The embedded server stands still (SIGSTOP) within the block."""
+        server = psutil.Process(self.server_pid(name))
+        family = [server, *server.children(recursive=True)]  # PostgreSQL's children lead groups of their own
+        for process in family:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    @contextmanager
+    def stopped(self, name: str, number: int = signal.SIGINT) -> Iterator[None]:
+        """The embedded server is gone within the block; afterwards it runs again, on the same port and data."""
+        server = psutil.Process(self.server_pid(name))
+        family = [server, *server.children(recursive=True)]
+        command, folder, account = server.cmdline(), server.cwd(), server.username()
+        server.send_signal(number)
+        gone, _ = psutil.wait_procs(family, timeout=10)
+        assert len(gone) == len(family), f"{name} did not end"
+        try:
+            yield
+        finally:
+            with (self.var / "log" / f"{name}-again.log").open("ab") as log:
+                self.processes[f"{name} again"] = subprocess.Popen(
+                    command, cwd=folder, user=account, stdout=log, stderr=log, start_new_session=True
+                )
+
+    def pids(self, *names: str) -> dict[str, int]:
+        """Process ids of programs; of the API each worker's, as `api-<pid>`."""
+        found = {}
+        for name in names:
+            main = psutil.Process(self.processes[name].pid)
+            children = main.children()
+            found |= {f"{name}-{child.pid}": child.pid for child in children} or {name: main.pid}
+        return found
+
+    # --- calls ---
+    def log_in(self) -> None:
+        """A fresh token of the demo user."""
+        self.token = log_in(self.port, self.email, self.password)
+
+    @property
+    def port(self) -> int:
+        return self.plan.api_port
+
+    @property
+    def tunnel_port(self) -> int:
+        return int(self.plan.settings["TUNNEL_PORT"])
+
+    @property
+    def internal_port(self) -> int:
+        return int(self.plan.settings["PROXY_INTERNAL_PORT"])
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        port: int | None = None,
+        seconds: float = 20.0,
+    ) -> Answer:
+        """One call with the demo user's token (``token=""``: none); a body that is not bytes is sent as JSON."""
+        sent = dict(headers or {})
+        credential = self.token if token is None else token
+        if credential:
+            sent.setdefault("Authorization", f"Bearer {credential}")
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        link = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=seconds)
+        try:
+            link.request(method, path, body=body, headers=sent)
+            answer = link.getresponse()
+            return Answer(answer.status, dict(answer.getheaders()), answer.read())
+        finally:
+            link.close()
+
+    def open_stream(self, path: str, *, seconds: float = 20.0) -> tuple[socket.socket, http.client.HTTPResponse]:
+        """A GET whose answer is still running: the socket and the answer, head read."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
+        link.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
+        sock = link.sock
+        return sock, link.getresponse()
+
+    def register(self, email: str, password: str = "a-long-enough-pass") -> str:
+        """A new user's access token."""
+        made = self.call("POST", "/api/auth/register", {"email": email, "password": password}, token="")
+        assert made.status == 201, made.body
+        return log_in(self.port, email, password)
+
+    def device_id(self) -> str:
+        """The demo box's device id, once it is online."""
+
+        def online() -> str:
+            devices = self.call("GET", "/api/pairing/status").data["devices"]
+            return next((str(one["device_id"]) for one in devices if one["connected"]), "")
+
+        return str(eventually(online, 40, "the demo box is online"))
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """The tunnel sessions that the daemon holds."""
+        secret = self.plan.settings["INTERNAL_SECRET"][0]
+        answer = self.call("GET", "/internal/sessions", token=secret, port=self.internal_port)
+        assert answer.status == 200, answer.body
+        return list(answer.data["sessions"] if isinstance(answer.data, dict) else answer.data)
+
+
+@contextmanager
+def run_stack(var: Path, ports: tuple[int, int, int], settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """PostgreSQL and Valkey below ``var``, a migrated and seeded database, and a Stack of which nothing runs yet."""
+    api, tunnel, internal = ports
+    # The run's own servers are left aside: this system has servers of its own, which it may freeze and kill.
+    base = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
+    environ = base | {
+        "VISIONA_API_PORT": str(api),
+        "VISIONA_TUNNEL_PORT": str(tunnel),
+        "VISIONA_PROXY_INTERNAL_PORT": str(internal),
+        **(settings or {}),
+    }
+    with ExitStack() as stack:
+        stack.enter_context(ensure(var, environ, who="system test", durable=False))
+        plan = plans.make(var, environ)
+        prepare = [sys.executable, "-m", "cloud.supervisor.database"]
+        done = subprocess.run(prepare, cwd=plans.ROOT, env=plan.environ, check=True, timeout=120, capture_output=True)
+        login = json.loads(done.stdout)
+        running = Stack(var, environ, plan, login["email"], login["password"])
+        stack.callback(running.close)
+        yield running

@@ -1,0 +1,190 @@
+"""What a client sees when a part dies, stops or freezes, and when service is back (data.md, "When a part is down")."""
+
+import http.client
+import signal
+import socket
+import time
+
+import psutil
+import psycopg
+import pytest
+
+from cloud.supervisor import plan as plans
+from tests.system.stack import Stack, eventually, how_it_ends, read_some
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+STREAM = "/api/cameras/0/stream"
+
+
+def scan(stack: Stack) -> tuple[int, str]:
+    try:
+        answer = stack.call("GET", "/api/devices/scan", seconds=5)
+    except OSError as error:
+        return 0, type(error).__name__
+    return answer.status, answer.code if answer.status != 200 else ""
+
+
+def served(stack: Stack) -> bool:
+    return scan(stack)[0] == 200
+
+
+def test_agent_killed_during_a_stream(system: Stack) -> None:
+    """The stream is cut, never completed; then 503; the box is back after its restart."""
+    sock, answer = system.open_stream(STREAM)
+    assert answer.status == 200
+    assert read_some(answer)
+    system.kill("agent")
+    assert how_it_ends(answer, sock, 2) == "cut"
+    eventually(lambda: scan(system) == (503, "TUNNEL_DISCONNECTED"), 5, "scan says that the tunnel is down")
+    system.start_agent()
+    assert served(system)
+
+
+def test_daemon_killed_during_a_stream(system: Stack) -> None:
+    """The stream is cut; calls answer 503 TUNNEL_UNAVAILABLE; the agent comes back by itself."""
+    sock, answer = system.open_stream(STREAM)
+    assert read_some(answer)
+    system.kill("tunnel")
+    assert how_it_ends(answer, sock, 2) == "cut"
+    assert scan(system) == (503, "TUNNEL_UNAVAILABLE")
+    assert system.call("GET", "/api/devices").status == 200
+    system.start(plans.tunnel(system.plan))
+    eventually(lambda: served(system), 20, "the agent reconnects by itself")
+
+
+def test_api_killed_during_a_stream(system: Stack) -> None:
+    """The client's connection breaks; the tunnel stays up; a new API serves at once."""
+    sock, answer = system.open_stream(STREAM)
+    assert read_some(answer)
+    before = {one["session"] for one in system.sessions()}
+    system.kill("api")
+    assert how_it_ends(answer, sock, 2) == "cut"
+    assert {one["session"] for one in system.sessions()} == before
+    system.start(plans.api(system.plan))
+    assert served(system)
+    assert {one["session"] for one in system.sessions()} == before
+
+
+def test_worker_killed(system: Stack) -> None:
+    """Nothing that a user asks for waits for the worker; a new one takes the jobs up."""
+    system.kill("worker")
+    assert served(system)
+    system.start(plans.worker(system.plan))
+
+
+def timed_refusal(stack: Stack, method: str, path: str, *, token: str | None = None) -> tuple[int, str, float]:
+    start = time.monotonic()
+    answer = stack.call(method, path, seconds=10, token=token)
+    return answer.status, answer.code, time.monotonic() - start
+
+
+def assert_down(stack: Stack, code: str, check: str) -> None:
+    """Calls are refused with the promised code in under 2.5 s, and the health check tells which part is down."""
+    for path in ("/api/devices", "/api/pairing/tokens"):
+        status, seen, seconds = timed_refusal(stack, "GET", path)
+        assert (status, seen) == (503, code)
+        assert seconds < 2.5
+    health = stack.call("GET", "/healthz", token="", seconds=10)
+    assert (health.status, health.code) == (503, code)
+    assert health.json["error"]["details"]["checks"][check] != "ok"
+    assert stack.call("GET", "/healthz?live=1", token="").status == 200
+
+
+def assert_stream_lives(answer: http.client.HTTPResponse, sock: socket.socket) -> None:
+    sock.settimeout(5)
+    for _ in range(10):
+        assert read_some(answer)
+
+
+@pytest.mark.parametrize(
+    ("server", "code", "check"),
+    [("postgres", "DATABASE_UNAVAILABLE", "database"), ("valkey", "CACHE_UNAVAILABLE", "cache")],
+)
+def test_server_frozen(system: Stack, server: str, code: str, check: str) -> None:
+    """A server that stands still: promised refusals in time, open streams go on, service returns by itself."""
+    sock, answer = system.open_stream(STREAM)
+    assert read_some(answer)
+    with system.frozen(server):
+        assert_down(system, code, check)
+        assert_stream_lives(answer, sock)
+    eventually(lambda: served(system), 15, "service is back")
+    assert_stream_lives(answer, sock)
+    sock.close()
+
+
+@pytest.mark.parametrize(
+    ("server", "code", "check"),
+    [("postgres", "DATABASE_UNAVAILABLE", "database"), ("valkey", "CACHE_UNAVAILABLE", "cache")],
+)
+def test_server_stopped(system: Stack, server: str, code: str, check: str) -> None:
+    """A server that is gone: the same, and the tunnel is the same one when it is back."""
+    sock, answer = system.open_stream(STREAM)
+    assert read_some(answer)
+    before = {one["session"] for one in system.sessions()}
+    with system.stopped(server):
+        assert_down(system, code, check)
+        assert_stream_lives(answer, sock)
+    eventually(lambda: system.call("GET", "/healthz", token="").status == 200, 15, "the health check is good")
+    if server == "valkey":  # login sessions are gone with it: people log in again, boxes are back with a heartbeat
+        system.log_in()
+    eventually(lambda: served(system), 15, "service is back")
+    assert {one["session"] for one in system.sessions()} == before
+    sock.close()
+
+
+def test_no_row_is_lost_when_postgres_is_killed(system: Stack) -> None:
+    """What was acknowledged is committed: each token that was answered with 201 is there after a kill -9."""
+    made = [system.call("POST", "/api/pairing/token", {"name": f"box {n}"}).data["id"] for n in range(10)]
+    with system.stopped("postgres", signal.SIGKILL):
+        assert system.call("POST", "/api/pairing/token", {"name": "late"}).status == 503
+    eventually(lambda: system.call("GET", "/healthz", token="").status == 200, 20, "the health check is good")
+    there = {one["id"] for one in system.call("GET", "/api/pairing/tokens?limit=200").data}
+    assert set(made) <= there
+
+
+def test_a_restarted_daemon_leaves_no_ghost(system: Stack) -> None:
+    """A daemon killed for good: its device is offline at once by the registry's word, in the table within 40 s."""
+    device = system.device_id()
+    system.kill("agent")
+    system.kill("tunnel")
+    eventually(lambda: not system.call("GET", "/api/pairing/status").data["connected"], 40, "the box is offline")
+    settings = system.plan.settings
+    with psycopg.connect(
+        host=settings["DB_HOST"],
+        port=settings["DB_PORT"],
+        user=settings["DB_USER"],
+        password=settings["DB_PASSWORD"],
+        dbname=settings["DB_NAME"],
+        autocommit=True,
+    ) as db:
+
+        def status() -> str:
+            row = db.execute("SELECT link_status FROM devices WHERE id = %s", [device]).fetchone()
+            assert row is not None
+            return str(row[0])
+
+        eventually(lambda: status() == "offline", 20, "the table follows the registry")
+
+
+def test_nothing_leaks_over_many_streams(system: Stack) -> None:
+    """Streams that clients leave half-way: file descriptors of api and daemon are as many afterwards as before."""
+
+    def descriptors() -> dict[str, int]:
+        return {name: psutil.Process(pid).num_fds() for name, pid in system.pids("tunnel", "api").items()}
+
+    def leave_half_way(count: int) -> None:
+        for _ in range(count):
+            sock, answer = system.open_stream(STREAM)
+            assert read_some(answer)
+            sock.close()
+            answer.close()
+
+    leave_half_way(8)  # what is opened once and kept: pools, log files
+    eventually(lambda: all(one["streams"] <= 1 for one in system.sessions()), 5, "streams are gone")
+    before = descriptors()
+    leave_half_way(40)
+    eventually(lambda: all(one["streams"] <= 1 for one in system.sessions()), 5, "streams are gone")
+    eventually(
+        lambda: all(now <= before[name] + 8 for name, now in descriptors().items()), 10, f"no more than {before}"
+    )

@@ -1,0 +1,179 @@
+"""What people do with the system, end to end, on the real parts."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import trio
+import trio_websocket
+
+from tests.system.stack import Stack, eventually, how_it_ends
+from tunnel.contract import error_envelope
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+def curl(line: str) -> str:
+    """What a pasted line prints."""
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout
+
+
+def test_the_first_calls_of_a_newcomer(shared_system: Stack) -> None:
+    """Log in, status and scan, as the lines that `make dev` prints have them."""
+    base = f"http://localhost:{shared_system.port}"
+    body = json.dumps({"email": shared_system.email, "password": shared_system.password})
+    login = json.loads(curl(f"curl -s {base}/api/auth/login -H 'Content-Type: application/json' -d '{body}'"))
+    token = login["data"]["access_token"]
+    assert re.fullmatch(r"vAu_[0-9a-f]{32}", token)
+    status = json.loads(curl(f"curl -s -H 'Authorization: Bearer {token}' {base}/api/pairing/status"))
+    assert status["data"]["connected"] is True
+    found = json.loads(curl(f"curl -s -H 'Authorization: Bearer {token}' {base}/api/devices/scan"))
+    assert {"serial", "chip", "usb_id", "firmware", "status"} <= set(found["devices"][0])
+    device = shared_system.device_id()
+    stored = shared_system.call("GET", f"/api/devices/{device}/accelerators").data
+    assert {one["serial"] for one in stored} == {one["serial"] for one in found["devices"]}
+
+
+def test_a_picture_and_a_moving_one(shared_system: Stack) -> None:
+    """A snapshot is a JPEG; of the stream two frames differ; the first comes at once."""
+    shot = shared_system.call("GET", "/api/cameras/0/snapshot")
+    assert shot.headers["Content-Type"] == "image/jpeg"
+    assert shot.body.startswith(b"\xff\xd8")
+    assert shot.body.endswith(b"\xff\xd9")
+    start = time.monotonic()
+    sock, answer = shared_system.open_stream("/api/cameras/0/stream")
+    held = answer.read1(1 << 16)
+    assert time.monotonic() - start < 3
+    while held.count(b"\xff\xd9") < 3:
+        held += answer.read1(1 << 16)
+    pictures = [part.split(b"\xff\xd8", 1)[1] for part in held.split(b"\xff\xd9")[:3]]
+    assert len(set(pictures)) > 1
+    sock.close()
+
+
+def test_one_request_id_on_all_hops(shared_system: Stack) -> None:
+    """The id that the client sent stands in the logs of api and daemon and reaches the box."""
+    mine = "req_of-this.test_1"
+    answer = shared_system.call("GET", "/api/inference/headers", headers={"X-Request-ID": mine})
+    assert answer.headers["X-Request-ID"] == mine
+    assert answer.status in (200, 404)
+    for name in ("api", "tunnel"):
+        eventually(lambda name=name: mine in shared_system.log(name), 5, f"{mine} in the log of {name}")
+
+
+def test_no_secret_in_any_log(shared_system: Stack) -> None:
+    """Neither tokens nor query strings nor passwords are logged by any process."""
+    shared_system.call("GET", "/api/devices?search=needle-in-query")
+    made = shared_system.call("POST", "/api/pairing/token", {}).data["token"]
+    shared_system.call("GET", f"/tunnel/connect?token={made}", token="", port=shared_system.tunnel_port)
+    time.sleep(0.5)
+    logs = {name: shared_system.log(name) for name in ("api", "tunnel", "worker", "agent")}
+    for name, text in logs.items():
+        assert "needle-in-query" not in text, name
+        assert not re.search(r"vA[ucs]_[0-9a-f]{32}", text), name
+        assert shared_system.password not in text, name
+
+
+def test_constant_ids_and_an_unknown_route(shared_system: Stack) -> None:
+    """A mistake anywhere is answered in the envelope, with the id that was sent."""
+    answer = shared_system.call("GET", "/api/nothing/here", headers={"X-Request-ID": "abc"})
+    assert answer.status == 404
+    expected = error_envelope("NOT_FOUND", answer.json["error"]["message"], "abc")
+    assert answer.json == expected
+
+
+async def dial(port: int, token: str, **headers: str) -> tuple[int, "trio_websocket.WebSocketConnection | None", str]:
+    """One agent's handshake: its status, the open connection, the device's id."""
+    extra = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    extra.append((b"Authorization", f"Bearer {token}".encode()))
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = trio.current_time() + 30
+        try:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            connection = await trio_websocket.wrap_client_stream(
+                nursery, stream, "127.0.0.1", "/tunnel/connect", extra_headers=extra
+            )
+        except trio_websocket.ConnectionRejected as refusal:
+            return refusal.status_code, None, ""
+        found = {name.lower(): value for name, value in connection.handshake_headers}
+        nursery.cancel_scope.cancel()
+        return 101, connection, found[b"x-visiona-device-id"].decode()
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_fifty_agents_race_for_one_token(shared_system: Stack, named: bool) -> None:
+    """Agents that name themselves: one wins. Plain ones become the same device."""
+    token = shared_system.call("POST", "/api/pairing/token", {"name": "raced for"}).data["token"]
+    answers: list[tuple[int, str]] = []
+
+    async def one(number: int) -> None:
+        headers = {"X_VisionA_Agent": "test/1", "X_VisionA_Instance": f"instance-{number}"} if named else {}
+        status, _connection, device = await dial(shared_system.tunnel_port, token, **headers)
+        answers.append((status, device))
+
+    async def race() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(one, number)
+
+    trio.run(race)
+    won = [device for status, device in answers if status == 101]
+    assert len(won) == (1 if named else 50)
+    assert len(set(won)) == 1
+    assert {status for status, _ in answers} <= {101, 401}
+    shared_system.call("DELETE", f"/api/devices/{won[0]}")
+
+
+def test_unpair_during_a_stream(system: Stack) -> None:
+    """The stream is reset, the tunnel closed and the token dead, all in under 2 s."""
+    device = system.device_id()
+    sock, answer = system.open_stream("/api/cameras/0/stream")
+    assert answer.read1(1 << 16)
+    start = time.monotonic()
+    assert system.call("DELETE", f"/api/devices/{device}").status == 200
+    assert how_it_ends(answer, sock, 2) == "cut"
+    eventually(lambda: not system.sessions(), 2, "the tunnel is closed")
+    assert time.monotonic() - start < 2
+    assert system.processes["agent"].wait(10) == 3  # refused with 401: the agent says so and ends
+    assert "4401" in system.log("agent")
+    assert system.call("GET", f"/api/devices/{device}").status == 404
+
+
+def test_a_stream_runs_on_beside_small_calls(shared_system: Stack) -> None:
+    """Eight pictures move while sixteen clients call: each is served, none is cut."""
+
+    def watch(_: int) -> int:
+        sock, answer = shared_system.open_stream("/api/cameras/0/stream")
+        got = 0
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            got += len(answer.read1(1 << 16))
+        sock.close()
+        return got
+
+    def call(_: int) -> int:
+        return shared_system.call("GET", "/api/devices/scan").status
+
+    with ThreadPoolExecutor(24) as pool:
+        streams = [pool.submit(watch, n) for n in range(8)]
+        statuses = list(pool.map(call, range(64)))
+    assert statuses == [200] * 64
+    assert all(stream.result() > 10_000 for stream in streams)
+
+
+def test_websockets_are_not_there_yet(shared_system: Stack) -> None:
+    """A plain GET is told to upgrade; an upgrade that it is not implemented."""
+    assert shared_system.call("GET", "/ws/inference").code == "UPGRADE_REQUIRED"
+    with socket.create_connection(("127.0.0.1", shared_system.port), timeout=5) as sock:
+        sock.sendall(
+            b"GET /ws/inference HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            + f"Authorization: Bearer {shared_system.token}\r\n\r\n".encode()
+        )
+        assert b" 501 " in sock.recv(4096).split(b"\r\n")[0]
