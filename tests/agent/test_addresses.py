@@ -30,7 +30,17 @@ def test_urls(text: str, url: str, port: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "cloud.example.com", "ftp://h", "wss://", "wss://h:99999", "wss://h:x", "wss://u:p@h", "wss://a b", "wss://[::"],
+    [
+        "",
+        "cloud.example.com",
+        "ftp://h",
+        "wss://",
+        "wss://h:99999",
+        "wss://h:x",
+        "wss://u:p@h",
+        "wss://a b",
+        "wss://[::",
+    ],
 )
 def test_bad_urls(text: str) -> None:
     with pytest.raises(AddressError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections import deque
@@ -94,7 +95,7 @@ class ScriptedLink(Link):
 
     def waits(self) -> list[float]:
         times = [at for at, _ in self.attempts]
-        return [round(after - before, 3) for before, after in zip(times, times[1:], strict=False)]
+        return [round(after - before, 3) for before, after in itertools.pairwise(times)]
 
 
 def refused(status: int, retry_after: float | None = None) -> RefusedError:
