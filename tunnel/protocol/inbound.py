@@ -83,12 +83,16 @@ class Inbound:
             kind, flags, stream_id, length = unpack(data, pos)
             pos = body
             frames += 1
-            # The frame that nearly all are: whole, without flags, of a stream that is simply open.
+            # The frame that nearly all are: without flags, of a stream that is simply open.
             if kind == DATA and not flags and length:
                 stream = streams.get(stream_id)
-                body_end = body + length
-                if stream is not None and stream.plain_receive and body_end <= end:
+                if stream is not None and stream.plain_receive:
                     stream.receive_window.receive(length)
+                    body_end = body + length
+                    if body_end > end:
+                        self._body_left = length
+                        self._body_stream = stream
+                        continue
                     if length < _COPY_BELOW:
                         stream.received += data[body:body_end]
                     else:

@@ -4,14 +4,14 @@ Knows no bytes, windows or queues. Whether the ACK was sent or received are bits
 come at any point of it (yamux.md §5). Each pair is listed, so that none can be forgotten.
 """
 
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Final
 
 from tunnel.protocol.errors import LocalProtocolError
 from tunnel.protocol.stream import MuxStream, State
 
 
-class Input(Enum):
+class Input(IntEnum):
     """What can happen to a stream that exists."""
 
     RECV_SYN = 1  # a second one: the id is live

@@ -3,22 +3,22 @@
 Only data: the table in `states` changes the state, `core` and its neighbours the rest. Knows no other stream.
 """
 
-from enum import Enum
+from enum import IntEnum
 from typing import Any
 
 from tunnel.protocol.errors import Fault
 from tunnel.protocol.windows import ReceiveWindow, SendWindow
 
 
-class State(Enum):
-    """Where a stream is in its life (yamux.md §5)."""
+class State(IntEnum):
+    """Where a stream is in its life (yamux.md §5). Of ints, since a plain Enum hashes in Python code."""
 
-    SYN_SENT = "S"
-    SYN_RECEIVED = "R"
-    OPEN = "O"
-    LOCAL_CLOSED = "L"  # we sent FIN
-    REMOTE_CLOSED = "M"  # the peer did
-    GONE = "X"
+    SYN_SENT = 1
+    SYN_RECEIVED = 2
+    OPEN = 3
+    LOCAL_CLOSED = 4  # we sent FIN
+    REMOTE_CLOSED = 5  # the peer did
+    GONE = 6
 
 
 class MuxStream:
