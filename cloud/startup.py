@@ -1,15 +1,12 @@
 """What must be true before the API listens: settings, servers, schema, seeds. Each failure is one line and an end.
 
-`prepare()` runs it in a process of its own, so that gunicorn's master stays free of Django and of connections.
-It is `python -m cloud.startup` as well.
+Run as `python -m cloud.startup`: by gunicorn's master (`cloud.master`), or as a one-off step before a deployment.
 """
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,21 +26,6 @@ _PAUSE_SECONDS: Final = 0.25
 
 class StartupError(Exception):
     """Why the API does not start; the text is the one line for the operator."""
-
-
-def prepare() -> None:
-    """Called by gunicorn's `on_starting`. Ends this process, with the line already written, if anything is missing."""
-    done = subprocess.run([sys.executable, "-m", "cloud.startup"], cwd=environment.BASE_DIR, check=False)
-    if done.returncode:
-        sys.exit(done.returncode if done.returncode > 0 else 1)
-
-
-def prepare_metrics(folder: Path) -> None:
-    """Makes `folder` empty and names it to prometheus_client, before any worker counts anything."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.db"):
-        old.unlink(missing_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def main() -> int:

@@ -8,6 +8,9 @@ urlpatterns = [
     path("", include("apps.accounts.api.urls")),
     path("", include("apps.proxy.urls")),  # before devices: `/api/devices/scan` is no device
     path("", include("apps.system.api.urls")),
+    path("", include("apps.proxy.internal.urls")),
+    path("", include("apps.pairing.api.urls")),
+    path("", include("apps.devices.api.urls")),
 ]
 
 handler400 = "apps.common.views.bad_request"

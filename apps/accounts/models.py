@@ -16,7 +16,7 @@ class UserManager(BaseUserManager["User"]):
         return self.annotate(email_lower=Lower("email")).get(email_lower=(username or "").lower())
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":
-        user = self.model(email=self.normalize_email(email), **fields)
+        user = self.model(email=email, **fields)
         user.set_password(password)
         user.save(using=self._db)
         return user

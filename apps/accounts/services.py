@@ -23,7 +23,7 @@ Login = tuple[User, str, dt.datetime]
 
 def register(*, actor: Actor, email: str, password: str, name: str, locale: str, now: dt.datetime) -> User:
     """A new user. Raises EMAIL_TAKEN (from the constraint: of two that race, one) and VALIDATION_ERROR."""
-    user = User(email=User.objects.normalize_email(email), name=name, locale=locale)
+    user = User(email=email, name=name, locale=locale)
     try:
         password_validation.validate_password(password, user)
     except ValidationError as error:
@@ -45,6 +45,8 @@ def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.dateti
     """
     if demo.static_user_id() and email.lower() == demo.DEMO_EMAIL.lower():
         user = demo.ensure_demo_user()
+        if not user.is_active:
+            raise DomainError("ACCOUNT_DISABLED")
         _record(actor, "user.login", user, now)
         return user, demo.STATIC_TOKEN, now + dt.timedelta(seconds=sessions.absolute_seconds())
     found = selectors.by_email(email)

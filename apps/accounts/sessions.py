@@ -8,6 +8,7 @@ import datetime as dt
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from django.conf import settings
@@ -171,8 +172,14 @@ def end_all(user_id: uuid.UUID) -> int:
     return ended
 
 
+@cache
+def _script(source: str) -> Any:
+    """The script by its hash: sent whole only when the server does not know it."""
+    return redis.client().register_script(source)
+
+
 def _run(script: str, keys: list[str], args: list[Any]) -> Any:
-    return redis.client().eval(script, len(keys), *keys, *args)
+    return _script(script)(keys=keys, args=args)
 
 
 def _session(token_hash: str, flat: list[str]) -> LoginSession:

@@ -1,13 +1,55 @@
-"""The one Redis client of a process: no retries, a second at most for anything (data.md, "When a part is down")."""
+"""The one Redis client of a process: no retries, a second at most for anything (data.md, "When a part is down").
+
+After a failure the calls of the next second fail at once, as for PostgreSQL (`cloud.db`); then one tries for all.
+"""
 
 from functools import lru_cache
+from typing import Any, Final
 
 import redis
+import redis.exceptions
 from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-TIMEOUT_SECONDS = 1.0
+from apps.common.breaker import Breaker
+
+TIMEOUT_SECONDS: Final = 1.0
+_FAILURES: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+
+
+class _Watched:
+    """What a connection adds: it tells the pool's breaker how each answer went."""
+
+    breaker: Breaker
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            answer = super().read_response(*args, **kwargs)  # type: ignore[misc]  # of the class it is mixed into
+        except _FAILURES:
+            self.breaker.trip()
+            raise
+        self.breaker.close()
+        return answer
+
+
+class WatchedPool(redis.BlockingConnectionPool):
+    """Connections of any scheme, behind one breaker."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.breaker = Breaker()
+        kind = self.connection_class
+        self.connection_class = type(f"Watched{kind.__name__}", (_Watched, kind), {"breaker": self.breaker})
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        if self.breaker.ask() == "refuse":
+            raise redis.exceptions.ConnectionError("Redis did not answer a moment ago")
+        try:
+            return super().get_connection(*args, **kwargs)
+        except _FAILURES:
+            self.breaker.trip()
+            raise
 
 
 @lru_cache(maxsize=1)
@@ -17,9 +59,9 @@ def client() -> redis.Redis:
     Its errors are redis.exceptions.ConnectionError and TimeoutError, which `apps.common.failures` maps to
     CACHE_UNAVAILABLE. Threads wait for a free connection for as long as for an answer.
     """
-    pool = redis.BlockingConnectionPool.from_url(
+    pool = WatchedPool.from_url(
         settings.VISIONA["REDIS_URL"],
-        max_connections=settings.VISIONA["API_THREADS"],
+        max_connections=settings.VISIONA["API_THREADS"] + 8,  # the threads, and those that beat beside them
         timeout=TIMEOUT_SECONDS,
         socket_timeout=TIMEOUT_SECONDS,
         socket_connect_timeout=TIMEOUT_SECONDS,

@@ -11,7 +11,7 @@ from django.db.backends.postgresql.operations import DatabaseOperations as Postg
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor as PostgresSchemaEditor
 
-from cloud.db.breaker import Breaker
+from apps.common.breaker import Breaker
 from cloud.db.connection import DeadlineConnection
 from cloud.db.pool import Pool
 

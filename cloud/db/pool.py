@@ -13,7 +13,7 @@ from typing import Final
 
 import psycopg
 
-from cloud.db.breaker import Breaker
+from apps.common.breaker import Breaker
 from cloud.db.connection import DeadlineConnection
 
 IDLE_SECONDS: Final = 60.0

@@ -45,6 +45,8 @@ class Breaker:
 
     def close(self) -> None:
         """The part answers."""
+        if self._open_until is None:  # the usual case, without the lock
+            return
         with self._lock:
             self._open_until = None
             self._probe_until = 0.0

@@ -1,0 +1,33 @@
+"""What gunicorn's master does beside its own work. Standard library only.
+
+It stays free of Django, so that a reload (SIGHUP) takes new code, and free of connections, which must not be forked.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def prepare() -> None:
+    """Settings, servers, schema, seeds (`cloud.startup`), in a process of its own, before anything listens.
+
+    Ends this process, with the one line already written, if something is missing. Then names a fresh folder to
+    prometheus_client, in which the workers count.
+    """
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-m", "cloud.startup"], cwd=root, check=False)
+    if done.returncode:
+        sys.exit(max(done.returncode, 1))
+    os.environ[_FOLDER] = tempfile.mkdtemp(prefix="visiona-metrics-")
+
+
+def clean_up() -> None:
+    """Removes what `prepare` made."""
+    if folder := os.environ.pop(_FOLDER, ""):
+        shutil.rmtree(folder, ignore_errors=True)
