@@ -18,7 +18,7 @@ from tunnel.protocol.core import Role
 from tunnel.runtime.connection import Connection, Stream
 from tunnel.runtime.daemon import Daemon, bind
 from tunnel.runtime.sockets import ByteStream, accept, listen
-from tunnel.runtime.transport import client_transport
+from tunnel.runtime.transport import HandshakeError, client_transport
 
 SECRET = "a-secret-of-the-tests"
 TOKEN = "vAs_" + "0" * 32
@@ -74,6 +74,8 @@ class Control:
             while True:
                 assert self.listener is not None
                 try:
+                    if self.listener.fileno() < 0:
+                        raise trio.ClosedResourceError
                     sock, _ = await accept(self.listener)
                 except (trio.ClosedResourceError, OSError):
                     await trio.sleep(0.01)
@@ -90,12 +92,12 @@ class Control:
                 data += more
             head, _, body = data.partition(b"\r\n\r\n")
             fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-            while len(body) < int(fields[b"content-length"]):
+            while len(body) < int(fields.get(b"content-length", b"0")):
                 body += await stream.receive_some()
             if self.frozen:
                 await trio.sleep_forever()
             self.headers.append(head)
-            answer = await self._answer(head.split(b" ")[1].decode(), orjson.loads(body))
+            answer = await self._answer(head.split(b" ")[1].decode(), orjson.loads(body or b"null"))
             await stream.send_all(answer)
         except trio.BrokenResourceError:
             pass
@@ -172,7 +174,11 @@ class World:
         stream = await trio.open_tcp_stream("127.0.0.1", self.public)
         if headers is None:
             headers = [("Authorization", f"Bearer {token}")]
-        transport, answer = await client_transport(stream, "daemon", path, headers)
+        try:
+            transport, answer = await client_transport(stream, "daemon", path, headers)
+        except HandshakeError:
+            await stream.aclose()
+            raise
         role = Role.SERVER if self.daemon.config.role == "client" else Role.CLIENT
         connection = Connection(transport, role=role, accept_streams=True, name="agent")
         if run:

@@ -373,6 +373,8 @@ async def test_aclose_is_bounded_when_the_peer_reads_nothing(
         await transport.aclose(4408, "wedged")
         assert trio.current_time() - start <= 1.001
     assert transport.close_code == 1006
+    with pytest.raises(trio.ClosedResourceError):
+        await transport.receive_some()
 
 
 async def test_a_second_task_is_told_that_it_is_one_too_many(pair: tuple[t.SocketTransport, ByteStream]) -> None:

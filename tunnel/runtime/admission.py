@@ -61,6 +61,11 @@ class Admission:
         self.calls = 0
         self.failures = 0
 
+    @property
+    def waiting(self) -> int:
+        """Credentials that wait for the next call."""
+        return self._receive.statistics().current_buffer_used
+
     async def admit(self, credential: Credential) -> Answer:
         """Django's answer about one agent. If it cannot be had: a Refused of 503 with `retry_after`."""
         if trio.current_time() < self._not_before:

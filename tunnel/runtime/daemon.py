@@ -98,12 +98,19 @@ class Daemon:
             idle_seconds=config.idle_seconds,
             buffer_bytes=config.buffer_bytes,
         )
+        self.admission: Admission | None = None
+        self._slots = Slots(config.max_handshakes)
         self._drain_asked = trio.Event()
         self._grace = trio.CancelScope()
         self._close_code = CLOSE_RESTART
         self._grace_seconds = config.drain_seconds
         self._background: trio.Nursery | None = None
         self._closing = trio.CapacityLimiter(_CLOSING_AT_ONCE)
+
+    @property
+    def handshakes(self) -> int:
+        """Agents that are not in yet: reading their head, being authenticated, answered."""
+        return self._slots.taken
 
     def drain(self) -> None:
         """As SIGTERM: end in order, agents are told 1012 (restart). Returns at once; a second call cuts it short."""
@@ -147,6 +154,7 @@ class Daemon:
             on_abandoned=abandoned,
             on_unsure=lambda: heart.beat_soon(full=True),
         )
+        self.admission = admission
         listener = Listener(
             config,
             admission=admission,
@@ -225,7 +233,7 @@ class Daemon:
             listener.serve,
             self._log,
             name="public",
-            slots=Slots(config.max_handshakes),
+            slots=self._slots,
             head_seconds=config.head_seconds,
             max_connections=config.max_sessions + 2 * config.max_handshakes,
         )

@@ -195,6 +195,8 @@ class SocketTransport(_WireTransport):
             data, self._initial = self._initial, b""
             return data
         sock, buffer = self._sock, self._buffer
+        if sock.fileno() < 0:
+            raise trio.ClosedResourceError("this transport was closed")
         if self._full:
             await trio.lowlevel.checkpoint()
         else:
