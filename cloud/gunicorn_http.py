@@ -99,6 +99,12 @@ def refusal_of(error: Exception) -> Refusal | None:
     return None
 
 
+def inbound_id(head: bytes) -> str:
+    """The request id of a head that nobody parsed, as far as it came; else a new one."""
+    match = _REQUEST_ID.search(head)
+    return request_id_from(match.group(1).decode("ascii") if match else None)
+
+
 class HeadGate:
     """Gathers bytes until a request's head is whole or can no longer become one. Never blocks, holds 32 KiB."""
 
@@ -115,12 +121,6 @@ class HeadGate:
     def begun(self) -> bool:
         """Whether a byte of a request came."""
         return bool(self._buffer)
-
-    @property
-    def request_id(self) -> str:
-        """The inbound id, as far as the head came, else a new one."""
-        match = _REQUEST_ID.search(self._buffer)
-        return request_id_from(match.group(1).decode("ascii") if match else None)
 
     def feed(self, data: bytes) -> bool:
         """Take bytes; whether the connection is a thread's business now (`ready`, or `refusal` is set)."""

@@ -4,7 +4,8 @@ gunicorn 27 itself answers in HTML before the view, lets half-sent heads block t
 those with `_`, and writes a 500 into a connection that a view took over. Here the main thread gathers heads without
 blocking, and a thread gets a connection only with a whole head; refusals before the view are the JSON envelope; a view
 finds the raw head in the environ (`visiona.raw_headers`, `visiona.raw_target`) and may borrow the connection
-(`visiona.connection`, cloud.takeover). It speaks HTTP/1 only and no TLS: that is the reverse proxy's part. It knows nothing of Django.
+(`visiona.connection`, cloud.takeover). It speaks HTTP/1 only and no TLS: that is the reverse proxy's part. It knows
+nothing of Django.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -23,7 +23,7 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from cloud.gunicorn_http import ApiRequest, ApiResponse, HeadGate, Refusal, WatchedBody, refusal_of
+from cloud.gunicorn_http import ApiRequest, ApiResponse, HeadGate, Refusal, WatchedBody, inbound_id, refusal_of
 from cloud.takeover import Takeover
 from tunnel.contract import request_id_from
 
@@ -52,6 +52,8 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.gate = HeadGate()
         self.initialized = True
         self.parser = ApiParser(cfg, sock, client)
+        self.waits: Waiting | None = None
+        """Where the main thread holds it, watched by the poller; None while it is a thread's."""
         self.reset = False
         """To be closed by a reset: an answer was cut."""
 
@@ -123,25 +125,27 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 oldest = self._idle.oldest()
                 if oldest is None:
                     return
-                self._idle.remove(oldest)
                 self._drop(oldest)
 
     def _await_head(self, conn: Connection) -> None:
-        """Read the head as it comes; what is there already, at once."""
-        self._heads.add(conn, time.monotonic() + self.head_seconds)
-        self._watch(conn, self._read_head)
-        self._read_head(conn, conn.sock)
+        """A head may begin: read what is there already, the rest as it comes."""
+        self._wait(conn, self._heads, self.head_seconds)
+        self._readable(conn, conn.sock)
 
-    def _watch(self, conn: Connection, callback: Callable[[Connection, Any], None]) -> None:
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(callback, conn))
+    def _wait(self, conn: Connection, where: Waiting, seconds: float) -> None:
+        conn.waits = where
+        where.add(conn, time.monotonic() + seconds)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
 
-    def _unwatch(self, conn: Connection) -> None:
-        try:
-            self.poller.unregister(conn.sock)
-        except (KeyError, ValueError):
-            return  # it was not watched, or its descriptor is gone
+    def _end_wait(self, conn: Connection) -> None:
+        if conn.waits is None:
+            return
+        conn.waits.remove(conn)
+        conn.waits = None
+        self.poller.unregister(conn.sock)
 
-    def _read_head(self, conn: Connection, _sock: Any) -> None:
+    def _readable(self, conn: Connection, _sock: Any) -> None:
+        """A waiting connection has bytes, or its client left."""
         try:
             data = conn.sock.recv(_READ)
         except (BlockingIOError, InterruptedError):
@@ -149,21 +153,19 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         except OSError:
             data = b""
         if not data:
-            self._heads.remove(conn)
             self._drop(conn)
+        elif conn.waits is self._lingering:
+            return  # the rest of a request that was answered already
         elif conn.gate.feed(data):
-            self._heads.remove(conn)
-            self._unwatch(conn)
+            self._end_wait(conn)
             self.enqueue_req(conn)
-
-    def _idle_readable(self, conn: Connection, _sock: Any) -> None:
-        """The next request begins, or the client leaves: from here the head's own time runs."""
-        self._idle.remove(conn)
-        self._unwatch(conn)
-        self._await_head(conn)
+        elif conn.waits is self._idle:  # the next request began: from here its head's own time runs
+            self._idle.remove(conn)
+            self._heads.add(conn, time.monotonic() + self.head_seconds)
+            conn.waits = self._heads
 
     def _drop(self, conn: Connection) -> None:
-        self._unwatch(conn)
+        self._end_wait(conn)
         self.nr_conns -= 1
         conn.close()
 
@@ -193,35 +195,19 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         elif early:
             self._await_head(conn)
         else:
-            seconds = float(self.cfg.keepalive) if self.alive else LINGER_SECONDS
-            self._idle.add(conn, time.monotonic() + seconds)
-            self._watch(conn, self._idle_readable)
+            self._wait(conn, self._idle, float(self.cfg.keepalive) if self.alive else LINGER_SECONDS)
 
     def _linger(self, conn: Connection) -> None:
         conn.sock.shutdown(socket.SHUT_WR)
-        self._lingering.add(conn, time.monotonic() + LINGER_SECONDS)
-        self._watch(conn, self._read_away)
-
-    def _read_away(self, conn: Connection, _sock: Any) -> None:
-        try:
-            if conn.sock.recv(_READ):
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            pass  # reset by the client: gone as well
-        self._lingering.remove(conn)
-        self._drop(conn)
+        self._wait(conn, self._lingering, LINGER_SECONDS)
 
     # --- the main thread: time ----------------------------------------------------------------------------------------
     def murder_pending(self) -> None:
         """Every second or sooner: heads that are late get 408, connections that said nothing are closed."""
         now = time.monotonic()
         for conn in self._heads.expired(now):
-            self._heads.remove(conn)
             self._refuse_late(conn)
         for conn in self._lingering.expired(now):
-            self._lingering.remove(conn)
             self._drop(conn)
 
     def _refuse_late(self, conn: Connection) -> None:
@@ -229,8 +215,8 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._drop(conn)
             return
         refusal = Refusal("REQUEST_TIMEOUT", "the head did not come in time")
-        request_id = conn.gate.request_id
-        self._unwatch(conn)
+        request_id = inbound_id(conn.gate.take())
+        self._end_wait(conn)
         try:
             conn.sock.send(refusal.response(request_id))  # an empty socket buffer takes it at once
             self._linger(conn)
@@ -242,10 +228,8 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Close what was idle too long; all of it when the worker ends; the oldest where every place is taken."""
         oldest = self._idle.oldest()
         if oldest is not None and self.nr_conns >= self.worker_connections:
-            self._idle.remove(oldest)
             self._drop(oldest)
         for conn in self._idle.all() if force else self._idle.expired(time.monotonic()):
-            self._idle.remove(conn)
             self._drop(conn)
 
     def _cap_keepalive(self, deadline: float) -> None:
@@ -257,18 +241,18 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle(self, conn: Connection) -> bool:
         """One request, its head being whole. Whether the connection stays."""
         conn.sock.settimeout(IO_SECONDS)
-        request_id, refusal = conn.gate.request_id, conn.gate.refusal
-        conn.parser.unreader.unread(conn.gate.take())
+        refusal, head = conn.gate.refusal, conn.gate.take()
         if refusal is not None:
-            return self._refuse(conn, refusal, request_id)
+            return self._refuse(conn, refusal, inbound_id(head))
+        conn.parser.unreader.unread(head)
         try:
             request = next(conn.parser)
         except (StopIteration, NoMoreData):
             return False
         except Exception as error:  # noqa: BLE001 - whatever a parser raises must become an answer
-            return self._refuse(
-                conn, refusal_of(error) or self._crash("a head could not be read", error, request_id), request_id
-            )
+            request_id = inbound_id(head)
+            refusal = refusal_of(error) or self._crash("a head could not be read", error, request_id)
+            return self._refuse(conn, refusal, request_id)
         try:
             return self.handle_request(request, conn) and self._drained(conn, request)
         except OSError as error:
