@@ -5,9 +5,9 @@ from django.urls import path, re_path
 from apps.proxy import views
 
 urlpatterns = [
-    re_path(r"^api/cameras(?s:/.*)?\Z", views.BoxView.as_view()),
-    re_path(r"^api/inference(?s:/.*)?\Z", views.BoxView.as_view()),
+    re_path(r"^api/cameras(?:/[\s\S]*)?\Z", views.BoxView.as_view()),
+    re_path(r"^api/inference(?:/[\s\S]*)?\Z", views.BoxView.as_view()),
     path("api/devices/scan", views.ScanView.as_view()),
-    re_path(r"^api/devices/(?P<device_id>[^/]+)/proxy(?s:/.*)?\Z", views.DeviceProxyView.as_view()),
-    re_path(r"^ws/(?s:.*)\Z", views.SocketView.as_view()),
+    re_path(r"^api/devices/(?P<device_id>[^/]+)/proxy(?:/[\s\S]*)?\Z", views.DeviceProxyView.as_view()),
+    re_path(r"^ws/[\s\S]*\Z", views.SocketView.as_view()),
 ]
