@@ -86,7 +86,8 @@ class JsonLog:
             while True:
                 if not self._lines:
                     await self._waiting.park()
-                await trio.to_thread.run_sync(self._write, self._take(), abandon_on_cancel=False)
+                with trio.CancelScope(shield=True):  # lines that were taken are written
+                    await trio.to_thread.run_sync(self._write, self._take())
                 await trio.sleep(_FLUSH_SECONDS)
         finally:
             self._running = False

@@ -1,0 +1,133 @@
+"""The orderly end: what still finishes, what is refused, who is told what, and that it does end."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.runtime.daemonworld import OTHER, echo, read_all, world
+from tunnel.runtime.transport import HandshakeRefused
+
+
+async def test_streams_in_flight_finish_and_nothing_new_begins() -> None:
+    async with world() as w:
+        agent, _ = await w.agent()
+        await w.serve(agent, echo)
+        _, _, raw, rest = await w.forward(first=b"before ")
+        w.daemon.drain()
+        await w.until(lambda: agent.peer_going_away)
+        assert (await w.http("/readyz", secret=None))[0] == 503
+        status, fields, refused, _ = await w.forward(headers=[("X-Device-Id", "device-0")])
+        assert (status, fields["retry-after"]) == (503, "1")
+        refused.close()
+        with pytest.raises(HandshakeRefused) as caught:
+            await w.agent(OTHER)
+        assert (caught.value.status, caught.value.header("Retry-After")) == (503, "5")
+        beat = await w.control.wait(lambda: [one for one in w.control.heartbeats if one["draining"]])
+        assert (beat[0]["sessions_count"], beat[0]["streams_count"]) == (1, 1)
+        assert agent.end_reason is None
+        await raw.send_all(b"and after")
+        raw.send_eof()
+        assert rest + await read_all(raw) == b"before and after"
+        await w.ended.wait()
+        assert agent.end_reason is not None
+        assert (agent.end_reason.close_code, agent.end_reason.remote) == (1012, True)
+        ended = [e for e in w.control.events if e["type"] == "disconnected"]
+        assert (ended[0]["reason"], ended[0]["code"]) == ("drain", 1012)
+        assert w.logged("drained")[0]["cut"] == 0
+        assert w.logged("stopped")[0]["events_lost"] == 0
+
+
+async def test_without_streams_it_ends_at_once() -> None:
+    async with world(drain_seconds=60) as w:
+        agent, _ = await w.agent()
+        start = trio.current_time()
+        w.daemon.drain()
+        await w.ended.wait()
+        assert trio.current_time() - start < 5
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1012
+
+
+async def test_what_does_not_finish_within_the_grace_is_reset() -> None:
+    async with world(drain_seconds=0.3) as w:
+        agent, _ = await w.agent()
+        await w.serve(agent, echo)
+        _, _, raw, _ = await w.forward()
+        w.daemon.drain()
+        with pytest.raises(trio.BrokenResourceError):
+            await raw.receive_some()
+        await w.ended.wait()
+        assert w.logged("forward")[0]["outcome"] == "session_ended"
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1012
+
+
+async def test_a_second_request_cuts_the_grace_short() -> None:
+    async with world(drain_seconds=1000) as w:
+        agent, _ = await w.agent()
+        await w.serve(agent, echo)
+        _, _, raw, _ = await w.forward()
+        w.daemon.drain()
+        await w.until(lambda: agent.peer_going_away)
+        w.daemon.drain()
+        await w.ended.wait()
+        with pytest.raises(trio.BrokenResourceError):
+            await raw.receive_some()
+
+
+async def test_an_interrupt_has_a_short_grace_and_says_shutdown() -> None:
+    async with world(drain_seconds=1000, interrupt_seconds=0.1) as w:
+        agent, _ = await w.agent()
+        await w.serve(agent, echo)
+        _, _, raw, _ = await w.forward()
+        w.daemon.interrupt()
+        await w.ended.wait()
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1001
+        raw.close()
+
+
+async def test_the_internal_api_begins_it_too() -> None:
+    async with world() as w:
+        agent, _ = await w.agent()
+        status, _, body = await w.http("/internal/drain", method="POST")
+        assert (status, body["data"]) == (200, {"draining": True, "streams": 0})
+        await w.ended.wait()
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1012
+
+
+async def test_it_ends_though_the_api_is_away() -> None:
+    async with world(call_seconds=0.2) as w:
+        await w.agent()
+        await w.control.wait(lambda: w.control.events)
+        w.control.close()
+        start = trio.current_time()
+        w.daemon.drain()
+        await w.ended.wait()
+        assert trio.current_time() - start < 5
+        assert w.logged("stopped")[0]["events_lost"] == 1
+
+
+async def test_an_agent_in_the_handshake_is_turned_away() -> None:
+    async with world() as w:
+        w.control.hold = trio.Event()
+        codes: list[int] = []
+
+        async def knock() -> None:
+            try:
+                await w.agent()
+            except HandshakeRefused as error:
+                codes.append(error.status)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock)
+            await w.control.wait(lambda: w.control.authentications)
+            w.daemon.metrics.draining = True  # the moment after the drain began
+            w.control.hold.set()
+        assert codes == [503]
+        ended = await w.control.wait(lambda: w.control.events)
+        assert (ended[0]["type"], ended[0]["reason"]) == ("disconnected", "drain")
