@@ -333,7 +333,8 @@ class Relay:
             return
         self._tapped(pieces)
         self._to_client.put(*exchange.client_body(pieces))
-        self._flush_client()
+        if not exchange.complete:  # the last bytes wait for the tap's word
+            self._flush_client()
 
     def _tapped(self, pieces: list[Buffer]) -> None:
         for piece in pieces:

@@ -45,7 +45,7 @@ def test_status_reason_and_repeated_fields_pass(lane: Lane) -> None:
 def test_request_fields_pass_and_ours_are_added(lane: Lane) -> None:
     got = lane.ask(
         "GET", "/f", REQUEST_ID, "X-Two: a", "X-Two: b", "Accept: text/x-odd", "X_Under: 1", "Accept-Encoding: br",
-        "Authorization: Bearer other", "Cookie: a=b", "Proxy-Authorization: x", "X-Device-Id: " + lane.device_id,
+        "Cookie: a=b", "Proxy-Authorization: x", "X-Device-Id: " + lane.device_id,
         "X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6", "Connection: close, X-Drop", "X-Drop: 1", "TE: trailers",
         "traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         close=False,

@@ -160,6 +160,7 @@ class Server:
     def kill_all(self) -> None:
         """Reset every connection, as the death of the process would."""
         self.killed.set()
+        self.killed = threading.Event()
         with self._lock:
             live = list(self.live)
         for sock in live:
@@ -228,6 +229,8 @@ class StandInDaemon(Server):
         self.features = "keepalive"
         self.calls: list[bytes] = []
         self.silent = threading.Event()
+        self.before_answer: Callable[[], object] | None = None
+        """Called once, when the first call came: what the world does meanwhile."""
         super().__init__()
 
     @property
@@ -236,12 +239,16 @@ class StandInDaemon(Server):
 
     def serve(self, sock: socket.socket) -> None:
         call = Peer(sock)
-        call.read_head()
+        if not call.read_head():
+            return
         self.calls.append(call.head)
         if self.silent.is_set():
             call.wait_gone(30)
             return
         known = call.fields("x-tunnel-session")[0] in self.sessions
+        then, self.before_answer = self.before_answer, None
+        if then is not None:
+            then()
         refuse = self.refuse or (None if known else (404, "NOT_FOUND"))
         if refuse is not None:
             body = json.dumps({"success": False, "error": {"code": refuse[1]}}).encode()

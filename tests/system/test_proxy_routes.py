@@ -1,0 +1,153 @@
+"""The routes of the DRF lane: which device is meant, who may, what a scan stores, what is not carried yet."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from tests.apps.proxy.kit import Box, Peer, StandInDaemon
+from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in, put_online
+
+pytestmark = pytest.mark.system
+pytest_plugins = ["tests.apps.proxy.fixtures"]
+
+FOUND = {
+    "devices": [
+        {"serial": "KL-1", "chip": "KL720", "usb_id": "3231:0720", "firmware": "2.2.0", "status": "ready", "odd": [1]},
+        {"serial": "", "chip": "nameless"},
+    ],
+    "more": "of the box's own",
+}
+
+
+@pytest.mark.parametrize("path", ["/api/cameras", "/api/cameras/", "/api/cameras/0/stream", "/api/inference/a%2Fb"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_cameras_and_inference_pass_path_for_path(lane: Lane, method: str, path: str) -> None:
+    said = lane.ask(method, f"{path}?x=1", prefix="").json
+    assert said["line"] == f"{method} {path}?x=1 HTTP/1.1"
+
+
+def test_a_location_is_not_touched_where_paths_pass_as_they_are(lane: Lane) -> None:
+    lane.box.on("/api/cameras/go", lambda peer: peer.answer(b"", "302 Found", "Location: /api/cameras/0"))
+    assert lane.ask("GET", "/api/cameras/go", prefix="").one("location") == "/api/cameras/0"
+
+
+def test_several_online_devices_must_be_named(lane: Lane, stack: Stack) -> None:
+    second = add_device(stack, lane.user_id)
+    put_online(second, lane.user_id, lane.daemon)
+    got = lane.ask("GET", "/api/cameras", prefix="")
+    assert (got.status, got.code) == (409, "AMBIGUOUS_DEVICE")
+    assert got.json["error"]["details"]["devices"] == sorted([second, lane.device_id])
+    assert lane.ask("GET", f"/api/cameras?device_id={second}", prefix="").json["line"] == "GET /api/cameras HTTP/1.1"
+    assert lane.ask("GET", "/api/cameras?device_id=cam-7", f"X-Device-Id: {second}", prefix="").json["line"] == (
+        "GET /api/cameras?device_id=cam-7 HTTP/1.1"
+    )
+    assert lane.ask("GET", "/api/cameras?device_id=cam-7", prefix="").code == "AMBIGUOUS_DEVICE"
+    nobody = str(uuid.uuid4())
+    assert lane.ask("GET", f"/api/cameras?device_id={second}", f"X-Device-Id: {nobody}", prefix="").code == "NOT_FOUND"
+
+
+def test_no_online_device(stack: Stack, lane: Lane) -> None:
+    lane.token = log_in(add_user(stack))
+    got = lane.ask("GET", "/api/cameras", prefix="")
+    assert (got.status, got.code) == (503, "TUNNEL_DISCONNECTED")
+    assert got.all("retry-after")
+
+
+def test_an_offline_device(stack: Stack, lane: Lane) -> None:
+    offline = add_device(stack, lane.user_id)
+    assert lane.ask("GET", "/x", prefix=f"/api/devices/{offline}/proxy").code == "TUNNEL_DISCONNECTED"
+
+
+@pytest.mark.parametrize("who", ["bob", "nobody", "forged"])
+@pytest.mark.parametrize("where", ["{device}/proxy/x", "scan?device_id={device}"])
+def test_only_the_owner_gets_through(lane: Lane, stack: Stack, who: str, where: str) -> None:
+    lane.token = {"bob": log_in(add_user(stack)), "nobody": "", "forged": "vAu_" + "0" * 32}[who]
+    got = lane.ask("GET", "/api/devices/" + where.format(device=lane.device_id), prefix="")
+    assert (got.status, got.code) == ((404, "NOT_FOUND") if who == "bob" else (401, "UNAUTHENTICATED"))
+    assert lane.box.heads == []
+
+
+@pytest.mark.parametrize("device", ["no-uuid", "00000000-0000-0000-0000-000000000000"])
+def test_an_unknown_device_is_not_found(lane: Lane, device: str) -> None:
+    assert lane.ask("GET", "/x", prefix=f"/api/devices/{device}/proxy").code == "NOT_FOUND"
+
+
+def test_a_prefix_in_disguise_is_refused(lane: Lane) -> None:
+    got = lane.ask("GET", "/x", prefix=f"/api/%64evices/{lane.device_id}/proxy")
+    assert (got.status, got.code) == (400, "BAD_REQUEST")
+
+
+@pytest.mark.parametrize("path", ["", "/"])
+def test_the_root_of_the_box(lane: Lane, path: str) -> None:
+    assert lane.ask("GET", path).json["line"] == "GET / HTTP/1.1"
+
+
+# --- scan -------------------------------------------------------------------------------------------------------------
+def stored(stack: Stack, lane: Lane) -> list[tuple[object, ...]]:
+    return stack.rows(
+        "SELECT serial, chip, usb_id, firmware, status FROM accelerators WHERE device_id = %s", lane.device_id
+    )
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_scan_passes_unchanged_and_is_stored(lane: Lane, stack: Stack, method: str) -> None:
+    body = json.dumps(FOUND, indent=3).encode()
+    seen: list[str] = []
+    lane.box.on("/api/devices/scan", lambda peer: (seen.append(peer.method), peer.answer(body))[1])
+    got = lane.ask(method, f"/api/devices/scan?device_id={lane.device_id}&deep=1", prefix="")
+    assert (got.status, got.body, seen) == (200, body, [method])
+    assert stored(stack, lane) == [("KL-1", "KL720", "3231:0720", "2.2.0", "ready")]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"not json", b"[1, 2]", b'{"devices": 7}', b"[" * 100000, b'{"devices": [{"serial": "a\\u0000b"}]}']
+)
+def test_a_scan_that_is_none_passes_all_the_same(lane: Lane, body: bytes) -> None:
+    lane.box.on("/api/devices/scan", lambda peer: peer.answer(body))
+    got = lane.ask("POST", "/api/devices/scan", prefix="")
+    assert (got.status, got.body) == (200, body)
+
+
+def test_a_failed_scan_stores_nothing(lane: Lane, stack: Stack) -> None:
+    lane.box.on("/api/devices/scan", lambda peer: peer.answer(json.dumps(FOUND).encode(), "500 Broken"))
+    assert lane.ask("POST", "/api/devices/scan", prefix="").status == 500
+    assert stored(stack, lane) == []
+
+
+def test_a_scan_knows_two_methods(lane: Lane) -> None:
+    got = lane.ask("DELETE", "/api/devices/scan", prefix="")
+    assert (got.status, got.code, got.one("allow")) == (405, "METHOD_NOT_ALLOWED", "GET, POST")
+
+
+def test_all_devices_at_once_is_not_offered_yet(lane: Lane) -> None:
+    got = lane.ask("POST", "/api/devices/scan?device_id=all", prefix="")
+    assert (got.status, got.code) == (400, "VALIDATION_ERROR")
+    assert list(got.json["error"]["details"]) == ["device_id"]
+
+
+# --- sockets ----------------------------------------------------------------------------------------------------------
+def test_what_asks_for_no_upgrade_is_told_so(lane: Lane) -> None:
+    got = lane.ask("GET", "/ws/inference", prefix="")
+    assert (got.status, got.code, got.one("upgrade")) == (426, "UPGRADE_REQUIRED", "websocket")
+
+
+def test_an_upgrade_is_not_carried_yet(lane: Lane) -> None:
+    got = lane.ask("GET", "/ws/inference", "Upgrade: websocket", "Connection: Upgrade", prefix="", close=False)
+    assert (got.status, got.code) == (501, "NOT_IMPLEMENTED")
+
+
+def test_an_upgrade_under_the_proxy_reaches_the_box_as_a_plain_request(lane: Lane) -> None:
+    got = lane.ask("GET", "/x", "Upgrade: websocket", "Connection: Upgrade, close", close=False)
+    names = [name.lower() for name, _ in got.json["fields"]]
+    assert "upgrade" not in names
+
+
+def test_a_box_cannot_switch_unasked(lane: Lane, box: Box, daemon: StandInDaemon) -> None:
+    def switch(peer: Peer) -> None:
+        peer.sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: odd\r\nConnection: Upgrade\r\n\r\nbytes")
+
+    box.on("/switch", switch)
+    assert lane.ask("GET", "/switch").code == "AGENT_BAD_RESPONSE"
