@@ -1,12 +1,10 @@
-"""What the API's worker class reads and writes differently from gunicorn: heads, bodies, answers, refusals.
+"""What the API's worker class reads and writes differently from gunicorn: requests, their bodies, answers.
 
-No sockets are waited for here, but the one of a request's body. It does not know Django: a refusal before the view is
-made with the envelope of `tunnel.contract` alone. `cloud.gunicorn_worker` drives it.
+It waits for no socket but the one of a request's body, and does not know Django. `cloud.gunicorn_worker` drives it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import time
@@ -18,161 +16,14 @@ from gunicorn.http.message import Request
 from gunicorn.http.wsgi import HEADER_VALUE_RE, Response
 from gunicorn.util import http_date
 
-from tunnel.contract import ERROR_STATUS, error_envelope, request_id_from
+from cloud.gunicorn_head import REASONS, Refusal, refusal_headers
 
-HEAD_BYTES: Final = 32 * 1024
-HEAD_FIELDS: Final = 100
-TARGET_BYTES: Final = 8 * 1024
 CHUNK_LINE: Final = 1024
 BODY_MIN_RATE: Final = 512
 """Bytes a second that a body must come at, once its grace is over: one byte now and then holds no thread for ever."""
 
-_REASONS: Final = {
-    400: "Bad Request",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    414: "URI Too Long",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
-_MESSAGES: Final = {
-    "BAD_REQUEST": "The request is malformed.",
-    "REQUEST_TIMEOUT": "The request did not arrive in time.",
-    "URI_TOO_LONG": "The request target is too long.",
-    "HEADERS_TOO_LARGE": "The request head is too large.",
-    "INTERNAL_ERROR": "Something went wrong on our side.",
-}
-_TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
-_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._-]{1,64})[ \t]*\r\n", re.IGNORECASE)
-
-
-class Refusal(Exception):
-    """A request that never reaches the view. `code` is one of the public API's codes, `detail` is for the log."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.status = ERROR_STATUS[code]
-
-    def body(self, request_id: str) -> bytes:
-        """The JSON envelope."""
-        return json.dumps(error_envelope(self.code, _MESSAGES[self.code], request_id)).encode()
-
-    def response(self, request_id: str, *, head_only: bool = False) -> bytes:
-        """The whole answer, after which the connection closes."""
-        body = self.body(request_id)
-        lines = [f"HTTP/1.1 {self.status} {_REASONS[self.status]}", f"Date: {http_date()}", "Connection: close"]
-        lines += [f"{name}: {value}" for name, value in refusal_headers(body, request_id)]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head_only else body)
-
-
-def refusal_headers(body: bytes, request_id: str) -> list[tuple[str, str]]:
-    """The fields of an answer that no middleware sees: the request id and the security headers included."""
-    return [
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))),
-        ("X-Request-ID", request_id),
-        ("X-Content-Type-Options", "nosniff"),
-        ("X-Frame-Options", "DENY"),
-        ("Referrer-Policy", "same-origin"),
-        ("Cross-Origin-Opener-Policy", "same-origin"),
-        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-        ("Cache-Control", "no-store"),
-    ]
-
-
-def refusal_of(error: Exception) -> Refusal | None:
-    """What a parser's error means in the public API's codes; None for one that is no fault of the client."""
-    if isinstance(error, Refusal):
-        return error
-    if isinstance(error, (parse_errors.InvalidResponseHeader, parse_errors.InvalidResponseHeaderName)):
-        return None
-    if isinstance(error, parse_errors.LimitRequestLine):
-        return Refusal("URI_TOO_LONG", type(error).__name__)
-    if isinstance(error, parse_errors.LimitRequestHeaders):
-        return Refusal("HEADERS_TOO_LARGE", type(error).__name__)
-    if isinstance(error, parse_errors.ConfigurationProblem):
-        return None
-    if isinstance(error, parse_errors.ParseException):
-        return Refusal("BAD_REQUEST", type(error).__name__)  # its text may quote a query
-    return None
-
-
-def inbound_id(head: bytes) -> str:
-    """The request id of a head that nobody parsed, as far as it came; else a new one."""
-    match = _REQUEST_ID.search(head)
-    return request_id_from(match.group(1).decode("ascii") if match else None)
-
-
-class HeadGate:
-    """Gathers bytes until a request's head is whole or can no longer become one. Never blocks, holds 32 KiB."""
-
-    __slots__ = ("_buffer", "_scanned", "ready", "refusal")
-
-    def __init__(self) -> None:
-        self._buffer = b""
-        self._scanned = 0
-        self.ready = False
-        """The head is whole: a thread may read it without waiting."""
-        self.refusal: Refusal | None = None
-
-    @property
-    def begun(self) -> bool:
-        """Whether a byte of a request came."""
-        return bool(self._buffer)
-
-    def feed(self, data: bytes) -> bool:
-        """Take bytes; whether the connection is a thread's business now (`ready`, or `refusal` is set)."""
-        buffer = self._buffer + data if self._buffer else data
-        while buffer.startswith(b"\r\n"):  # empty lines before a request (RFC 9112 §2.2)
-            buffer = buffer[2:]
-        self._buffer = buffer
-        end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3), HEAD_BYTES)
-        self._scanned = min(len(buffer), HEAD_BYTES)
-        if end >= 0:
-            self.ready = True
-            self.refusal = self._too_large(buffer[:end])
-        elif buffer and buffer != b"\r":
-            self.refusal = self._hopeless(buffer)
-        return self.ready or self.refusal is not None
-
-    def take(self) -> bytes:
-        """All bytes gathered, for the parser; the gate is fresh for the next request."""
-        buffer, self._buffer = self._buffer, b""
-        self._scanned = 0
-        self.ready = False
-        self.refusal = None
-        return buffer
-
-    def _too_large(self, head: bytes) -> Refusal | None:
-        line = head.partition(b"\r\n")[0]
-        if _target(line) > TARGET_BYTES:
-            return Refusal("URI_TOO_LONG", f"a request line of {len(line)} bytes")
-        if head.count(b"\r\n") > HEAD_FIELDS:
-            return Refusal("HEADERS_TOO_LARGE", "too many fields")
-        return None
-
-    def _hopeless(self, buffer: bytes) -> Refusal | None:
-        if _TOKEN_START.match(buffer) is None:
-            return Refusal("BAD_REQUEST", "no request line")
-        newline = buffer.find(b"\n")
-        if newline >= 0 and (buffer[newline - 1] != 13 or b"\n\n" in buffer):
-            return Refusal("BAD_REQUEST", "a bare LF in the head")
-        if newline < 0 and len(buffer) > TARGET_BYTES + 64:
-            return Refusal("URI_TOO_LONG", "a request line without an end")
-        if len(buffer) >= HEAD_BYTES:
-            line = buffer[: newline - 1]
-            if _target(line) > TARGET_BYTES:
-                return Refusal("URI_TOO_LONG", f"a request line of {len(line)} bytes")
-            return Refusal("HEADERS_TOO_LARGE", "a head over the limit")
-        return None
-
-
-def _target(line: bytes) -> int:
-    """Bytes of the target in a request line."""
-    parts = line.split(b" ")
-    return len(parts[1]) if len(parts) > 1 else len(line)
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+_SINGLE: Final = frozenset({"HOST", "CONTENT-TYPE", "CONTENT-LENGTH", "TRANSFER-ENCODING"})
 
 
 class BodyFault(OSError):
@@ -209,6 +60,10 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         self._idle_timeout = sock.gettimeout()
         self.drain_until: float | None = None
         """Set by the worker when the view left a body behind: the monotonic time by which it must have come."""
+
+    def read(self, size: int | None = None) -> bytes:
+        """As a file. Most requests have no body at all."""
+        return b"" if self._length == 0 else bytes(super().read(size))
 
     def _read_reader(self, size: int) -> bytes:
         request = self._request
@@ -247,7 +102,6 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     """A request head read strictly, with its raw fields and target kept for the proxy views."""
 
     body: Any
-    _expected_100_continue: bool
 
     def __init__(self, cfg: Any, unreader: Any, peer_addr: Any, req_number: int = 1) -> None:
         self.raw_headers: list[tuple[bytes, bytes]] = []
@@ -257,9 +111,6 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         self.request_id = ""
         super().__init__(cfg, unreader, peer_addr, req_number)
         self._be_strict()
-        # gunicorn would send `100 Continue` before the view was asked, even for a request that it refuses.
-        self.expects_continue = bool(self._expected_100_continue)
-        self._expected_100_continue = False
         reader: Any = self.body.reader
         if isinstance(reader, ChunkedReader):
             reader = StrictChunks(self, unreader)
@@ -280,12 +131,30 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return isinstance(reader, ChunkedReader) or reader.length > 0
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> list[tuple[str, str]]:
-        """gunicorn's reading, which checks; beside it the fields as they came."""
-        fields: list[tuple[str, str]] = super().parse_headers(data, from_trailer)
-        if not from_trailer:
-            for line in bytes(data).split(b"\r\n"):
-                name, _, value = line.partition(b":")
-                self.raw_headers.append((name, value.strip(b" \t")))
+        """The fields of a head for the environ; beside them all as they came.
+
+        In the place of gunicorn's reading, which costs as much as the rest of a small request. Trailers, which nobody
+        sees, stay gunicorn's. Names with `_` come raw alone: the environ could not tell them from those with `-`.
+        """
+        if from_trailer:
+            trailers: list[tuple[str, str]] = super().parse_headers(data, from_trailer)
+            return trailers
+        fields: list[tuple[str, str]] = []
+        single: set[str] = set()
+        for line in bytes(data).split(b"\r\n"):
+            match = _FIELD.fullmatch(line)
+            if match is None:
+                raise Refusal("BAD_REQUEST", "a malformed field")
+            raw_name, raw_value = match.groups()
+            raw_value = raw_value.strip(b" \t")
+            self.raw_headers.append((raw_name, raw_value))
+            name = raw_name.decode("ascii").upper()
+            if name in _SINGLE:
+                if name in single:
+                    raise Refusal("BAD_REQUEST", "a field that may stand once only")
+                single.add(name)
+            if b"_" not in raw_name:
+                fields.append((name, raw_value.decode("latin-1")))
         return fields
 
     def should_close(self) -> bool:
@@ -314,6 +183,10 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         codings = [value.lower() for name, value in self.headers if name == "TRANSFER-ENCODING"]
         if codings and codings != ["chunked"]:
             raise Refusal("BAD_REQUEST", "an unknown transfer coding")
+        expectations = [value.lower() for name, value in self.headers if name == "EXPECT"]
+        if expectations and expectations != ["100-continue"]:
+            raise Refusal("BAD_REQUEST", "an unknown expectation")
+        self.expects_continue = bool(expectations) and self.version == (1, 1)  # HTTP/1.0 knows none (RFC 9110 §10.1.1)
 
 
 class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
@@ -335,7 +208,7 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
             self.force_close()
             if not status.startswith(str(fault.status)):
                 self._replaced = fault.body(self.req.request_id)
-                status = f"{fault.status} {_REASONS[fault.status]}"
+                status = f"{fault.status} {REASONS[fault.status]}"
                 headers = refusal_headers(self._replaced, self.req.request_id)
         super().start_response(status, headers, exc_info)
         return self.write

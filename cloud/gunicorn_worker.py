@@ -23,7 +23,8 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from cloud.gunicorn_http import ApiRequest, ApiResponse, HeadGate, Refusal, WatchedBody, inbound_id, refusal_of
+from cloud.gunicorn_head import HeadGate, Refusal, inbound_id, refusal_of
+from cloud.gunicorn_http import ApiRequest, ApiResponse, WatchedBody
 from cloud.takeover import Takeover
 from tunnel.contract import request_id_from
 

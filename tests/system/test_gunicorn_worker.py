@@ -369,6 +369,7 @@ def test_a_body_that_comes_too_slowly_is_408(server: Server) -> None:
     with server.connect() as sock:
         sock.sendall(b"POST /read HTTP/1.1\r\nX-Request-ID: late\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
         assert check_refusal(read_all(sock), 408, "REQUEST_TIMEOUT")[b"x-request-id"] == b"late"
+    assert not [line for line in server.lines() if line.get("request_id") == "late" and line["level"] == "error"]
 
 
 # --- failures, relays -------------------------------------------------------------------------------------------------

@@ -1,0 +1,167 @@
+"""Heads as bytes, before a request is made of them, and the refusals of requests that no view sees.
+
+It knows no sockets, no gunicorn but its parser's errors, and no Django: a refusal is made with the envelope of
+`tunnel.contract` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+from gunicorn.http import errors as parse_errors
+from gunicorn.util import http_date
+
+from tunnel.contract import ERROR_STATUS, error_envelope, request_id_from
+
+HEAD_BYTES: Final = 32 * 1024
+HEAD_FIELDS: Final = 100
+TARGET_BYTES: Final = 8 * 1024
+
+REASONS: Final = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+_MESSAGES: Final = {
+    "BAD_REQUEST": "The request is malformed.",
+    "REQUEST_TIMEOUT": "The request did not arrive in time.",
+    "URI_TOO_LONG": "The request target is too long.",
+    "HEADERS_TOO_LARGE": "The request head is too large.",
+    "INTERNAL_ERROR": "Something went wrong on our side.",
+}
+_TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._-]{1,64})[ \t]*\r\n", re.IGNORECASE)
+
+
+class Refusal(Exception):
+    """A request that never reaches the view. `code` is one of the public API's codes, `detail` is for the log."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.status = ERROR_STATUS[code]
+
+    def body(self, request_id: str) -> bytes:
+        """The JSON envelope."""
+        return json.dumps(error_envelope(self.code, _MESSAGES[self.code], request_id)).encode()
+
+    def response(self, request_id: str, *, head_only: bool = False) -> bytes:
+        """The whole answer, after which the connection closes."""
+        body = self.body(request_id)
+        lines = [f"HTTP/1.1 {self.status} {REASONS[self.status]}", f"Date: {http_date()}", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in refusal_headers(body, request_id)]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head_only else body)
+
+
+def refusal_headers(body: bytes, request_id: str) -> list[tuple[str, str]]:
+    """The fields of an answer that no middleware sees: the request id and the security headers included."""
+    return [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("X-Request-ID", request_id),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "same-origin"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+        ("Cache-Control", "no-store"),
+    ]
+
+
+def refusal_of(error: Exception) -> Refusal | None:
+    """What a parser's error means in the public API's codes; None for one that is no fault of the client."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, (parse_errors.InvalidResponseHeader, parse_errors.InvalidResponseHeaderName)):
+        return None
+    if isinstance(error, parse_errors.LimitRequestLine):
+        return Refusal("URI_TOO_LONG", type(error).__name__)
+    if isinstance(error, parse_errors.LimitRequestHeaders):
+        return Refusal("HEADERS_TOO_LARGE", type(error).__name__)
+    if isinstance(error, parse_errors.ConfigurationProblem):
+        return None
+    if isinstance(error, parse_errors.ParseException):
+        return Refusal("BAD_REQUEST", type(error).__name__)  # its text may quote a query
+    return None
+
+
+def inbound_id(head: bytes) -> str:
+    """The request id of a head that nobody parsed, as far as it came; else a new one."""
+    match = _REQUEST_ID.search(head)
+    return request_id_from(match.group(1).decode("ascii") if match else None)
+
+
+class HeadGate:
+    """Gathers bytes until a request's head is whole or can no longer become one. Never blocks, holds 32 KiB."""
+
+    __slots__ = ("_buffer", "_scanned", "ready", "refusal")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._scanned = 0
+        self.ready = False
+        """The head is whole: a thread may read it without waiting."""
+        self.refusal: Refusal | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a byte of a request came."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> bool:
+        """Take bytes; whether the connection is a thread's business now (`ready`, or `refusal` is set)."""
+        buffer = self._buffer + data if self._buffer else data
+        while buffer.startswith(b"\r\n"):  # empty lines before a request (RFC 9112 §2.2)
+            buffer = buffer[2:]
+        self._buffer = buffer
+        end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3), HEAD_BYTES)
+        self._scanned = min(len(buffer), HEAD_BYTES)
+        if end >= 0:
+            self.ready = True
+            self.refusal = self._too_large(buffer[:end])
+        elif buffer and buffer != b"\r":
+            self.refusal = self._hopeless(buffer)
+        return self.ready or self.refusal is not None
+
+    def take(self) -> bytes:
+        """All bytes gathered, for the parser; the gate is fresh for the next request."""
+        buffer, self._buffer = self._buffer, b""
+        self._scanned = 0
+        self.ready = False
+        self.refusal = None
+        return buffer
+
+    def _too_large(self, head: bytes) -> Refusal | None:
+        line = head.partition(b"\r\n")[0]
+        if _target(line) > TARGET_BYTES:
+            return Refusal("URI_TOO_LONG", f"a request line of {len(line)} bytes")
+        if head.count(b"\r\n") > HEAD_FIELDS:
+            return Refusal("HEADERS_TOO_LARGE", "too many fields")
+        return None
+
+    def _hopeless(self, buffer: bytes) -> Refusal | None:
+        if _TOKEN_START.match(buffer) is None:
+            return Refusal("BAD_REQUEST", "no request line")
+        newline = buffer.find(b"\n")
+        if newline >= 0 and (buffer[newline - 1] != 13 or b"\n\n" in buffer):
+            return Refusal("BAD_REQUEST", "a bare LF in the head")
+        if newline < 0 and len(buffer) > TARGET_BYTES + 64:
+            return Refusal("URI_TOO_LONG", "a request line without an end")
+        if len(buffer) >= HEAD_BYTES:
+            line = buffer[: newline - 1]
+            if _target(line) > TARGET_BYTES:
+                return Refusal("URI_TOO_LONG", f"a request line of {len(line)} bytes")
+            return Refusal("HEADERS_TOO_LARGE", "a head over the limit")
+        return None
+
+
+def _target(line: bytes) -> int:
+    """Bytes of the target in a request line."""
+    parts = line.split(b" ")
+    return len(parts[1]) if len(parts) > 1 else len(line)
