@@ -339,6 +339,7 @@ async def test_probes_and_metrics_need_no_secret_on_loopback() -> None:
         await w.control.wait(lambda: w.control.heartbeats)
         await w.until(lambda: w.daemon.metrics.ready)
         assert (await w.http("/healthz", secret=None))[2] == {"status": "ok"}
+        assert (await w.http("/healthz", secret=None, method="HEAD"))[2] == b""
         assert (await w.http("/readyz", secret=None))[2] == {"status": "ready"}
         agent, _ = await w.agent()
         await w.serve(agent, echo)

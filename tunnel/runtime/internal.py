@@ -67,6 +67,8 @@ class InternalApi:
             body = answer(200, self._metrics.render(), request.request_id, kind=CONTENT_TYPE)
         else:
             body = self._probe(request)
+            if request.method == "HEAD":
+                body = body[: body.index(b"\r\n\r\n") + 4]
         await send_and_close(stream, body)
 
     def _check_secret(self, request: Request) -> None:
