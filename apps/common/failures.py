@@ -26,9 +26,9 @@ _BY_STATUS: Final[Mapping[int, str]] = {
     429: "RATE_LIMITED",
 }
 # SQLSTATE classes that say "not now" rather than "wrong": lock_timeout and NOWAIT (55P03), a cancelled statement
-# (57014: statement_timeout), a deadlock or a serialisation failure (40xxx). The others of OperationalError, and one
+# (57014: statement_timeout), a deadlock or a serialisation failure (40xxx), no free connection (53300). The others of OperationalError, and one
 # without SQLSTATE (no connection, our own deadline), mean that the server is not there.
-_BUSY: Final = ("55P03", "57014", "40001", "40P01")
+_BUSY: Final = ("55P03", "57014", "40001", "40P01", "53300")
 
 
 def domain_error(exc: BaseException) -> DomainError:

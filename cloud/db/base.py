@@ -55,8 +55,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
         # An alive server cancels just before the client's deadline, so that only a dead one runs into it.
         statement, lock = own.get("statement_timeout_ms", 0), own.get("lock_timeout_ms", 0)
         if deadline:
-            statement = min(statement or deadline * 900, deadline * 900)
-            lock = min(lock or deadline * 750, deadline * 750)
+            statement = min(statement or deadline * 800, deadline * 800)
+            lock = min(lock or deadline * 700, deadline * 700)
         params.setdefault("options", f"-c statement_timeout={statement:.0f} -c lock_timeout={lock:.0f}")
         params.setdefault("connect_timeout", 2)  # libpq's least
         return params

@@ -29,7 +29,9 @@ class FailedFast(psycopg.OperationalError):
 class PoolExhausted(psycopg.OperationalError):
     """All connections were in use for the whole wait."""
 
-    sqlstate = "53300"  # too_many_connections
+    def __init__(self) -> None:
+        super().__init__("no connection became free in time")
+        self.sqlstate = "53300"  # too_many_connections; psycopg overwrites an attribute of the class
 
 
 class Pool:
@@ -57,7 +59,7 @@ class Pool:
     def acquire(self) -> DeadlineConnection:
         """A connection, to be given back by `release`. Raises psycopg.OperationalError."""
         if not self._slots.acquire(timeout=self._wait):
-            raise PoolExhausted("no connection became free in time")
+            raise PoolExhausted
         try:
             answer = self.breaker.ask()
             if answer == "refuse":
