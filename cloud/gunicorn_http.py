@@ -19,6 +19,8 @@ from gunicorn.util import http_date
 from cloud.gunicorn_head import REASONS, Refusal, refusal_headers
 
 CHUNK_LINE: Final = 1024
+DRAIN_BYTES: Final = 64 * 1024
+"""Of a body that the view left unread, read away at most so that the connection can be kept."""
 BODY_MIN_RATE: Final = 512
 """Bytes a second that a body must come at, once its grace is over: one byte now and then holds no thread for ever."""
 
@@ -123,12 +125,21 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return target.encode("latin-1")
 
     @property
-    def abandoned(self) -> bool:
-        """The client still waits for `100 Continue`: whether its body follows is unknown, so the connection ends."""
-        if not self.expects_continue or self.continued or not isinstance(self.body, WatchedBody):
+    def body_in_the_way(self) -> bool:
+        """What is left of the body rules the connection out for another request.
+
+        The client still waits for `100 Continue`, so that nobody knows whether its body follows; or more is to come
+        than is worth reading away.
+        """
+        body = self.body
+        if self.fault is not None:
+            return True
+        if not isinstance(body, WatchedBody):  # a view took the connection and answers for it
             return False
-        reader: Any = self.body.reader
-        return isinstance(reader, ChunkedReader) or reader.length > 0
+        waits = self.expects_continue and not self.continued
+        if isinstance(body.reader, ChunkedReader):
+            return waits
+        return bool(body.reader.length > (0 if waits else DRAIN_BYTES))
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> list[tuple[str, str]]:
         """The fields of a head for the environ; beside them all as they came.
@@ -256,7 +267,7 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
 
     def default_headers(self) -> list[str]:
         """No `Server` of ours (a box's own passes), and `Date` only where the app has none."""
-        if not self.worker.alive:
+        if not self.worker.alive or self.req.body_in_the_way:
             self.force_close()
         if self.upgrade:
             connection = "upgrade"

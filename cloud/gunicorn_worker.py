@@ -24,7 +24,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from cloud.gunicorn_head import HeadGate, Refusal, inbound_id, refusal_of
-from cloud.gunicorn_http import ApiRequest, ApiResponse, WatchedBody
+from cloud.gunicorn_http import DRAIN_BYTES, ApiRequest, ApiResponse, WatchedBody
 from cloud.takeover import Takeover
 from tunnel.contract import request_id_from
 
@@ -33,7 +33,6 @@ IO_SECONDS: Final = 60.0
 LINGER_SECONDS: Final = 2.0
 """After the last answer the client's rest is read away this long, so that no reset overtakes the answer."""
 DRAIN_SECONDS: Final = 2.0
-DRAIN_BYTES: Final = 64 * 1024
 _READ: Final = 64 * 1024
 _ACCEPTS: Final = 32  # connections taken in one turn of the loop
 _RESET = struct.pack("ii", 1, 0)
@@ -320,7 +319,7 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _drained(self, conn: Connection, req: ApiRequest) -> bool:
         """Whether the request's body is out of the way of the next request."""
-        if req.fault is not None or req.abandoned:
+        if req.body_in_the_way:
             return False
         if isinstance(req.body, WatchedBody):
             req.continued = True

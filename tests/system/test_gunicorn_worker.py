@@ -348,8 +348,15 @@ def test_continue_is_said_when_the_body_is_read(server: Server) -> None:
         assert read_answer(sock)[2] == b"hi"
         sock.sendall(head % b"/")  # a view that wants no body: no 100, and the connection ends
         answer = read_all(sock)
-    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
     assert b"100 Continue" not in answer
+
+
+def test_an_answer_before_a_large_body_ends_the_connection(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n" + b"x" * 100_000)
+        answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
 
 
 @pytest.mark.parametrize("body", [b"zz\r\nx\r\n", b"2\r\nhix\r\n0\r\n\r\n", b"1\nx\n0\n\n" + b" " * 9000, b"-1\r\n"])
