@@ -217,19 +217,31 @@ async def test_any_cut_of_the_bytes_carries_the_same() -> None:
         assert client.session.counters.glitches == server.session.counters.glitches == 0
 
 
-async def test_case_61_cancel_mid_send(autojump_clock: MockClock) -> None:
-    async with connected(capacity=4096) as (client, server), trio.open_nursery() as nursery:
+async def test_case_61_cancel_mid_send() -> None:
+    small = SessionConfig(send_buffer=1024, max_batch=512)
+    async with connected(client=small, capacity=600) as (client, server), trio.open_nursery() as nursery:
         nursery.start_soon(echo_forever, server)
-        for _ in range(1000):
+        cancelled = 0
+        for turns in range(1000):
             stream = await client.open_stream(wait_ack=False)
-            with trio.move_on_after(0.001):
-                await stream.send_all(bytes(400_000))
+            async with trio.open_nursery() as sending:
+                sending.start_soon(_cancel_after, turns % 40, sending.cancel_scope)
+                await stream.send_all(bytes(20_000))
+            cancelled += sending.cancel_scope.cancelled_caught
             stream.reset()
+        assert cancelled > 900
         async with await client.open_stream() as stream:
             await stream.send_all(b"framing intact")
             assert await stream.receive_some() == b"framing intact"
         assert client.end_reason is None
+        assert client.session.counters.glitches == server.session.counters.glitches == 0
         await server.aclose()
+
+
+async def _cancel_after(turns: int, scope: trio.CancelScope) -> None:
+    for _ in range(turns):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
 
 
 async def test_a_slow_reader_stalls_its_own_stream_only() -> None:
