@@ -171,9 +171,9 @@ def _demo_environ() -> dict[str, str]:
 
 async def _until_signal(agent: Agent | None) -> int:
     """Run `agent` (None: nothing) until it ends or a signal asks it to; a second signal ends it at once."""
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            code = EXIT_OK
+    code = EXIT_OK
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
                 async for _ in signals:

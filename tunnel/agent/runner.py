@@ -34,8 +34,9 @@ from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport
 
 STORE_AGAIN_SECONDS: Final = 30.0
-GRACE_SECONDS: Final = 5.0
-QUIET_SECONDS: Final = 0.5
+GRACE_SECONDS: Final = 4.0
+QUIET_SECONDS: Final = 1.5
+LOOK_SECONDS: Final = 0.1
 DECISIVE: Final = frozenset({CLOSE_REVOKED, CLOSE_DISABLED, CLOSE_REPLACED, CLOSE_ABUSE})
 """Close codes that count even if our own end had seen something else first."""
 ROLE_HINT: Final = "both ends may have the same yamux role: VISIONA_YAMUX_ROLE must be what the daemon has"
@@ -223,14 +224,19 @@ class Agent:
         )
 
     async def _end_gracefully(self, connection: Connection) -> None:
-        """On `stop`: GoAway(0), answers that are owed get a few seconds, then a clean close."""
+        """On `stop`: GoAway(0), what is in flight gets a few seconds, then a clean close.
+
+        A stream that was quiet for a while after an answer is an idle connection, which nobody need wait for.
+        """
         await self._stopping.wait()
         connection.go_away(0)
         with trio.move_on_after(GRACE_SECONDS):
-            moved = -1
-            while any(counters.owes_answer for counters in self._serving.values()) or moved != self._moved():
-                moved = self._moved()
-                await trio.sleep(QUIET_SECONDS)
+            quiet, moved = 0.0, -1
+            while self._serving and quiet < QUIET_SECONDS:
+                await trio.sleep(LOOK_SECONDS)
+                owed = any(counters.owes_answer for counters in self._serving.values())
+                before, moved = moved, self._moved()
+                quiet = 0.0 if owed or moved != before else quiet + LOOK_SECONDS
         await connection.aclose(CLOSE_SHUTDOWN, "agent stops")
 
     def _moved(self) -> int:
