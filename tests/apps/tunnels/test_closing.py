@@ -1,0 +1,181 @@
+"""Closing tunnels: at once by the daemon's internal API, and what is left to heartbeats. A real HTTP server answers."""
+
+import datetime as dt
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from apps.tunnels import daemon, registry, services
+from apps.tunnels.registry import Held, Session
+
+Reply = Callable[[BaseHTTPRequestHandler], tuple[int, bytes]]
+
+
+class FakeDaemon:
+    """Notes the calls, answers by `reply`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, dict[str, str]]] = []
+        self.reply: Reply = lambda handler: (200, b'{"success": true, "data": null}')
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_any(self) -> None:
+                fake.calls.append((self.command, self.path, dict(self.headers)))
+                status, body = fake.reply(self)
+                with suppress(BrokenPipeError, ConnectionResetError):  # the caller's time was up
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            do_GET = do_DELETE = do_any  # noqa: N815 - http.server's names
+
+            def log_message(self, *args: Any) -> None:
+                """Silent."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+        daemon._pool().clear()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeDaemon]:
+    server = FakeDaemon()
+    registry.heartbeat(
+        node="n1",
+        url=server.url,
+        version="1",
+        started_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        sessions_count=0,
+        streams_count=0,
+        draining=False,
+    )
+    yield server
+    server.stop()
+
+
+def online(count: int) -> None:
+    registry.put("n1", [Session(f"d{n}", f"s{n}", 1, "u1", "2026-01-01T00:00:00Z") for n in range(count)])
+
+
+def pending() -> set[tuple[str, int, str]]:
+    return {(each.session, each.code, each.reason) for each in registry.pending_closes("n1")}
+
+
+def test_a_close_carries_secret_contract_code_and_request_id(fake):
+    assert daemon.close_session(fake.url, "a/b", 4401, "revoked", request_id="req_1") is True
+    ((method, path, headers),) = fake.calls
+    assert (method, path) == ("DELETE", "/internal/session/a%2Fb?code=4401&reason=revoked")
+    assert headers["Authorization"] == f"Bearer {settings.VISIONA['INTERNAL_SECRET'][0]}"
+    assert (headers["X-VisionA-Contract"], headers["X-Request-ID"]) == ("1", "req_1")
+
+
+def test_a_session_that_the_daemon_does_not_know(fake):
+    fake.reply = lambda handler: (404, b"{}")
+    assert daemon.close_session(fake.url, "s", 4401) is False
+    assert daemon.session_fact(fake.url, "s") is None
+
+
+def test_what_the_daemon_says_of_a_session(fake):
+    fake.reply = lambda handler: (200, json.dumps({"success": True, "data": {"session": "s"}}).encode())
+    assert daemon.session_fact(fake.url, "s") == {"session": "s"}
+
+
+@pytest.mark.parametrize(
+    "status,body", [(500, b""), (503, b"{}"), (401, b"{}"), (403, b"{}"), (200, b"no"), (200, b"[]"), (200, b"{}")]
+)
+def test_an_answer_that_is_none(fake, status, body):
+    fake.reply = lambda handler: (status, body)
+    with pytest.raises(daemon.DaemonUnavailable) as caught:
+        daemon.session_fact(fake.url, "s")
+    assert caught.value.code == "TUNNEL_UNAVAILABLE"
+
+
+def test_an_answer_without_end_is_not_read_whole(fake, monkeypatch):
+    monkeypatch.setattr(daemon, "MAX_ANSWER_BYTES", 100)
+    fake.reply = lambda handler: (200, b"x" * 101)
+    with pytest.raises(daemon.DaemonUnavailable):
+        daemon.session_fact(fake.url, "s")
+
+
+def test_nobody_listens():
+    with pytest.raises(daemon.DaemonUnavailable):
+        daemon.close_session("http://127.0.0.1:1", "s", 4401)
+
+
+def test_a_daemon_that_does_not_answer_costs_a_bounded_time(fake, monkeypatch):
+    monkeypatch.setattr(daemon, "READ_SECONDS", 0.1)
+    daemon._pool.cache_clear()
+    release = threading.Event()
+    fake.reply = lambda handler: (release.wait(5), (200, b""))[1]
+    try:
+        with pytest.raises(daemon.DaemonUnavailable):
+            daemon.close_session(fake.url, "s", 4401)
+    finally:
+        release.set()
+        daemon._pool.cache_clear()
+
+
+def test_an_ended_device_is_closed_at_once_and_nothing_is_left_to_do(fake):
+    online(1)
+    assert services.end_devices({"d0": 1}, code=4401, reason="revoked") == 0
+    assert [call[1] for call in fake.calls] == ["/internal/session/s0?code=4401&reason=revoked"]
+    assert registry.lookup(["d0"]) == {}
+    assert pending() == set()
+
+
+def test_all_tunnels_of_a_user(fake):
+    online(20)
+    registry.put("n1", [Session("other", "s-other", 1, "u2", "2026-01-01T00:00:00Z")])
+    assert services.close_user("u1", code=4403, reason="disabled") == 0
+    assert len(fake.calls) == 20
+    assert registry.online_devices() == {"other"}
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_what_could_not_be_closed_waits_for_the_heartbeat_and_is_tried_again(fake, status):
+    online(2)
+    fake.reply = lambda handler: (status, b"{}")
+    assert services.end_devices({"d0": 1, "d1": 1}, code=4401, reason="revoked") == 2
+    assert pending() == {("s0", 4401, "revoked"), ("s1", 4401, "revoked")}
+    fake.reply = lambda handler: (200, b"{}")
+    assert services.close_pending() == 2
+    assert pending() == set()
+
+
+def test_many_that_hang_do_not_hold_the_caller(fake, monkeypatch):
+    monkeypatch.setattr(services, "CLOSE_BUDGET_SECONDS", 0.2)
+    online(30)
+    release = threading.Event()
+    fake.reply = lambda handler: (release.wait(5), (200, b"{}"))[1]
+    started = time.monotonic()
+    try:
+        assert services.end_devices({f"d{n}": 1 for n in range(30)}, code=4401, reason="revoked") == 30
+        assert time.monotonic() - started < 1.0
+    finally:
+        release.set()
+    assert len(pending()) >= 1
+
+
+def test_a_node_that_is_gone_needs_no_closing(fake):
+    held = Held("d0", "gone", "s0", "")
+    assert services.close([held], code=4401, reason="revoked") == 1
+    assert fake.calls == []
