@@ -34,7 +34,7 @@ class Pair:
 class TwoSessions(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        config = SessionConfig(max_unacked=3, send_buffer=50_000, max_batch=20_000)
+        config = SessionConfig(max_unacked=3, open_timeout=1e6, send_buffer=50_000, max_batch=20_000)
         self.now = 0.0
         self.sessions = (Session(Role.CLIENT, config), Session(Role.SERVER, config))
         self.wires = (bytearray(), bytearray())  # under way towards session 0 and 1

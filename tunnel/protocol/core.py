@@ -310,5 +310,8 @@ class Core:
             return  # it had no slot yet
         if stream.syn_sent and fault is not Fault.REFUSED and fault is not Fault.PEER_RESET:
             self.ghosts[stream_id] = self.now + self.config.open_timeout
+            if len(self.ghosts) >= self.config.max_unacked:
+                # One slot is left to the living: its ACK is what frees the ghosts of a peer in good health.
+                self.release_ghost(next(iter(self.ghosts)))
         else:
             self._release_slot()
