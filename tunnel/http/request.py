@@ -31,9 +31,9 @@ from tunnel.http.fields import (
     X_FORWARDED_PROTO,
     Field,
     HeadSink,
-    is_token,
-    is_value,
     list_members,
+    match_token,
+    match_value,
     without,
 )
 from tunnel.http.limits import LIMITS, Limits
@@ -74,7 +74,7 @@ class RequestHead(NamedTuple):
         if len(fields) > LIMITS.head_fields:
             raise ProxyError("HEADERS_TOO_LARGE", f"{len(fields)} fields")
         for name, value in fields:
-            if not is_token(name) or not is_value(value):
+            if match_token(name) is None or match_value(value) is None:
                 raise bad_request("a field with a forbidden byte")
         return cls(method, target, fields, http11)
 
@@ -132,9 +132,9 @@ class RequestParser:
         if len(target) > self._limits.target_bytes:
             raise ProxyError("URI_TOO_LONG", f"a target of {len(target)} bytes")
         if method not in METHODS:
-            raise (
-                ProxyError("METHOD_NOT_ALLOWED", "an unknown method") if is_token(method) else bad_request("no method")
-            )
+            if match_token(method) is None:
+                raise bad_request("no method")
+            raise ProxyError("METHOD_NOT_ALLOWED", "an unknown method")
         sink = HeadSink()
         parser = httptools.HttpRequestParser(sink)
         try:

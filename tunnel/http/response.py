@@ -25,7 +25,6 @@ from tunnel.http.fields import (
     UPGRADE,
     Field,
     HeadSink,
-    is_value,
     list_members,
     without,
 )
@@ -344,7 +343,7 @@ def client_head(
     lines += [name + b": " + value for name, value in head.fields]
     lines.append(b"X-Request-ID: " + request_id.encode("latin-1"))
     if extra:
-        if not all(is_value(value) for _, value in extra):
+        if any(match_value(value) is None for _, value in extra):
             raise MisuseError("a field of ours with a forbidden byte")
         lines += [name + b": " + value for name, value in extra]
     if head.upgrade:
