@@ -26,6 +26,7 @@ from tunnel.http.fields import (
     Field,
     HeadSink,
     list_members,
+    match_value,
     without,
 )
 from tunnel.http.limits import LIMITS, Limits
