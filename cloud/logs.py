@@ -76,6 +76,9 @@ def configure(config: dict[str, Any]) -> None:
                 # Our own line tells every answer, and apps.common.failures every crash with its trace.
                 "django.request": {"level": "CRITICAL"},
                 "urllib3": {"level": "WARNING"},
+                # One line for each task at every import says nothing.
+                "procrastinate.periodic": {"level": "WARNING"},
+                "procrastinate.blueprints": {"level": "WARNING"},
             },
         }
     )

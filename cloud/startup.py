@@ -16,6 +16,7 @@ import redis
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import DatabaseError
+from django.db.migrations.exceptions import InconsistentMigrationHistory
 
 from cloud import environment
 
@@ -39,7 +40,7 @@ def main() -> int:
         prepare_schema(values)
         if values["SEED_DEMO_DATA"]:
             call_command("seed")
-    except (environment.SettingError, StartupError, CommandError) as error:
+    except (environment.SettingError, StartupError, CommandError, InconsistentMigrationHistory) as error:
         print(f"visiona: {error}", file=sys.stderr)  # noqa: T201 - the one line, before logging matters
         return 1
     except (DatabaseError, redis.RedisError) as error:

@@ -25,9 +25,9 @@ _BY_STATUS: Final[Mapping[int, str]] = {
     415: "UNSUPPORTED_MEDIA_TYPE",
     429: "RATE_LIMITED",
 }
-# SQLSTATE classes that say "not now" rather than "wrong": lock_timeout and NOWAIT (55P03), a cancelled statement
-# (57014: statement_timeout), a deadlock or a serialisation failure (40xxx), no free connection (53300). The others of OperationalError, and one
-# without SQLSTATE (no connection, our own deadline), mean that the server is not there.
+# SQLSTATEs that say "not now" rather than "wrong": lock_timeout and NOWAIT (55P03), statement_timeout (57014), a
+# deadlock or a serialisation failure (40xxx), no free connection (53300). The others of OperationalError, and one without
+# SQLSTATE (no connection, our own deadline), mean that the server is not there.
 _BUSY: Final = ("55P03", "57014", "40001", "40P01", "53300")
 
 

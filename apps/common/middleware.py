@@ -86,17 +86,21 @@ def _routed(path: str) -> bool:
 
 
 class SecurityHeadersMiddleware:
-    """A Content-Security-Policy where the view set none (a proxied answer has its own, `sandbox`)."""
+    """A Content-Security-Policy, and no caching of the API's own answers.
+
+    An answer with a policy of its own, as each proxied one has (`sandbox`), is left as it is.
+    """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response = self.get_response(request)
-        if "Content-Security-Policy" not in response:
-            html = response.get("Content-Type", "").startswith("text/html")
-            admin = request.path.startswith("/admin/")
-            response["Content-Security-Policy"] = (ADMIN_POLICY if admin else PAGE_POLICY) if html else API_POLICY
+        if "Content-Security-Policy" in response:
+            return response
+        html = response.get("Content-Type", "").startswith("text/html")
+        admin = request.path.startswith("/admin/")
+        response["Content-Security-Policy"] = (ADMIN_POLICY if admin else PAGE_POLICY) if html else API_POLICY
         if "Cache-Control" not in response and request.path.startswith("/api/"):
             response["Cache-Control"] = "no-store"
         return response

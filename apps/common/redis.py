@@ -37,7 +37,7 @@ class WatchedPool(redis.BlockingConnectionPool):
     """Connections of any scheme, behind one breaker."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # untyped there
         self.breaker = Breaker()
         kind = self.connection_class
         self.connection_class = type(f"Watched{kind.__name__}", (_Watched, kind), {"breaker": self.breaker})
@@ -46,7 +46,7 @@ class WatchedPool(redis.BlockingConnectionPool):
         if self.breaker.ask() == "refuse":
             raise redis.exceptions.ConnectionError("Redis did not answer a moment ago")
         try:
-            return super().get_connection(*args, **kwargs)
+            return super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call]  # untyped there
         except _FAILURES:
             self.breaker.trip()
             raise

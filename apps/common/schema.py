@@ -136,6 +136,12 @@ _RETRY: Final = {"Retry-After": _header("Seconds to wait.", "integer")}
 class ApiSchema(AutoSchema):
     """Adds what follows from the view itself: its query, the kind of its ids, 404 of a named object, headers."""
 
+    def get_operation_id(self) -> str:
+        name: str = super().get_operation_id()
+        query = getattr(self.view, "query_classes", {}).get(self.method)
+        is_list = query is not None and "cursor" in query().fields
+        return name.removesuffix("_retrieve") + "_list" if is_list else name
+
     def get_override_parameters(self) -> list[Any]:
         query = getattr(self.view, "query_classes", {}).get(self.method)
         return [query] if query is not None else []

@@ -9,7 +9,7 @@ from apps.accounts.models import User
 from apps.common.fields import EmailField, TextField
 
 
-class RegisterBody(serializers.Serializer[Any]):
+class NewAccountBody(serializers.Serializer[Any]):
     email = EmailField()
     password = TextField(min_length=8, max_length=128, trim_whitespace=False)
     name = TextField(max_length=200, allow_blank=True, default="")

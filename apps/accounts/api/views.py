@@ -11,9 +11,9 @@ from apps.accounts import services, sessions
 from apps.accounts.api.serializers import (
     LoginAnswer,
     LoginBody,
+    NewAccountBody,
     ProfileBody,
     RegisterAnswer,
-    RegisterBody,
     SessionSerializer,
     UserSerializer,
 )
@@ -27,13 +27,13 @@ from apps.common.schema import describe
 
 class RegisterView(PublicApiView):
     @describe(
-        "Auth", body=RegisterBody, answer=RegisterAnswer, status=201, errors=("EMAIL_TAKEN", "FORBIDDEN"), public=True
+        "Auth", body=NewAccountBody, answer=RegisterAnswer, status=201, errors=("EMAIL_TAKEN", "FORBIDDEN"), public=True
     )
     def post(self, request: Request) -> Response:
         """Make an account. The e-mail is the name, in any case of letters."""
         if settings.VISIONA["REGISTRATION"] != "open":
             raise DomainError("FORBIDDEN", "Registration is closed here; ask an administrator.")
-        user = services.register(actor=self.actor, now=timezone.now(), **self.body(RegisterBody))
+        user = services.register(actor=self.actor, now=timezone.now(), **self.body(NewAccountBody))
         return ok({"user": UserSerializer(user).data}, status=201)
 
 

@@ -1,0 +1,184 @@
+"""Settings: `.env.example` and the list agree; what cannot be used stops the start with one line."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from dotenv import dotenv_values
+
+from cloud import environment, startup
+from tunnel.contract import PREFIX, SETTINGS, SettingError, read_settings
+
+ROOT = Path(__file__).resolve().parents[3]
+PRODUCTION = {
+    "VISIONA_ENV": "production",
+    "VISIONA_SECRET_KEY": "kQ3vX8nR1mZ7tB5wY2jL9pD4sF6gH0cAeUiOxNqMrTyWzPvJb",
+    "VISIONA_INTERNAL_SECRET": "i" * 32,
+    "VISIONA_STORAGE_SIGNING_SECRET": "s" * 32,
+    "VISIONA_DB_HOST": "db.invalid",
+    "VISIONA_DB_USER": "u",
+    "VISIONA_DB_NAME": "n",
+    "VISIONA_REDIS_URL": "redis://cache.invalid",
+    "VISIONA_PUBLIC_URL": "https://cloud.example",
+}
+
+
+def test_the_example_names_each_setting_with_its_default_and_a_line_about_it():
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    found = dict(line.split("=", 1) for line in lines if line.startswith(PREFIX))
+    assert found == {PREFIX + setting.name: setting.default for setting in SETTINGS}
+    for above, line in itertools.pairwise(lines):
+        assert not line.startswith(PREFIX) or above.startswith("# "), line
+
+
+def test_the_example_unchanged_is_the_defaults():
+    values = {key: value or "" for key, value in dotenv_values(ROOT / ".env.example").items()}
+    assert read_settings(values, "api") == read_settings({}, "api")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CORS_ALLOWED_ORIGINS", "localhost:3000"),
+        ("CORS_ALLOWED_ORIGINS", "http://a.example/path"),
+        ("CORS_ALLOWED_ORIGINS", "*"),
+        ("TRUSTED_PROXIES", "proxy.example"),
+        ("REDIS_URL", "http://localhost"),
+        ("SECRET_KEY", " , "),
+        ("DB_POOL_MIN", "17"),
+        ("API_PORT", "none"),
+        ("DB_AUTO_MIGRATE", "perhaps"),
+        ("DB_HOST", "alone.example"),
+    ],
+)
+def test_a_bad_value_is_named(monkeypatch, name, value):
+    for known in ("DB_HOST", "DB_USER", "DB_NAME", "REDIS_URL"):
+        monkeypatch.delenv(PREFIX + known, raising=False)
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(SettingError, match=PREFIX + "DB_USER" if name == "DB_HOST" else PREFIX + name):
+        environment.load()
+
+
+def test_an_unknown_name_is_a_warning_that_names_the_nearest(monkeypatch, capsys):
+    monkeypatch.setenv("VISIONA_LOG_LEVLE", "info")
+    environment.load()
+    assert "VISIONA_LOG_LEVLE: unknown setting; the nearest known one is VISIONA_LOG_LEVEL" in capsys.readouterr().err
+
+
+def run(argv: list[str], **env: str) -> tuple[int, list[str]]:
+    """The exit status and the lines on stderr of a command with these settings alone."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, env={**kept, **env}, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stderr.strip().splitlines()
+
+
+@pytest.mark.parametrize("argv", [["manage.py", "check"], ["-m", "cloud.startup"], ["-c", "import cloud.wsgi"]])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"VISIONA_SECRET_KEY": ""}, "VISIONA_SECRET_KEY"),
+        ({"VISIONA_INTERNAL_SECRET": "short"}, "VISIONA_INTERNAL_SECRET"),
+        ({"VISIONA_REDIS_URL": ""}, "VISIONA_REDIS_URL"),
+        ({"VISIONA_STATIC_USER_ID": "demo-user"}, "VISIONA_STATIC_USER_ID"),
+    ],
+)
+def test_production_refuses_defaults_with_one_line(argv, change, named):
+    status, lines = run(argv, **{**PRODUCTION, **change})
+    assert status != 0
+    assert len(lines) == 1
+    assert lines[0].startswith("visiona: ")
+    assert named in lines[0]
+
+
+def test_production_passes_djangos_deployment_check():
+    status, lines = run(["manage.py", "check", "--deploy", "--fail-level", "INFO"], **PRODUCTION)
+    assert (status, [line for line in lines if not line.startswith("System check")]) == (0, [])
+
+
+class TestStartup:
+    @pytest.fixture(autouse=True)
+    def _quick(self, monkeypatch):
+        monkeypatch.setattr(startup, "WAIT_SECONDS", 0.3)
+
+    def test_an_unreachable_database_is_named_without_its_password(self, free_port):
+        port = free_port()
+        values = {
+            **read_settings({}, "api")[0], "DB_HOST": "127.0.0.1", "DB_PORT": port, "DB_USER": "me",
+            "DB_PASSWORD": "hush", "DB_NAME": "mine",
+        }  # fmt: skip
+        with pytest.raises(startup.StartupError) as caught:
+            startup.wait_for_database(values)
+        assert str(caught.value).startswith(f"PostgreSQL at me@127.0.0.1:{port}/mine cannot be reached: ")
+        assert "hush" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_an_unreachable_redis_is_named_without_its_password(self, free_port):
+        port = free_port()
+        with pytest.raises(startup.StartupError) as caught:
+            startup.wait_for_redis({"REDIS_URL": f"redis://:hush@127.0.0.1:{port}/0"})
+        assert str(caught.value).startswith(f"Redis at redis://:***@127.0.0.1:{port}/0 cannot be reached: ")
+        assert "hush" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+            ("redis://user:p%40ss@[::1]:6379/1", "redis://user:***@[::1]:6379/1"),
+            ("rediss://:p@h", "rediss://:***@h"),
+        ],
+    )
+    def test_masked(self, url, shown):
+        assert startup.masked(url) == shown
+
+
+class TestSchema:
+    """Real databases, beside the test's own: empty, the prototype's, and an older one."""
+
+    def make(self, system_env: dict[str, str], *statements: str) -> dict[str, str]:
+        named = {key: system_env[f"VISIONA_DB_{key.upper()}"] for key in ("host", "port", "user", "password")}
+        with psycopg.connect(**named, dbname=system_env["VISIONA_DB_NAME"], autocommit=True) as database:
+            for statement in statements:
+                database.execute(statement)
+        return {key: value for key, value in system_env.items() if key.startswith(PREFIX)}
+
+    def test_the_prototypes_database_is_refused(self, system_env):
+        env = self.make(
+            system_env, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public",
+            "CREATE TABLE schema_migrations (version bigint, dirty boolean)",
+        )  # fmt: skip
+        for argv in (["-m", "cloud.startup"], ["manage.py", "migrate"]):
+            status, lines = run(argv, **env)
+            assert status != 0
+            assert len(lines) == 1
+            assert "golang-migrate" in lines[0]
+
+    def test_an_older_schema_is_refused_where_migrating_is_off(self, system_env):
+        env = self.make(system_env, "DELETE FROM django_migrations WHERE app = 'sessions'")
+        status, lines = run(["-m", "cloud.startup"], **{**env, "VISIONA_DB_AUTO_MIGRATE": "false"})
+        assert status == 1
+        assert len(lines) == 1
+        assert "VISIONA_DB_AUTO_MIGRATE is false" in lines[0]
+
+    def test_two_that_migrate_at_once_both_succeed(self, system_env):
+        env = self.make(system_env, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-m", "cloud.startup"],
+                cwd=ROOT,
+                env={**kept, **env},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        ended = [(each.communicate(timeout=120)[1], each.returncode) for each in both]
+        assert [status for _, status in ended] == [0, 0], ended
+        assert not any(re.search("Traceback", text) for text, _ in ended)
