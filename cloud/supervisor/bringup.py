@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,7 @@ from cloud.embedded.program import Program, last_words
 from cloud.embedded.servers import Servers
 from cloud.embedded.state import FolderLock
 from cloud.supervisor import plan as plans
-from cloud.supervisor.demo import DemoError, log_in, new_pairing_token
+from cloud.supervisor.demo import DemoError, log_in
 from cloud.supervisor.engine import Engine, StartError
 from cloud.supervisor.plan import ROOT, Plan
 
@@ -25,11 +25,20 @@ _Start = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The demo user's login; ``token`` is empty when the login is refused."""
+    """The demo user's login; ``token`` is the access token, empty when the login was refused."""
 
     email: str
     password: str
-    token: str
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """What `manage.py seed --json` tells: the demo user's login, and what pairs the demo box."""
+
+    login: Login
+    serial: str
+    pairing_token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +55,11 @@ async def bring_up(engine: Engine, plan: Plan, embedded: Embedded | None, say: C
     # answers. So it comes up beside the databases and the migrations.
     databases = embedded.servers.programs if embedded else ()
     ready = trio.Event()
-    login: list[Login] = []
+    seeds: list[Seeded] = []
 
     async def prepare() -> None:
         await ready.wait()
-        login.append(await _prepare_database(plan))
+        seeds.append(await _prepare_database(plan))
 
     async def serve_databases() -> None:
         await _together(*(_starter(engine, program, embedded) for program in databases))
@@ -62,34 +71,29 @@ async def bring_up(engine: Engine, plan: Plan, embedded: Embedded | None, say: C
     say("databases and tunnel are ready")
     await _together(_starter(engine, plans.api(plan)), _starter(engine, plans.worker(plan)))
     say("API and worker are ready")
-    found = login[0]
+    (seeded,) = seeds
     try:
-        token = await trio.to_thread.run_sync(log_in, plan.api_port, found.email, found.password)
+        token = await trio.to_thread.run_sync(log_in, plan.api_port, seeded.login.email, seeded.login.password)
     except DemoError as error:
         say(f"the demo box stays away, since the demo user cannot log in: {error}")
-        return found
-    found = Login(found.email, found.password, token)
-    await _start_box(engine, plan, token)
-    return found
+        return seeded.login
+    await _start_box(engine, plan, seeded, token)
+    return replace(seeded.login, token=token)
 
 
-async def _start_box(engine: Engine, plan: Plan, token: str) -> None:
-    """With the credential of an earlier run; with a new pairing when there is none or it was revoked."""
+async def _start_box(engine: Engine, plan: Plan, seeded: Seeded, token: str) -> None:
+    """With the credential of an earlier run; with the seeded pairing when there is none or it was revoked."""
     credentials = plans.agent_credentials(plan)
     if credentials.exists():
         try:
-            await engine.start(plans.agent(plan, token, ""))
+            await engine.start(plans.agent(plan, token, "", seeded.serial))
         except StartError as error:
             if error.status not in plans.REFUSED:
                 raise
             credentials.unlink(missing_ok=True)
         else:
             return
-    try:
-        pairing = await trio.to_thread.run_sync(new_pairing_token, plan.api_port, token)
-    except DemoError as error:
-        raise StartError(f"the demo box could not be paired: {error}") from error
-    await engine.start(plans.agent(plan, token, pairing))
+    await engine.start(plans.agent(plan, token, seeded.pairing_token, seeded.serial))
 
 
 def _starter(engine: Engine, program: Program, embedded: Embedded | None = None) -> _Start:
@@ -114,8 +118,8 @@ async def _together(*starts: _Start) -> None:
         raise failed[0]
 
 
-async def _prepare_database(plan: Plan) -> Login:
-    """Migrate and seed; the demo login."""
+async def _prepare_database(plan: Plan) -> Seeded:
+    """Migrate and seed."""
     path = plan.var / "log" / "migrate.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as log:
@@ -124,7 +128,11 @@ async def _prepare_database(plan: Plan) -> Login:
         raise StartError(f"the migrations took longer than {PREPARE_SECONDS:g} s (see {path})")
     if done.returncode:
         raise StartError(f"the database could not be prepared: {last_words(path)} (more in {path})")
-    return Login(**json.loads(done.stdout), token="")
+    try:
+        facts = json.loads(done.stdout.splitlines()[-1])
+        return Seeded(Login(facts["email"], facts["password"]), facts["serial"], facts["pairing_token"])
+    except (IndexError, KeyError, ValueError) as error:
+        raise StartError(f"the seed said something else than expected ({error!r}; see {path})") from error
 
 
 async def _run(plan: Plan, log: IO[bytes]) -> "subprocess.CompletedProcess[bytes] | None":

@@ -1,9 +1,8 @@
 """Bring the schema up to date and seed the demo data, in one process: ``python -m cloud.supervisor.database``.
 
-Writes the demo login to its standard output, as JSON: the supervisor itself loads no Django.
+Writes what ``seed --json`` says to its standard output: the supervisor itself loads no Django.
 """
 
-import json
 import os
 import sys
 
@@ -15,11 +14,8 @@ def main() -> None:
     """Migrate, then seed; both change nothing when there is nothing to do."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloud.settings")
     django.setup()
-    call_command("migrate", verbosity=0, interactive=False)
-    call_command("seed", verbosity=0, stdout=sys.stderr)
-    from apps.accounts.demo import DEMO_EMAIL, DEMO_PASSWORD  # noqa: PLC0415 - models load after django.setup()
-
-    json.dump({"email": DEMO_EMAIL, "password": DEMO_PASSWORD}, sys.stdout)
+    call_command("migrate", verbosity=0, interactive=False, stdout=sys.stderr)
+    call_command("seed", json=True)
 
 
 if __name__ == "__main__":

@@ -128,16 +128,18 @@ def _worker_ready(plan: Plan, _pid: int) -> bool:
         return False
 
 
-def agent(plan: Plan, login: str, pairing_token: str) -> Program:
+def agent(plan: Plan, login: str, pairing_token: str, serial: str = "") -> Program:
     """The demo box with its agent; ready when the API says that it is connected.
 
-    ``login`` is the demo user's access token; ``pairing_token`` is empty once the box has its credential.
+    ``login`` is the demo user's access token; ``pairing_token`` is empty once the box has its credential; by its
+    ``serial`` it is the same device after a new pairing.
     """
     environ = {
         **plan.environ,
         f"{PREFIX}AGENT_URL": f"ws://127.0.0.1:{plan.settings['TUNNEL_PORT']}",
         f"{PREFIX}AGENT_CREDENTIALS": str(agent_credentials(plan)),
         f"{PREFIX}AGENT_PAIRING_TOKEN": pairing_token,
+        f"{PREFIX}AGENT_SERIAL": serial,
     }
     common = _python(plan, "agent", "-m", "tunnel.agent", "demo") | {"env": environ}
     return Program(**common, ready=lambda _pid: box_connected(plan.api_port, login), final=REFUSED)
