@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from tunnel.config import TunnelConfig
@@ -20,7 +21,7 @@ from tunnel.contract import (
 from tunnel.registry import Registry
 from tunnel.runtime.http1 import Refusal, Request, answer, head, send_and_close, success
 from tunnel.runtime.metrics import CONTENT_TYPE, Metrics
-from tunnel.runtime.server import Release
+from tunnel.runtime.server import Rest
 from tunnel.runtime.session import CLOSING_CODES, TunnelSession
 from tunnel.runtime.sockets import ByteStream
 from tunnel.runtime.switch import Switch
@@ -49,16 +50,15 @@ class InternalApi:
         self._metrics = metrics
         self._drain = drain
 
-    async def serve(self, request: Request, stream: ByteStream, peer: str, release: Release) -> None:  # noqa: ARG002 - slots are held to the end here
-        """One connection. Raises Refusal."""
+    async def serve(self, request: Request, stream: ByteStream, peer: str) -> Rest | None:
+        """One connection; what is returned carries a stream. Raises Refusal."""
         path = request.path
         if path.startswith("/internal/"):
             self._check_secret(request)
             self._check_contract(request)
             if path == "/internal/forward/raw":
                 self._check_method(request, "POST")
-                await self._forward(request, stream)
-                return
+                return await self._forward(request, stream)
             body = self._internal(request)
         elif path == "/metrics":
             if not _is_loopback(peer):
@@ -70,6 +70,7 @@ class InternalApi:
             if request.method == "HEAD":
                 body = body[: body.index(b"\r\n\r\n") + 4]
         await send_and_close(stream, body)
+        return None
 
     def _check_secret(self, request: Request) -> None:
         scheme, _, secret = (request.header("authorization") or "").partition(" ")
@@ -149,7 +150,7 @@ class InternalApi:
             "peer_going_away": session.connection.peer_going_away,
         }
 
-    async def _forward(self, request: Request, stream: ByteStream) -> None:
+    async def _forward(self, request: Request, stream: ByteStream) -> Rest:
         if UPGRADE_STREAM not in request.listed("upgrade") or "upgrade" not in request.listed("connection"):
             raise Refusal(
                 "UPGRADE_REQUIRED", f"this route needs Upgrade: {UPGRADE_STREAM}", headers=[("Upgrade", UPGRADE_STREAM)]
@@ -176,7 +177,7 @@ class InternalApi:
         except BaseException:
             tunnel.reset()
             raise
-        await self._switch.carry(session, tunnel, stream, request.rest, request.request_id)
+        return partial(self._switch.carry, session, tunnel, stream, request.rest, request.request_id)
 
     def _chosen(self, request: Request) -> TunnelSession:
         session_id, device_id = request.header(H_TUNNEL_SESSION.lower()), request.header(H_DEVICE_ID.lower())

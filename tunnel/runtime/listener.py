@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -35,7 +36,7 @@ from tunnel.runtime.connection import Connection
 from tunnel.runtime.http1 import Refusal, Request
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
-from tunnel.runtime.server import Release
+from tunnel.runtime.server import Rest
 from tunnel.runtime.session import Identity, TunnelSession, never_connected
 from tunnel.runtime.sockets import ByteStream
 from tunnel.runtime.transport import HandshakeError, SocketTransport, server_transport
@@ -78,8 +79,8 @@ class Listener:
         while len(self._sessions):
             await self._empty.park()
 
-    async def serve(self, request: Request, stream: ByteStream, peer: str, release: Release) -> None:
-        """One connection. Raises Refusal."""
+    async def serve(self, request: Request, stream: ByteStream, peer: str) -> Rest:
+        """One connection up to its upgrade; what is returned carries the tunnel. Raises Refusal."""
         if request.path != TUNNEL_PATH:
             if request.path.startswith(("/d/", "/ws/")):
                 raise Refusal("NOT_IMPLEMENTED", "this lane is not served yet; use the API's own routes")
@@ -101,8 +102,7 @@ class Listener:
         except BaseException:
             self._outbox.put(never_connected(identity, "drain"))
             raise
-        release()
-        await self._hold(identity, admitted, transport)
+        return partial(self._hold, self._begin(identity, admitted, transport))
 
     async def _admit(self, request: Request, address: str) -> tuple[Identity, Admitted]:
         asked = credential(request, session=str(uuid.uuid4()), address=address)
@@ -136,7 +136,7 @@ class Listener:
         with trio.fail_after(_ANSWER_SECONDS):
             return await server_transport(stream.sock, upgrade_head(request), request.rest, headers, stream.send_all)
 
-    async def _hold(self, identity: Identity, admitted: Admitted, transport: SocketTransport) -> None:
+    def _begin(self, identity: Identity, admitted: Admitted, transport: SocketTransport) -> TunnelSession:
         connection = Connection(
             transport, role=self._role, config=self._limits, accept_streams=False, name=identity.session
         )
@@ -148,6 +148,9 @@ class Listener:
         self._metrics.connects.inc()
         self._outbox.put(session.event("connected"))
         self._log.info("connect", **_facts(session), user=identity.user_id, features=list(identity.features))
+        return session
+
+    async def _hold(self, session: TunnelSession) -> None:
         try:
             await session.run()
         finally:

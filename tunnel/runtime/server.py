@@ -19,9 +19,12 @@ from tunnel.runtime.sockets import ByteStream, accept
 _OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_SECONDS: Final = 0.1
 
-Release = Callable[[], None]
-Route = Callable[[Request, ByteStream, str, Release], Awaitable[None]]
-"""(request, connection, peer's address, give the slot back): serves one connection and leaves it to be closed."""
+Rest = Callable[[], Awaitable[None]]
+Route = Callable[[Request, ByteStream, str], Awaitable[Rest | None]]
+"""(request, connection, peer's address): answers, and returns what the connection is used for afterwards, if anything.
+
+That runs without the request, whose head need not be kept as long as a tunnel lives, and without a slot.
+"""
 
 
 class Slots:
@@ -108,7 +111,10 @@ class HttpServer:
         stream = ByteStream(sock)
         scope = trio.CancelScope(deadline=trio.current_time() + self._head_seconds)
         try:
-            await self._exchange(stream, address, scope)
+            rest = await self._exchange(stream, address, scope)
+            self._slots.leave(scope)
+            if rest is not None:
+                await rest()
         except trio.BrokenResourceError:
             pass  # the client went away; nobody is left to be told
         except Exception as error:  # noqa: BLE001 - one connection's crash must end that connection only
@@ -118,18 +124,18 @@ class HttpServer:
             self.connections -= 1
             stream.close()
 
-    async def _exchange(self, stream: ByteStream, address: str, scope: trio.CancelScope) -> None:
+    async def _exchange(self, stream: ByteStream, address: str, scope: trio.CancelScope) -> Rest | None:
         request: Request | None = None
         try:
             if not self._slots.enter(scope):
                 raise Refusal("OVERLOADED", "too many connections; try again shortly", retry_after=1)
             request = await self._head(stream, scope)
-            if request is not None:
-                await self._route(request, stream, address, lambda: self._slots.leave(scope))
+            return None if request is None else await self._route(request, stream, address)
         except Refusal as problem:
             self._slots.leave(scope)
             request_id = request.request_id if request else request_id_from(None)
             await send_and_close(stream, refusal(problem, request_id))
+            return None
 
     async def _head(self, stream: ByteStream, scope: trio.CancelScope) -> Request | None:
         request: Request | None = None
