@@ -274,6 +274,7 @@ async def test_what_is_newest_is_told_by_the_epoch_and_not_by_who_gets_here_last
         await w.until(lambda: late.end_reason is not None)
         assert late.end_reason is not None
         assert late.end_reason.close_code == 4409
+        await w.until(lambda: len(w.daemon.sessions) == 1)
         assert kept.end_reason is None
         assert [one.epoch for one in w.daemon.sessions.all()] == [9]
 
