@@ -109,6 +109,9 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
+# Jobs are short; SIGTERM waits this long for those that run, and whatever is left is done by the next worker.
+PROCRASTINATE_WORKER_DEFAULTS = {"concurrency": 8, "shutdown_graceful_timeout": 3.0}
+
 LOGGING_CONFIG = "cloud.logs.configure"
 LOGGING = {"level": VISIONA["LOG_LEVEL"]}
 

@@ -1,20 +1,163 @@
-"""The system group: health, info, schema, docs, metrics."""
+"""The system group: health, info, metrics, the schema and its page; no migration is missing."""
+
+import io
+import re
+
+import pytest
+from django.core.management import call_command
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from apps.system import checks
+from apps.tunnels import registry
+from tunnel.contract import DEV_INTERNAL_SECRET, ERROR_STATUS
 
 
-def test_healthz(anonymous, db):
-    answer = anonymous("GET", "/healthz")
-    assert answer.json == {"status": "ok", "checks": {"postgresql": "ok", "redis": "ok"}}
+class TestHealthz:
+    def test_tells_that_both_are_there(self, anonymous, db):
+        answer = anonymous("GET", "/healthz")
+        assert (answer.status, answer.json) == (200, {"status": "ok", "checks": {"postgresql": "ok", "redis": "ok"}})
+
+    @pytest.mark.parametrize(
+        ("down", "code"),
+        [
+            ({"postgresql"}, "DATABASE_UNAVAILABLE"),
+            ({"redis"}, "CACHE_UNAVAILABLE"),
+            ({"postgresql", "redis"}, "DATABASE_UNAVAILABLE"),
+        ],
+    )
+    def test_tells_which_is_down(self, anonymous, monkeypatch, down, code):
+        found = {name: "down" if name in down else "ok" for name in ("postgresql", "redis")}
+        monkeypatch.setattr(checks, "run", lambda: found)
+        answer = anonymous("GET", "/healthz")
+        assert (answer.status, answer.code) == (503, code)
+        assert answer.error["details"] == {"checks": found}
+        assert answer.headers["Retry-After"] == "1"
+
+    def test_liveness_asks_nobody(self, anonymous, monkeypatch):
+        monkeypatch.setattr(checks, "run", lambda: pytest.fail("asked"))
+        assert anonymous("GET", "/healthz?live=1").json == {"status": "ok", "checks": {}}
+
+    @pytest.mark.parametrize("query", ["live=yes", "live=", "dead=1", "live=1&live=1"])
+    def test_a_bad_query_is_refused(self, anonymous, query):
+        assert anonymous("GET", f"/healthz?{query}").code == "VALIDATION_ERROR"
+
+    def test_needs_no_valid_credential(self, anonymous, db):
+        anonymous.token = "vAu_" + "0" * 32
+        assert anonymous("GET", "/healthz").status == 200
 
 
-def test_schema(anonymous):
-    answer = anonymous("GET", "/api/schema/")
-    assert answer.json["openapi"].startswith("3.1")
-    assert "/api/auth/login" in answer.json["paths"]
+class TestHealth:
+    def test_nobody_is_there(self, alice_api):
+        assert alice_api("GET", "/api/system/health").data == {
+            "daemons_alive": 0, "daemons_draining": 0, "tunnels_online": 0, "own_devices_online": 0,
+        }  # fmt: skip
+
+    def test_counts_what_the_registry_knows(self, alice, alice_api, bob_api, monkeypatch):
+        class Node:
+            sessions = 3
+            draining = True
+
+        monkeypatch.setattr(registry, "nodes", lambda: [Node(), Node()])
+        monkeypatch.setattr(registry, "lookup_user", lambda user: {"d": None} if user == str(alice.pk) else {})
+        expected = {"daemons_alive": 2, "daemons_draining": 2, "tunnels_online": 6, "own_devices_online": 1}
+        assert alice_api("GET", "/api/system/health").data == expected
+        assert bob_api("GET", "/api/system/health").data["own_devices_online"] == 0
 
 
-def test_health(alice_api):
-    assert alice_api("GET", "/api/system/health/").data["own_devices_online"] == 0
+def test_info_tells_the_build(alice_api):
+    data = alice_api("GET", "/api/system/info").data
+    assert set(data) == {"version", "commit", "built_at", "python", "migrations", "features"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", data["version"])
+    assert data["python"].startswith("3.")
+    assert re.match(r"\d{4}_", data["migrations"]["accounts"])
+    assert data["features"]["registration"] is True
 
 
-def test_info(alice_api):
-    assert alice_api("GET", "/api/system/info").data["version"]
+class TestMetrics:
+    def get(self, header: str | None) -> tuple[int, str]:
+        extra = {"HTTP_AUTHORIZATION": header} if header is not None else {}
+        response = Client().get("/internal/metrics", **extra)
+        return response.status_code, response.content.decode()
+
+    def test_counts_by_route_pattern(self, alice_api):
+        alice_api("DELETE", "/api/auth/sessions/not-an-id")
+        status, text = self.get(f"Bearer {DEV_INTERNAL_SECRET}")
+        assert status == 200
+        assert re.search(r'requests_total\{method="DELETE",route="api/auth/sessions/<str:id>",status="404"\} \d', text)
+        assert "not-an-id" not in text
+
+    @pytest.mark.parametrize("header", [None, "", "Bearer wrong", "Bearer", f"Basic {DEV_INTERNAL_SECRET}"])
+    def test_asks_for_the_internal_secret(self, header):
+        status, text = self.get(header)
+        assert status == 401
+        assert '"code": "UNAUTHENTICATED"' in text
+
+    def test_a_login_does_not_open_it(self, alice_api):
+        assert alice_api("GET", "/internal/metrics").status == 401
+
+
+class TestSchema:
+    @pytest.fixture
+    def schema(self, anonymous) -> dict:
+        return anonymous("GET", "/api/schema/").json
+
+    def test_is_openapi_3_1(self, schema):
+        assert schema["openapi"] == "3.1.0"
+        assert schema["components"]["securitySchemes"]["login"]["scheme"] == "bearer"
+
+    def test_is_made_without_a_warning(self):
+        errors = io.StringIO()
+        call_command("spectacular", "--validate", "--fail-on-warn", stdout=io.StringIO(), stderr=errors)
+
+    def test_names_every_route_of_the_control_plane(self, schema):
+        def routes(patterns, prefix=""):
+            for each in patterns:
+                if isinstance(each, URLResolver):
+                    yield from routes(each.url_patterns, prefix + str(each.pattern))
+                elif isinstance(each, URLPattern):
+                    yield "/" + re.sub(r"<\w+:(\w+)>", r"{\1}", prefix + str(each.pattern))
+
+        own = {"/api/schema", "/api/docs"}
+        described = ("/api/auth", "/api/system", "/api/pairing", "/healthz")
+        wanted = {route for route in routes(get_resolver().url_patterns) if route.startswith(described)} - own
+        assert len(wanted) > 10
+        assert wanted <= set(schema["paths"])
+
+    def test_each_operation_declares_its_errors_in_the_envelope(self, schema):
+        for path, item in schema["paths"].items():
+            if path.startswith(("/api/auth", "/api/system", "/healthz")):
+                for method, operation in item.items():
+                    where = f"{method} {path}"
+                    assert {"400", "429", "500", "503"} <= set(operation["responses"]), where
+                    assert ("401" in operation["responses"]) or not operation.get("security"), where
+                    assert ("404" in operation["responses"]) is ("{" in path), where
+                    assert ("413" in operation["responses"]) is ("requestBody" in operation), where
+                    assert operation["summary" if "summary" in operation else "description"], where
+                    self._errors(operation, where)
+
+    def _errors(self, operation: dict, where: str) -> None:
+        for status, response in operation["responses"].items():
+            assert "X-Request-ID" in response["headers"], where
+            if int(status) >= 400:
+                error = response["content"]["application/json"]["schema"]["properties"]["error"]
+                assert {ERROR_STATUS[code] for code in error["properties"]["code"]["enum"]} == {int(status)}, where
+
+    def test_lists_declare_their_query(self, schema):
+        names = {each["name"]: each for each in schema["paths"]["/api/auth/sessions"]["get"]["parameters"]}
+        assert set(names) == {"limit", "cursor", "ordering"}
+        assert names["limit"]["schema"] | {"minimum": 1, "maximum": 200, "default": 50} == names["limit"]["schema"]
+
+    def test_the_page_needs_no_other_host_and_no_inline_script(self, db):
+        response = Client().get("/api/docs/")
+        page = response.content.decode()
+        assert not re.search(r"https?://", page)
+        assert not re.search(r"<script(?![^>]*\bsrc=)", page)
+        for asset in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
+            found = Client().get(asset)
+            assert found.status_code == 200, asset
+            found.close()
+
+
+def test_no_migration_is_missing(db):
+    call_command("makemigrations", "--check", "--dry-run", stdout=io.StringIO())

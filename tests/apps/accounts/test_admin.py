@@ -1,0 +1,120 @@
+"""The admin for users: find, disable, enable; no secret is shown, and rights are a superuser's to give."""
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.test import Client
+from procrastinate.contrib.django.models import ProcrastinateJob
+
+from apps.accounts.models import User
+from apps.audit.models import AuditEvent
+from tests.apps.conftest import PASSWORD
+
+LIST = "/admin/accounts/user/"
+
+
+@pytest.fixture
+def staff(make_user) -> Client:
+    client = Client()
+    client.force_login(make_user("root@example.com", is_staff=True, is_superuser=True))
+    return client
+
+
+def act(client: Client, action: str, *users: User) -> None:
+    answer = client.post(LIST, {"action": action, "_selected_action": [str(user.pk) for user in users]})
+    assert answer.status_code == 302
+
+
+def test_staff_log_in_with_their_password_and_others_do_not(make_user, alice):
+    make_user("root@example.com", is_staff=True, is_superuser=True)
+    client = Client()
+    assert client.get(LIST).status_code == 302
+    assert client.post("/admin/login/", {"username": alice.email, "password": PASSWORD}).status_code == 200
+    assert client.post("/admin/login/", {"username": "ROOT@example.com", "password": PASSWORD}).status_code == 302
+    page = client.get("/admin/")
+    assert page.status_code == 200
+    assert b"VisionA Cloud" in page.content
+
+
+def test_a_form_without_its_csrf_token_is_refused_by_django(make_user):
+    client = Client(enforce_csrf_checks=True)
+    answer = client.post("/admin/login/", {"username": "x", "password": "y"})
+    assert answer.status_code == 403
+    assert answer.headers["Content-Type"].startswith("text/html")
+
+
+def test_an_unknown_page_of_the_admin_is_a_page(staff):
+    answer = staff.get("/admin/nope/")
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("query", ["", "?q=alice", "?is_active__exact=1", "?q=%25"])
+def test_users_can_be_listed_and_found(staff, alice, query):
+    page = staff.get(LIST + query)
+    assert page.status_code == 200
+    assert (alice.email.encode() in page.content) is (query != "?q=%25")
+
+
+def test_no_page_shows_a_hash(staff, alice):
+    for path in (LIST, f"{LIST}{alice.pk}/change/"):
+        page = staff.get(path)
+        assert page.status_code == 200
+        assert b"argon2" not in page.content
+
+
+def test_disabling_ends_logins_at_once_and_defers_the_end_of_tunnels(
+    staff, alice, alice_api, bob_api, django_capture_on_commit_callbacks
+):
+    with django_capture_on_commit_callbacks(execute=True):
+        act(staff, "disable", alice)
+    assert alice_api("GET", "/api/auth/me").status == 401
+    assert bob_api("GET", "/api/auth/me").status == 200
+    job = ProcrastinateJob.objects.get(task_name="tunnels.close_user")
+    assert job.args["user_id"] == str(alice.pk)
+    row = AuditEvent.objects.get(action="user.disabled")
+    assert (row.actor_label, row.object_id) == ("root@example.com", str(alice.pk))
+
+    act(staff, "enable", alice)
+    alice.refresh_from_db()
+    assert alice.is_active
+    assert alice_api("GET", "/api/auth/me").status == 401  # the old logins are gone for good
+    assert AuditEvent.objects.filter(action="user.enabled").count() == 1
+
+
+def test_disabling_twice_is_one_act(staff, alice):
+    act(staff, "disable", alice)
+    act(staff, "disable", alice)
+    assert AuditEvent.objects.filter(action="user.disabled").count() == 1
+    assert ProcrastinateJob.objects.filter(task_name="tunnels.close_user").count() == 1
+
+
+def test_nobody_disables_themselves(staff):
+    root = User.objects.get(email="root@example.com")
+    act(staff, "disable", root)
+    root.refresh_from_db()
+    assert root.is_active
+
+
+def test_a_change_by_staff_is_audited(staff, alice):
+    answer = staff.post(f"{LIST}{alice.pk}/change/", {"name": "Alicia", "locale": "", "is_staff": "on"})
+    assert answer.status_code == 302
+    alice.refresh_from_db()
+    assert (alice.name, alice.is_staff, alice.is_superuser) == ("Alicia", True, False)
+    assert AuditEvent.objects.get(action="user.changed_by_staff").detail == {"fields": ["is_staff", "name"]}
+
+
+def test_staff_who_are_no_superuser_give_no_rights(make_user, alice):
+    clerk = make_user("clerk@example.com", is_staff=True)
+    clerk.user_permissions.set(Permission.objects.filter(content_type__app_label="accounts"))
+    client = Client()
+    client.force_login(clerk)
+    client.post(f"{LIST}{alice.pk}/change/", {"name": "A", "locale": "", "is_staff": "on", "is_superuser": "on"})
+    alice.refresh_from_db()
+    assert (alice.name, alice.is_staff, alice.is_superuser) == ("A", False, False)
+
+
+def test_staff_without_permissions_see_nothing(make_user):
+    client = Client()
+    client.force_login(make_user("clerk@example.com", is_staff=True))
+    assert client.get(LIST).status_code == 403
+    assert client.get("/admin/").status_code == 200
