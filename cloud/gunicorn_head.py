@@ -34,6 +34,7 @@ _MESSAGES: Final = {
     "URI_TOO_LONG": "The request target is too long.",
     "HEADERS_TOO_LARGE": "The request head is too large.",
     "INTERNAL_ERROR": "Something went wrong on our side.",
+    "OVERLOADED": "Too much is going on; try again shortly.",
 }
 _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._-]{1,64})[ \t]*\r\n", re.IGNORECASE)
@@ -55,12 +56,13 @@ class Refusal(Exception):
         """The whole answer, after which the connection closes."""
         body = self.body(request_id)
         lines = [f"HTTP/1.1 {self.status} {REASONS[self.status]}", f"Date: {http_date()}", "Connection: close"]
-        lines += [f"{name}: {value}" for name, value in refusal_headers(body, request_id)]
+        lines += [f"{name}: {value}" for name, value in refusal_headers(self, body, request_id)]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head_only else body)
 
 
-def refusal_headers(body: bytes, request_id: str) -> list[tuple[str, str]]:
+def refusal_headers(refusal: Refusal, body: bytes, request_id: str) -> list[tuple[str, str]]:
     """The fields of an answer that no middleware sees: the request id and the security headers included."""
+    retry = [("Retry-After", "1")] if refusal.status == 503 else []
     return [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
@@ -71,6 +73,7 @@ def refusal_headers(body: bytes, request_id: str) -> list[tuple[str, str]]:
         ("Cross-Origin-Opener-Policy", "same-origin"),
         ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
         ("Cache-Control", "no-store"),
+        *retry,
     ]
 
 

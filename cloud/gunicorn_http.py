@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from cloud.gunicorn_head import REASONS, Refusal, refusal_headers
 CHUNK_LINE: Final = 1024
 DRAIN_BYTES: Final = 64 * 1024
 """Of a body that the view left unread, read away at most so that the connection can be kept."""
+SLOT_SECONDS: Final = 1.0
 BODY_MIN_RATE: Final = 512
 """Bytes a second that a body must come at, once its grace is over: one byte now and then holds no thread for ever."""
 
@@ -51,6 +53,8 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
 
     grace_seconds = 20.0
     """From the first read, besides the time that BODY_MIN_RATE allows the bytes received."""
+    slots = threading.BoundedSemaphore(16)
+    """For threads that wait for a body: a share of all (set by the worker), so that slow bodies never hold them all."""
 
     def __init__(self, reader: Any, request: ApiRequest, sock: socket.socket) -> None:
         super().__init__(reader)
@@ -78,8 +82,11 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         until = self._started + self.grace_seconds + self._received / BODY_MIN_RATE
         if self.drain_until is not None:
             until = min(until, self.drain_until)
-        self._sock.settimeout(max(0.001, until - now))
+        waits = self._would_wait(size)
+        if waits and not self.slots.acquire(timeout=SLOT_SECONDS):
+            raise self._fault(Refusal("OVERLOADED", "too many bodies are waited for"))
         try:
+            self._sock.settimeout(max(0.001, until - now))
             data: bytes = super()._read_reader(size)
         except TimeoutError as error:
             raise self._fault(Refusal("REQUEST_TIMEOUT", "the body came too slowly")) from error
@@ -89,10 +96,20 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
             raise self._fault(Refusal("BAD_REQUEST", "the client left within the body")) from error
         finally:
             self._sock.settimeout(self._idle_timeout)
+            if waits:
+                self.slots.release()
         self._received += len(data)
         if not data and size and self._length is not None and self._received < self._length:
             raise self._fault(Refusal("BAD_REQUEST", "the client left within the body"))
         return data
+
+    def _would_wait(self, size: int) -> bool:
+        """Whether a read may have to wait for the client. Most bodies came with their head."""
+        reader: Any = self.reader
+        held = self._request.unreader.buf.getbuffer()
+        if isinstance(reader, ChunkedReader):
+            return bytes(held[-5:]) != b"0\r\n\r\n"
+        return bool(len(held) < min(size, reader.length))
 
     def _fault(self, refusal: Refusal) -> BodyFault:
         self.failed = True
@@ -220,7 +237,7 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
             if not status.startswith(str(fault.status)):
                 self._replaced = fault.body(self.req.request_id)
                 status = f"{fault.status} {REASONS[fault.status]}"
-                headers = refusal_headers(self._replaced, self.req.request_id)
+                headers = refusal_headers(fault, self._replaced, self.req.request_id)
         super().start_response(status, headers, exc_info)
         return self.write
 

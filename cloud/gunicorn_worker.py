@@ -13,6 +13,7 @@ from __future__ import annotations
 import selectors
 import socket
 import struct
+import threading
 import time
 from datetime import timedelta
 from functools import partial
@@ -109,6 +110,11 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._heads = Waiting()  # a request begun, or a new connection
         self._idle = Waiting()  # kept alive between requests
         self._lingering = Waiting()  # answered and half-closed
+
+    def init_process(self) -> None:
+        """In the worker's process, before it serves."""
+        WatchedBody.slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
+        super().init_process()
 
     # --- the main thread: from accept to a whole head -----------------------------------------------------------------
     def accept(self, listener: socket.socket) -> None:
@@ -243,7 +249,7 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         conn.sock.settimeout(IO_SECONDS)
         refusal, head = conn.gate.refusal, conn.gate.take()
         if refusal is not None:
-            return self._refuse(conn, refusal, inbound_id(head))
+            return self._refuse(conn, refusal, inbound_id(head), head_only=head.startswith(b"HEAD "))
         conn.parser.unreader.unread(head)
         try:
             request = next(conn.parser)
@@ -252,7 +258,7 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         except Exception as error:  # noqa: BLE001 - whatever a parser raises must become an answer
             request_id = inbound_id(head)
             refusal = refusal_of(error) or self._crash("a head could not be read", error, request_id)
-            return self._refuse(conn, refusal, request_id)
+            return self._refuse(conn, refusal, request_id, head_only=head.startswith(b"HEAD "))
         try:
             return self.handle_request(request, conn) and self._drained(conn, request)
         except OSError as error:

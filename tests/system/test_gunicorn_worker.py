@@ -379,6 +379,29 @@ def test_a_body_that_comes_too_slowly_is_408(server: Server) -> None:
     assert not [line for line in server.lines() if line.get("request_id") == "late" and line["level"] == "error"]
 
 
+def test_slow_bodies_hold_a_share_of_the_threads_only(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(2 * THREADS)]
+        for sock in slow:
+            sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
+        answers = [read_all(sock) for sock in slow]
+    statuses = sorted(answer.split(b" ", 2)[1] for answer in answers)
+    assert set(statuses) == {b"408", b"503"}
+    told = next(answer for answer in answers if answer.startswith(b"HTTP/1.1 503"))
+    assert check_refusal(told, 503, "OVERLOADED")[b"retry-after"] == b"1"
+    with server.connect() as sock:  # and the slots came back
+        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\nsl")
+        time.sleep(0.1)
+        sock.sendall(b"ow")
+        assert read_answer(sock)[2] == b"slow"
+
+
+def test_a_refused_head_request_gets_no_body(server: Server) -> None:
+    raw = talk(server, b"HEAD / HTTP/1.1\r\nTransfer-Encoding: x\r\n" + HOST + b"\r\n")
+    assert raw.startswith(b"HTTP/1.1 400 ")
+    assert raw.endswith(b"\r\n\r\n")
+
+
 # --- failures, relays -------------------------------------------------------------------------------------------------
 
 
