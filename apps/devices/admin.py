@@ -130,7 +130,7 @@ class DeviceAdmin(ReadOnlyAdmin):
             if each.action_name in request.POST:
                 each.method(request, obj)
 
-    def log_change(self, request: HttpRequest, obj: Device, message: Any) -> None:  # type: ignore[override]
+    def log_change(self, request: HttpRequest, obj: Device, message: Any) -> None:
         """The audit trail tells what was done; Django's own log would tell that nothing was changed."""
 
     # --- columns ------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class TokenAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
         form.setlist(
             helpers.ACTION_CHECKBOX_NAME, list(queryset.filter(id__in=chosen).values_list("token_hash", flat=True))
         )
-        request.POST = form
+        request.POST = form  # type: ignore[assignment]  # Django itself puts plain QueryDicts there
         answer: HttpResponseBase | None = super().response_action(request, queryset)
         return answer
 
