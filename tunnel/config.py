@@ -13,6 +13,8 @@ from typing import Literal
 
 from tunnel.contract import PREFIX, SettingError, read_settings
 
+_BACKSTOP_SECONDS = 5.0
+"""The lanes end an idle exchange themselves and can tell the client; the switch only resets, so it comes after them."""
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -77,7 +79,7 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             buffer_bytes=values["TUNNEL_BUFFER_MB"] << 20,
             drain_seconds=values["TUNNEL_DRAIN_SECONDS"],
             open_seconds=values["PROXY_OPEN_SECONDS"],
-            idle_seconds=values["PROXY_IDLE_SECONDS"],
+            idle_seconds=values["PROXY_IDLE_SECONDS"] + _BACKSTOP_SECONDS,
         ),
         warnings,
     )
