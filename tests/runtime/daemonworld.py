@@ -288,8 +288,8 @@ async def echo(stream: Stream) -> None:
 
 
 @asynccontextmanager
-async def world(*, start_control: bool = True, **settings: Any) -> AsyncIterator[World]:
-    """A running daemon. `settings` are fields of TunnelConfig."""
+async def world(*, start_control: bool = True, crashes: int = 0, **settings: Any) -> AsyncIterator[World]:
+    """A running daemon. `settings` are fields of TunnelConfig; `crashes`: connections that are meant to crash."""
     control = Control()
     control.open()
     if not start_control:
@@ -327,4 +327,4 @@ async def world(*, start_control: bool = True, **settings: Any) -> AsyncIterator
                     _dialled.pop().close()
                 daemon._ports.close()
                 control.close()
-    assert not [line for line in this.lines if line["event"] == "connection_crashed"], this.lines
+    assert len(this.logged("connection_crashed")) == crashes, this.lines

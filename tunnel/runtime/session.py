@@ -61,7 +61,7 @@ class Identity:
 class TunnelSession:
     """A live tunnel. `run` carries it; `close` ends it from anywhere, without waiting."""
 
-    __slots__ = ("_close_order", "_spawn", "connected_at", "connection", "forwards", "identity", "started")
+    __slots__ = ("_close_order", "_crash", "_spawn", "connected_at", "connection", "forwards", "identity", "started")
 
     def __init__(self, identity: Identity, connection: Connection, spawn: Callable[..., None]) -> None:
         self.identity = identity
@@ -71,6 +71,7 @@ class TunnelSession:
         self.forwards = 0  # streams that the switch carries for it now
         self._spawn = spawn
         self._close_order: tuple[int, str] | None = None
+        self._crash = ""
 
     def __repr__(self) -> str:
         state = "closing" if self.closing else "open"
@@ -100,12 +101,18 @@ class TunnelSession:
             self._spawn(self.connection.aclose, code, reason)
 
     async def run(self) -> None:
-        """Carry the session until it has ended."""
-        await self.connection.run()
+        """Carry the session until it has ended. Raises only for a bug of ours."""
+        try:
+            await self.connection.run()
+        except Exception as error:
+            self._crash = repr(error)
+            raise
 
     def ending(self) -> tuple[str, int | None, str]:
         """(reason, close code, sentence) of a session that has ended: reasons as in `TunnelEvent`."""
         end = self.connection.end_reason
+        if self._crash:
+            return "error", CLOSE_SHUTDOWN, self._crash
         if self._close_order is not None and (end is None or not end.remote):
             code, text = self._close_order
             return _REASONS.get(code, "closed"), code, text
