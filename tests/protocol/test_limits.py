@@ -279,6 +279,55 @@ def test_unread_bytes_of_a_finished_stream_count_too() -> None:
     assert lab.session.buffered == 60_000
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_bytes_for_a_stream_that_the_application_closed_reset_it(inside: bool) -> None:
+    lab = Lab()
+    stream = lab.open_inbound()
+    if inside:
+        lab.feed(raw_header(0, 0, 0, 1, 10) + b"first")
+        assert lab.session.read(stream) == b"first"
+    lab.session.close(stream)
+    assert lab.sent() == [Frame(1, FIN, 1, 0)]
+    lab.feed(b"other" if inside else data(1, b"other"))
+    assert lab.sent() == [Frame(1, RST, 1, 0)]
+    assert stream.fault is Fault.ABANDONED
+    assert lab.session.buffered == 0
+
+
+def test_a_stream_closed_with_unread_bytes_is_reset_at_once() -> None:
+    lab = Lab()
+    stream = lab.open_inbound()
+    lab.feed(data(1, b"unread"))
+    lab.session.close(stream)
+    assert lab.sent() == [Frame(1, RST, 1, 0)]
+
+
+def test_a_goaway_with_a_code_is_the_last_word() -> None:
+    lab = Lab()
+    stream = lab.open_inbound()
+    lab.session.send(stream, b"too late")
+    lab.session.go_away(2)
+    assert lab.sent() == [Frame(3, 0, 0, 2)]
+    assert stream.fault is Fault.SESSION_ENDED
+    with pytest.raises(OpenRefused) as refused:
+        lab.session.open(lab.now)
+    assert refused.value.why is OpenRefusal.ENDED
+    lab.session.go_away(2)
+    assert lab.sent() == []
+
+
+def test_reading_a_finished_stream_to_its_end_forgets_it() -> None:
+    lab = Lab()
+    stream = lab.open_inbound()
+    lab.session.half_close(stream)
+    lab.sent()
+    lab.feed(data(1, b"unread", FIN))
+    assert lab.session.read(stream, 2) == b"un"
+    assert lab.session._core.lingering == {stream}
+    assert lab.session.read(stream) == b"read"
+    assert not lab.session._core.lingering
+
+
 def test_closing_a_finished_stream_gives_its_unread_bytes_back() -> None:
     lab = Lab()
     stream = lab.open_inbound()

@@ -157,6 +157,7 @@ class TwoSessions(RuleBasedStateMachine):
         for session in self.sessions:
             assert session.streams_open == 0
             assert session.buffered == 0
+            assert not session._core.lingering
             assert session.counters.glitches == 0
 
 

@@ -8,7 +8,7 @@ stream the SYN is first and the FIN last; no frame carries more than one flag, a
 from tunnel.protocol.core import Core
 from tunnel.protocol.frames import ACK, FIN, GO_AWAY, HEADER, HEADER_SIZE, PING, RST, SYN, WINDOW_UPDATE
 from tunnel.protocol.states import Input
-from tunnel.protocol.stream import MuxStream, State
+from tunnel.protocol.stream import MuxStream
 
 # A bit of `MuxStream.pending` beside the flags SYN and ACK.
 CREDIT = 0x100
@@ -126,7 +126,7 @@ class Outbound:
         counters.window_stalls += ring.stalls
         ring.frames = ring.stalls = 0
         for stream in drained:
-            if stream.fin_wanted and stream.state is not State.LOCAL_CLOSED:
+            if stream.fin_wanted:
                 if len(out) + HEADER_SIZE > limit:
                     ring.add(stream)
                     continue
