@@ -25,6 +25,7 @@ from cloud.embedded.session import ensure
 _ROOT = Path(__file__).resolve().parents[2]
 _KEPT = ("VISIONA_DB_", "VISIONA_REDIS_URL")  # real servers may be named for a run
 _stack = pytest.StashKey[ExitStack]()
+_folder = pytest.StashKey[Path]()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -37,7 +38,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
     if not worker:
         _forget_settings()
         _on_terminate(stack)
-        folder = _run_folder(stack)
+        folder = early_config.stash[_folder] = _run_folder(stack)
         try:
             stack.enter_context(ensure(folder, os.environ, who="pytest", durable=False))
         except EmbeddedError as error:
@@ -46,6 +47,15 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
     else:
         os.environ["VISIONA_REDIS_URL"] = _numbered(os.environ["VISIONA_REDIS_URL"], int(worker.removeprefix("gw")) + 1)
     return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary folders lie in the run's own too: pytest's usual place is closed again by every other run of pytest,
+    which shuts a PostgreSQL out that does not run as root.
+    """
+    if config.option.basetemp is None and _folder in config.stash:
+        config.option.basetemp = str(config.stash[_folder] / "tmp")
 
 
 def _run_folder(stack: ExitStack) -> Path:
