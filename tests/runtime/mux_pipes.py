@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from tunnel.runtime.connection import Connection, Role, SessionConfig
+from tunnel.runtime.connection import Connection, Role, SessionConfig, Stream, TunnelError
 
 
 class PipeTransport:
@@ -106,3 +106,28 @@ async def connected(
         yield opener, taker
         await opener.aclose()
         await taker.aclose()
+
+
+async def against_raw(nursery: trio.Nursery, config: SessionConfig | None = None) -> tuple[Connection, PipeTransport]:
+    """A running daemon-like connection, and the other end of its pipe for the test to play the peer."""
+    ours, theirs = transport_pair()
+    connection = Connection(
+        ours, role=Role.CLIENT, config=config or SessionConfig(), accept_streams=False, name="tested"
+    )
+    await nursery.start(connection.run)
+    return connection, theirs
+
+
+async def echo_forever(connection: Connection) -> None:
+    async def echo(stream: Stream) -> None:
+        async with stream:
+            with suppress(TunnelError):
+                while data := await stream.receive_some():
+                    await stream.send_all(data)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(echo, await connection.accept_stream())
+    except* trio.EndOfChannel:
+        pass
