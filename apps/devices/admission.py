@@ -27,6 +27,10 @@ from tunnel.contract import PAIRING_PREFIX, Admitted, Credential, Refused, Repla
 
 logger = structlog.get_logger(__name__)
 
+_DEVICE_FIELDS: Final = ("owner_id", "serial", "chip", "firmware", "agent_version", "address", "epoch", "deleted_at")
+_SESSION_FIELDS: Final = (
+    "device_id", "issued_at", "expires_at", "last_used_at", "rotated_from_id", "revoked_at", "revoke_reason",
+)  # fmt: skip
 REPLACED_WAIT_SECONDS: Final = 30
 """How long an agent stays away when a newer connection of its device took over (tunnel.md, close code 4409)."""
 
@@ -145,14 +149,15 @@ def _load(asks: Sequence[Ask]) -> Book:
             wanted |= Q(owner_id=row[1], serial=ask.serial)
     book = Book(reconnect=settings.VISIONA["PAIRING_TOKEN_RECONNECT"])
     if pairing_seen or session_seen:
-        book.add_devices(Device.objects.select_for_update(no_key=True).filter(wanted).order_by("id"))
+        locked = Device.objects.select_for_update(no_key=True).filter(wanted).order_by("id")
+        book.add_devices(locked.only(*_DEVICE_FIELDS))
     for token in _pairing(pairing_hashes, lock=True):
         seen = pairing_seen.get(token.token_hash)
         if seen is None or seen.device_id != token.device_id:
             raise StaleRead
         book.pairing[token.token_hash] = token
     if session_hashes:
-        book.sessions = SessionToken.objects.in_bulk(list(session_hashes))
+        book.sessions = SessionToken.objects.only(*_SESSION_FIELDS).in_bulk(list(session_hashes))
     owners = {device.owner_id for device in book.devices.values()} | {t.owner_id for t in book.pairing.values()}
     book.active_owners = set(User.objects.filter(id__in=owners, is_active=True).values_list("id", flat=True))
     return book

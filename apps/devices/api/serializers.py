@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from apps.common.fields import TextField
@@ -18,6 +19,7 @@ MAX_METADATA_BYTES: Final = 16_384
 SERIAL: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}\Z")
 
 
+@extend_schema_field({"type": "object", "additionalProperties": {}})
 class MetadataField(serializers.JSONField):
     """A JSON object of at most 16 KiB, for what the front end wants to keep with a device."""
 

@@ -4,6 +4,8 @@ import datetime as dt
 import uuid
 
 import pytest
+import redis as redis_package
+from django.db import OperationalError
 from django.utils import timezone
 
 from apps.accounts.models import User
@@ -355,3 +357,39 @@ def test_one_that_was_overtaken_while_it_was_admitted_is_told_to_wait(daemon, al
 def test_unknown_tokens_alone_touch_no_row(daemon, django_assert_max_num_queries):
     with django_assert_max_num_queries(5):
         daemon.ask_all(*[credential(new_token("vAs_")) for _ in range(50)])
+
+
+# --- when a part is down ----------------------------------------------------------------------------------------------
+def refuse(*args, **kwargs):
+    raise redis_package.ConnectionError("gone")
+
+
+def test_without_redis_nobody_is_admitted_and_no_token_is_used_up(daemon, alice, monkeypatch):
+    secret = issue(alice)
+    monkeypatch.setattr(registry, "ping", refuse)
+    answer = daemon.post("authenticate", {"node": daemon.node, "credentials": [named(secret)]})
+    assert (answer.status, answer.code) == (503, "CACHE_UNAVAILABLE")
+    assert answer.headers["Retry-After"]
+    assert row(secret).status == PairingStatus.ISSUED
+
+
+def test_redis_goes_away_after_the_commit_and_the_same_box_redeems_again(daemon, alice, monkeypatch):
+    secret = issue(alice)
+    with monkeypatch.context() as broken:
+        broken.setattr(registry, "put", refuse)
+        answer = daemon.post("authenticate", {"node": daemon.node, "credentials": [named(secret)]})
+    assert (answer.status, answer.code) == (503, "CACHE_UNAVAILABLE")
+    assert daemon.ask_all(named(secret))[0]["ok"] is True
+    assert Device.objects.get().epoch == 2
+
+
+def test_a_database_that_is_gone(daemon, alice, monkeypatch):
+    def fail(act):
+        raise OperationalError("gone")
+
+    secret = issue(alice)
+    monkeypatch.setattr("apps.devices.admission.retry_stale", fail)
+    answer = daemon.post("authenticate", {"node": daemon.node, "credentials": [named(secret)]})
+    assert (answer.status, answer.code) == (503, "DATABASE_UNAVAILABLE")
+    assert "gone" not in str(answer.json)
+    assert registry.online_devices() == set()
