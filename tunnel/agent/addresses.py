@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 from tunnel.contract import TUNNEL_PATH
@@ -54,6 +55,14 @@ class LocalAddress:
 
     host: str
     port: int
+    family: int | None = field(init=False, compare=False)  # AF_INET or AF_INET6 of a literal address, None of a name
+
+    def __post_init__(self) -> None:
+        try:
+            found = socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else socket.AF_INET
+        except ValueError:
+            found = None
+        object.__setattr__(self, "family", found)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

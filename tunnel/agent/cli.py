@@ -14,10 +14,9 @@ from typing import Any, Final
 import click
 import trio
 
-from tunnel.agent import logs, settings, statuspage
+from tunnel.agent import logs, settings
 from tunnel.agent.addresses import LocalAddress
 from tunnel.agent.credentials import AgentBusyError, CredentialError
-from tunnel.agent.demo.box import Box
 from tunnel.agent.dial import DialError
 from tunnel.agent.runner import Agent, UsageError
 from tunnel.agent.settings import AgentSettings
@@ -103,6 +102,9 @@ def demo(
     log_format: logs.Format,
     **flags: str | None,
 ) -> None:
+    # Here, since a real box has no use for it in its memory
+    from tunnel.agent.demo.box import Box  # noqa: PLC0415
+
     told = _load({**flags, "local": None}, config, log_format)
 
     async def main() -> int:
@@ -127,6 +129,9 @@ def demo(
 @click.option("--config", type=click.Path(path_type=Path), help="A file of NAME=value lines.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(credentials: str | None, config: Path | None, as_json: bool) -> None:
+    # Here, since rich costs 3 MB of the 40 that a running agent may have
+    from tunnel.agent import statuspage  # noqa: PLC0415
+
     try:
         told, _ = settings.load({"credentials": credentials}, os.environ, config)
         facts = statuspage.gather(told.credentials)
