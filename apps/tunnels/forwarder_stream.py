@@ -291,6 +291,8 @@ def _refused(status: int, fields: dict[str, str], body: bytes) -> OpenFailed:
         return OpenFailed("TUNNEL_DISCONNECTED", detail, elsewhere=True, retry_after=retry_after)
     if status == 503:
         return OpenFailed(code if code in _PASSED_ON else "OVERLOADED", detail, elsewhere=True, retry_after=retry_after)
+    if status == 502:
+        return OpenFailed("AGENT_UNREACHABLE", detail, elsewhere=False)
     if status == 504:
         return OpenFailed("TUNNEL_TIMEOUT", detail, elsewhere=False)
     return OpenFailed("TUNNEL_UNAVAILABLE", detail, elsewhere=False)

@@ -16,6 +16,7 @@ from tests.apps.proxy.stack import Lane
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
+LANES = ["stand-in", "tunnel"]
 
 REQUEST_ID = "X-Request-ID: test-7.a_b"
 
@@ -236,7 +237,7 @@ def test_a_daemon_that_dies_within_a_body_without_length_does_not_look_complete(
         wire.read_head()
         until(lambda: wire.buffer == b"some" or wire.more())
         died_at = time.monotonic()
-        lane.daemon.kill_all()
+        lane.cut_tunnel()
         assert wire.wait_end() == "reset"
         assert time.monotonic() - died_at < 1
 
@@ -325,12 +326,12 @@ def test_the_agent_leaves_and_the_client_has_its_answer_within_a_second(lane: La
         wire.send(lane.head("POST", "/wait", "Content-Length: 0"))
         assert reached.wait(WAIT)
         left_at = time.monotonic()
-        lane.daemon.kill_all()
+        lane.cut_tunnel()
         got = wire.read()
         assert time.monotonic() - left_at < 1
         assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
         wire.send(lane.head("GET", "/next"))  # the client's connection is none the worse
-        assert wire.read().status == 200
+        assert wire.read().status in (200, 503)  # 503: a killed agent is not back yet
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

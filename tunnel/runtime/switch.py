@@ -12,7 +12,15 @@ from typing import Final
 import trio
 
 from tunnel.logs import JsonLog
-from tunnel.runtime.connection import OpenTimeout, SessionEnded, Stream, StreamRefused, TooManyStreams, TunnelError
+from tunnel.runtime.connection import (
+    OpenTimeout,
+    SessionEnded,
+    Stream,
+    StreamRefused,
+    StreamReset,
+    TooManyStreams,
+    TunnelError,
+)
 from tunnel.runtime.http1 import Refusal
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.session import TunnelSession
@@ -161,6 +169,8 @@ class Switch:
             raise Refusal("TUNNEL_TIMEOUT", "the agent did not accept the stream in time") from None
         except (TooManyStreams, StreamRefused):
             raise Refusal("OVERLOADED", "the tunnel takes no more streams now", retry_after=1) from None
+        except StreamReset:  # accepted and reset in one breath: the agent's local server refused
+            raise Refusal("AGENT_UNREACHABLE", "the stream was reset without one byte") from None
         except TunnelError:
             raise Refusal("TUNNEL_DISCONNECTED", "the tunnel is going away", retry_after=1) from None
 

@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from apps.common import redis
 from tests.apps.proxy.kit import Box, StandInDaemon
-from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, api_settings, log_in, put_online, start_api
+from tests.apps.proxy.stack import (
+    Lane,
+    Stack,
+    Tunnel,
+    add_device,
+    add_user,
+    api_settings,
+    log_in,
+    put_online,
+    start_api,
+)
 from tests.conftest import _admin
 
 
@@ -50,11 +59,51 @@ def daemon(box: Box) -> Iterator[StandInDaemon]:
     server.close()
 
 
+@pytest.fixture(scope="module")
+def tunnel(stack: Stack, free_port: Callable[[], int]) -> Iterator[Tunnel]:
+    """The real daemon and agent of a module's tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Tunnel(stack, Path(folder), (free_port(), free_port(), free_port()), {})
+        yield made
+        made.stop()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each case runs on every lane that its module names in `LANES`."""
+    if "lane" in metafunc.fixturenames:
+        metafunc.parametrize("lane", getattr(metafunc.module, "LANES", ["stand-in"]), indirect=True)
+
+
 @pytest.fixture
-def lane(stack: Stack, box: Box, daemon: StandInDaemon) -> Iterator[Lane]:
-    """The DRF lane, by the generic proxy, as a fresh user with one device online."""
+def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
+    """A way to the box: `stand-in` for the daemon, with a fresh user; `tunnel`, through the real daemon and agent."""
+    if request.param == "tunnel":
+        tunnel: Tunnel = request.getfixturevalue("tunnel")
+        box = Box(tunnel.box_port)
+        try:
+            tunnel.ensure_agent()
+            box.heads.clear()
+            user, device = tunnel.user_id, tunnel.device_id
+            prefix = f"/api/devices/{device}/proxy"
+            yield Lane(
+                stack.port, prefix, log_in(user), box, stack.process.pid, device, user, cut_tunnel=tunnel.kill_agent
+            )
+        finally:
+            box.close()
+        return
+    box, daemon = request.getfixturevalue("box"), request.getfixturevalue("daemon")
     user = add_user(stack)
     device = add_device(stack, user)
     put_online(device, user, daemon)
-    yield Lane(stack.port, f"/api/devices/{device}/proxy", log_in(user), box, daemon, stack.process.pid, device, user)
-    redis.client().flushdb()
+    prefix = f"/api/devices/{device}/proxy"
+    yield Lane(
+        stack.port,
+        prefix,
+        log_in(user),
+        box,
+        stack.process.pid,
+        device,
+        user,
+        cut_tunnel=daemon.kill_all,
+        stand_in=daemon,
+    )

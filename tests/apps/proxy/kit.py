@@ -120,8 +120,8 @@ Script = Callable[[Peer], "bool | None"]
 class Server:
     """A TCP server on a thread, a thread a connection; all gone when it is closed."""
 
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, port: int = 0) -> None:
+        self.listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
         self.accepted = 0
         self.killed = threading.Event()
@@ -185,10 +185,10 @@ class Server:
 class Box(Server):
     """The local server: `on` gives a script to a path (without its query); others echo what came as JSON."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.scripts: dict[str, Script] = {}
         self.heads: list[bytes] = []
-        super().__init__()
+        super().__init__(port)
 
     def on(self, path: str, script: Script) -> str:
         """Set a script; the path again."""

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,10 +35,18 @@ class Lane:
     prefix: str
     token: str
     box: Box
-    daemon: StandInDaemon
     api_pid: int
     device_id: str
     user_id: str
+    cut_tunnel: Callable[[], object]
+    """Let what carries the streams die, as by SIGKILL."""
+    stand_in: StandInDaemon | None = None
+
+    @property
+    def daemon(self) -> StandInDaemon:
+        """The daemon's stand-in, where there is one."""
+        assert self.stand_in is not None
+        return self.stand_in
 
     def head(self, method: str, path: str, *fields: str, prefix: str | None = None) -> bytes:
         """A request head with a credential."""
@@ -63,6 +72,70 @@ class Lane:
             return got
 
 
+class Tunnel:
+    """The real daemon and a real agent in front of one local port. The agent is started again when a test killed it."""
+
+    def __init__(self, stack: Stack, folder: Path, ports: tuple[int, int, int], agent: dict[str, str]) -> None:
+        self.stack = stack
+        self.folder = folder
+        self.public, self.internal, self.box_port = ports
+        self.user_id = add_user(stack)
+        self.device_id = ""
+        self._agent_settings = agent
+        self.daemon = start_process(
+            "tunnel", folder / "tunnel.log", ["tunnel"],
+            TUNNEL_PORT=str(self.public), PROXY_INTERNAL_PORT=str(self.internal),
+            API_INTERNAL_URL=f"http://127.0.0.1:{stack.port}", NODE_URL=f"http://127.0.0.1:{self.internal}",
+        )  # fmt: skip
+        self.daemon.wait_for_http(f"http://127.0.0.1:{self.internal}/readyz", 30)
+        self.agent: Started | None = None
+
+    def ensure_agent(self) -> None:
+        """Return when the device is online."""
+        if self.agent is None or self.agent.popen.poll() is not None:
+            pairing = "" if self.device_id else self._pairing_token()
+            self.agent = start_process(
+                "agent", self.folder / "agent.log", ["tunnel.agent", "run"],
+                AGENT_URL=f"http://127.0.0.1:{self.public}", AGENT_LOCAL=f"127.0.0.1:{self.box_port}",
+                AGENT_CREDENTIALS=str(self.folder / "credentials.json"), AGENT_PAIRING_TOKEN=pairing,
+                **self._agent_settings,
+            )  # fmt: skip
+        self.agent.wait_for(self._online, "device online")
+        (self.device_id,) = registry.lookup_user(self.user_id)
+
+    def _online(self) -> bool:
+        if not registry.lookup_user(self.user_id):
+            return False
+        return self.daemon.popen.poll() is None and self._forwards()
+
+    def _forwards(self) -> bool:
+        """Whether a request gets through: the registry may still name the tunnel of an agent that was killed."""
+        (device_id,) = registry.lookup_user(self.user_id)
+        with Wire(self.stack.port) as wire:
+            token = log_in(self.user_id)
+            wire.send(
+                f"GET /api/devices/{device_id}/proxy/ready HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n"
+                "Connection: close\r\n\r\n".encode()
+            )
+            return wire.read().status == 200
+
+    def _pairing_token(self) -> str:
+        with Wire(self.stack.port) as wire:
+            head = f"POST /api/pairing/token HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {log_in(self.user_id)}\r\n"
+            wire.send(head.encode() + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+            return str(wire.read().json["data"]["token"])
+
+    def kill_agent(self) -> None:
+        """SIGKILL."""
+        assert self.agent is not None
+        self.agent.kill()
+
+    def stop(self) -> None:
+        if self.agent is not None:
+            self.agent.stop()
+        self.daemon.stop()
+
+
 @dataclass
 class Stack:
     port: int
@@ -83,25 +156,28 @@ class Stack:
             return list(done.fetchall()) if done.description else []
 
 
-def start_api(database: str, port: int, log: Path, **settings: str) -> Started:
-    """gunicorn as in production, one worker, until it answers."""
-    env = {
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-        "VISIONA_DB_NAME": database,
-        "VISIONA_API_PORT": str(port),
-        "VISIONA_PUBLIC_URL": f"http://127.0.0.1:{port}",
-        "VISIONA_API_WORKERS": "1",
-        "VISIONA_CORS_ALLOWED_ORIGINS": "http://front.example",
-        "VISIONA_PROXY_BODY_MAX_BYTES": str(80 << 20),
-        **{f"VISIONA_{name}": value for name, value in settings.items()},
-    }
-    with log.open("wb") as out:
+def start_process(name: str, log: Path, argv: list[str], **settings: str) -> Started:
+    """A Python program in a session of its own."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"} | {f"VISIONA_{key}": value for key, value in settings.items()}
+    with log.open("ab") as out:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", "cloud/gunicorn.conf.py", "cloud.wsgi"],
+            [sys.executable, "-m", *argv],
             cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    started = Started("api", popen, log)
+    return Started(name, popen, log)
+
+
+def start_api(database: str, port: int, log: Path, **settings: str) -> Started:
+    """gunicorn as in production, one worker, until it answers."""
+    own = {
+        "DB_NAME": database,
+        "API_PORT": str(port),
+        "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "API_WORKERS": "1",
+        "CORS_ALLOWED_ORIGINS": "http://front.example",
+        "PROXY_BODY_MAX_BYTES": str(80 << 20),
+    }
+    started = start_process("api", log, ["gunicorn", "-c", "cloud/gunicorn.conf.py", "cloud.wsgi"], **(own | settings))
     started.wait_for_http(f"http://127.0.0.1:{port}/healthz?live=1", 40)
     return started
 

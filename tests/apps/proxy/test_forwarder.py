@@ -238,6 +238,7 @@ def test_a_pooled_stream_that_the_box_closed_is_not_used(box: Box, daemon: Stand
         ((503, "SOMETHING"), "OVERLOADED"),
         ((504, "TUNNEL_TIMEOUT"), "TUNNEL_TIMEOUT"),
         ((401, "UNAUTHENTICATED"), "TUNNEL_UNAVAILABLE"),
+        ((502, "AGENT_UNREACHABLE"), "AGENT_UNREACHABLE"),
         ((500, "INTERNAL_ERROR"), "TUNNEL_UNAVAILABLE"),
     ],
 )
