@@ -92,7 +92,7 @@ def test_how_long_a_refusal_makes_us_wait(status: int, least: float) -> None:
         (4403, 4, 0.0, 0.0),
         (4408, None, 0.0, 0.0),
         (4409, None, 30.0, 0.0),
-        (4429, None, 60.0, 0.0),
+        (4429, None, 30.0, 0.0),
         (1012, None, 0.0, 2.0),
         (1001, None, 0.0, 2.0),
         (1006, None, 0.0, 0.0),

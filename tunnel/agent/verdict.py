@@ -29,7 +29,7 @@ EXIT_FORBIDDEN: Final = 4
 EXIT_BUSY: Final = 5
 
 REPLACED_SECONDS: Final = 30.0
-ABUSE_SECONDS: Final = 60.0
+ABUSE_SECONDS: Final = 30.0
 RESTART_SPREAD: Final = 2.0
 MAX_RETRY_AFTER: Final = 3600.0
 """The longest wait that a server may ask for: a wrong header must not lock a box out for a year."""
