@@ -5,8 +5,7 @@ import uuid
 from functools import partial
 from typing import Any
 
-from django.contrib.auth import hashers, password_validation
-from django.core.exceptions import ValidationError
+from django.contrib.auth import hashers
 from django.db import IntegrityError, transaction
 from procrastinate.contrib.django import app as jobs
 
@@ -22,12 +21,8 @@ Login = tuple[User, str, dt.datetime]
 
 
 def register(*, actor: Actor, email: str, password: str, name: str, locale: str, now: dt.datetime) -> User:
-    """A new user. Raises EMAIL_TAKEN (from the constraint: of two that race, one) and VALIDATION_ERROR."""
+    """A new user. Raises EMAIL_TAKEN (from the constraint: of two that race, one)."""
     user = User(email=email, name=name, locale=locale)
-    try:
-        password_validation.validate_password(password, user)
-    except ValidationError as error:
-        raise DomainError("VALIDATION_ERROR", details={"password": list(error.messages)}) from None
     user.set_password(password)  # before the transaction: hashing takes long, and needs no connection
     try:
         with transaction.atomic():

@@ -22,7 +22,7 @@ from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 from apps.common.failures import domain_error
 from apps.common.fields import QueryWholeField
-from apps.common.pagination import DEFAULT_LIMIT, MAX_LIMIT, paginate
+from apps.common.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, paginate
 from apps.common.parsers import ApiRequest
 from apps.common.responses import error_headers, ok, request_id_of
 from tunnel.contract import error_envelope
@@ -64,8 +64,8 @@ class PageQuery(StrictQuery):
     """The query of a list: add filters as fields, and give `ordering` its choices with `ordering_field`."""
 
     limit = QueryWholeField(min_value=1, max_value=MAX_LIMIT, default=DEFAULT_LIMIT, help_text="Rows a page.")
-    cursor = serializers.CharField(
-        required=False, max_length=1024, help_text="From `meta.next` or `meta.previous` of an earlier page."
+    cursor = serializers.RegexField(
+        CURSOR_PATTERN, required=False, help_text="From `meta.next` or `meta.previous` of an earlier page."
     )
     ordering = serializers.ChoiceField(
         choices=["created_at", "-created_at"], default="-created_at", help_text="`-` before a field: descending."

@@ -26,8 +26,8 @@ _BY_STATUS: Final[Mapping[int, str]] = {
     429: "RATE_LIMITED",
 }
 # SQLSTATEs that say "not now" rather than "wrong": lock_timeout and NOWAIT (55P03), statement_timeout (57014), a
-# deadlock or a serialisation failure (40xxx), no free connection (53300). The others of OperationalError, and one without
-# SQLSTATE (no connection, our own deadline), mean that the server is not there.
+# deadlock or a serialisation failure (40xxx), no free connection (53300). The others of OperationalError, and one
+# without SQLSTATE (no connection, our own deadline), mean that the server is not there.
 _BUSY: Final = ("55P03", "57014", "40001", "40P01", "53300")
 
 

@@ -134,13 +134,15 @@ _RETRY: Final = {"Retry-After": _header("Seconds to wait.", "integer")}
 
 
 class ApiSchema(AutoSchema):
-    """Adds what follows from the view itself: its query, the kind of its ids, 404 of a named object, headers."""
+    """Adds what follows from the view: its query, the kind of its ids, 404 of a named object or page, headers."""
 
     def get_operation_id(self) -> str:
         name: str = super().get_operation_id()
+        return name.removesuffix("_retrieve") + "_list" if self._is_paged() else name
+
+    def _is_paged(self) -> bool:
         query = getattr(self.view, "query_classes", {}).get(self.method)
-        is_list = query is not None and "cursor" in query().fields
-        return name.removesuffix("_retrieve") + "_list" if is_list else name
+        return query is not None and "cursor" in query().fields
 
     def get_override_parameters(self) -> list[Any]:
         query = getattr(self.view, "query_classes", {}).get(self.method)
@@ -155,7 +157,7 @@ class ApiSchema(AutoSchema):
 
     def _get_response_bodies(self, direction: Literal["request", "response"] = "response") -> dict[str, Any]:
         bodies: dict[str, Any] = super()._get_response_bodies(direction)
-        if "{" in self.path and "404" not in bodies:
+        if ("{" in self.path or self._is_paged()) and "404" not in bodies:
             missing = error_responses(("NOT_FOUND",))[404]
             bodies["404"] = self._get_response_for_code(missing, "404")  # type: ignore[no-untyped-call]  # untyped there
         for status, body in bodies.items():

@@ -2,16 +2,41 @@
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from apps.accounts import demo
+from apps.accounts import demo, passwords
 from apps.accounts.models import User
 from apps.common.fields import EmailField, TextField
 
 
+@extend_schema_field(
+    {
+        "type": "string",
+        "format": "password",
+        "minLength": passwords.MIN_LENGTH,
+        "maxLength": passwords.MAX_LENGTH,
+        "not": {"enum": list(passwords.COMMON)},
+    }
+)
+class NewPasswordField(TextField):
+    """A password to be set: long enough, and none of those that everybody tries first."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            min_length=passwords.MIN_LENGTH, max_length=passwords.MAX_LENGTH, trim_whitespace=False, **kwargs
+        )
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        if text in passwords.COMMON:
+            raise serializers.ValidationError("This password is too common.")
+        return text
+
+
 class NewAccountBody(serializers.Serializer[Any]):
     email = EmailField()
-    password = TextField(min_length=8, max_length=128, trim_whitespace=False)
+    password = NewPasswordField()
     name = TextField(max_length=200, allow_blank=True, default="")
     locale = TextField(max_length=16, allow_blank=True, default="")
 

@@ -54,7 +54,6 @@ def test_the_same_email_in_another_case_is_taken(anonymous, db):
         ({"password": "x" * 129}, "password"),
         ({"password": 12345678}, "password"),
         ({"password": "password"}, "password"),
-        ({"password": "New@Example.com"}, "password"),
         ({"name": "n" * 201}, "name"),
         ({"name": 1}, "name"),
         ({"name": None}, "name"),

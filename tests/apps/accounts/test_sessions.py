@@ -199,7 +199,7 @@ def test_every_route_needs_a_credential(anonymous, alice, alice_api, api, method
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=201", "limit=-1", "limit=x", "limit=1.0", "limit=", "limit=1_0", "limit=5&limit=5",
-     "ordering=agent", "ordering=", "cursor=x", "cursor=AAAA", "cursor=%00", "page=2", "format=json"],
+     "ordering=agent", "ordering=", "cursor=x", "cursor=AAAA", "cursor=%00", "cursor=n00", "page=2", "format=json"],
 )  # fmt: skip
 def test_a_bad_query_value_is_refused_by_name(alice_api, query):
     answer = alice_api("GET", f"/api/auth/sessions?{query}")

@@ -17,7 +17,7 @@ from tunnel.contract import PREFIX, SETTINGS, SettingError, read_settings
 ROOT = Path(__file__).resolve().parents[3]
 PRODUCTION = {
     "VISIONA_ENV": "production",
-    "VISIONA_SECRET_KEY": "kQ3vX8nR1mZ7tB5wY2jL9pD4sF6gH0cAeUiOxNqMrTyWzPvJb",
+    "VISIONA_SECRET_KEY": "kQ3vX8nR1mZ7tB5wY2jL9pD4sF6gH0cAeUiOxNqMrTyWzPvJb-0123456789",
     "VISIONA_INTERNAL_SECRET": "i" * 32,
     "VISIONA_STORAGE_SIGNING_SECRET": "s" * 32,
     "VISIONA_DB_HOST": "db.invalid",
