@@ -5,6 +5,7 @@ It joins a Django request (`raw`), a route and a `Forward`, and knows no URLs.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,9 +53,17 @@ class Engine:
     secret: str
 
 
-@lru_cache(maxsize=1)
+_making = threading.Lock()
+
+
 def engine() -> Engine:
-    """Made at the first proxied request, after the worker forked."""
+    """The process's one, made at the first proxied request, after the worker forked."""
+    with _making:  # two made at once would each watch only their own exchanges
+        return _engine()
+
+
+@lru_cache(maxsize=1)
+def _engine() -> Engine:
     values = settings.VISIONA
     gate = Gate(threads=values["API_THREADS"], long_limit=values["API_LONG_EXCHANGES"])
     limits = Limits(

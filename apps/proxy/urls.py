@@ -4,10 +4,14 @@ from django.urls import path, re_path
 
 from apps.proxy import views
 
+# The roots without a tail are left out of the schema, where `{path}` may be empty.
 urlpatterns = [
-    re_path(r"^api/cameras(?:/[\s\S]*)?\Z", views.BoxView.as_view()),
-    re_path(r"^api/inference(?:/[\s\S]*)?\Z", views.BoxView.as_view()),
+    path("api/cameras", views.CamerasView.as_view(schema=None)),
+    re_path(r"^api/cameras/(?P<path>[\s\S]*)\Z", views.CamerasView.as_view()),
+    path("api/inference", views.InferenceView.as_view(schema=None)),
+    re_path(r"^api/inference/(?P<path>[\s\S]*)\Z", views.InferenceView.as_view()),
     path("api/devices/scan", views.ScanView.as_view()),
-    re_path(r"^api/devices/(?P<device_id>[^/]+)/proxy(?:/[\s\S]*)?\Z", views.DeviceProxyView.as_view()),
-    re_path(r"^ws/[\s\S]*\Z", views.SocketView.as_view()),
+    path("api/devices/<str:device_id>/proxy", views.DeviceProxyView.as_view(schema=None)),
+    re_path(r"^api/devices/(?P<device_id>[^/]+)/proxy/(?P<path>[\s\S]*)\Z", views.DeviceProxyView.as_view()),
+    re_path(r"^ws/(?P<path>[\s\S]*)\Z", views.SocketView.as_view()),
 ]

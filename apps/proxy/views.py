@@ -19,6 +19,7 @@ from apps.common.errors import DomainError, invalid
 from apps.devices.selectors import Target, choose_device, device_of, target_of
 from apps.proxy import engine, raw, selectors
 from apps.proxy.scan import ScanTap
+from apps.proxy.schema import DEVICE, proxied, sockets
 from apps.tunnels.forwarder import Tap, own_params
 
 _MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
@@ -90,10 +91,17 @@ class ProxyView(APIView):
         )
 
 
-class BoxView(ProxyView):
-    """`/api/cameras/*` and `/api/inference/*`."""
+@proxied("Cameras", "A camera of the box, path for path", parameters=DEVICE)
+class CamerasView(ProxyView):
+    """`/api/cameras/*`."""
 
 
+@proxied("Inference", "Inference on the box, path for path", parameters=DEVICE)
+class InferenceView(ProxyView):
+    """`/api/inference/*`."""
+
+
+@proxied("Devices", "Any path of the box's local server")
 class DeviceProxyView(ProxyView):
     """`/api/devices/{id}/proxy/{path}`: the generic proxy to the agent's local server."""
 
@@ -105,6 +113,7 @@ class DeviceProxyView(ProxyView):
         return self.carry(request, target_of(device), mount=match.group())
 
 
+@proxied("Devices", "Scan for accelerators", parameters=DEVICE, methods=("get", "post"))
 class ScanView(ProxyView):
     """`/api/devices/scan`: the box's own answer, unchanged; the accelerators in it are stored."""
 
@@ -118,6 +127,7 @@ class ScanView(ProxyView):
         return self.carry(request, chosen, path=_SCAN_PATH + mark + query, tap=ScanTap(chosen.device))
 
 
+@sockets()
 class SocketView(ProxyView):
     """`/ws/*`: what asks for no upgrade is told so; upgrades are not carried yet."""
 

@@ -1,0 +1,94 @@
+"""The proxied routes in the OpenAPI schema: what we may say, beside whatever the box answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+
+from apps.common.schema import error_responses, error_schema
+from tunnel.contract import ERROR_STATUS
+
+View = TypeVar("View", bound=type)
+
+METHODS: Final = ("get", "post", "put", "patch", "delete")
+"""Those that are declared; a box is asked with any."""
+REFUSALS: Final = (
+    "BAD_REQUEST", "VALIDATION_ERROR", "UNAUTHENTICATED", "NOT_FOUND", "METHOD_NOT_ALLOWED", "REQUEST_TIMEOUT",
+    "AMBIGUOUS_DEVICE", "PAYLOAD_TOO_LARGE", "URI_TOO_LONG", "RATE_LIMITED", "HEADERS_TOO_LARGE", "INTERNAL_ERROR",
+    "AGENT_UNREACHABLE", "AGENT_BAD_RESPONSE", "TUNNEL_DISCONNECTED", "TUNNEL_UNAVAILABLE", "DATABASE_UNAVAILABLE",
+    "CACHE_UNAVAILABLE", "OVERLOADED", "TUNNEL_TIMEOUT",
+)  # fmt: skip
+_LOGIN: Final[list[Any]] = [{"login": []}]
+DEVICE: Final = (
+    OpenApiParameter(
+        "device_id", OpenApiTypes.STR, OpenApiParameter.QUERY,
+        description="The device, where several are online. A value that is no UUID belongs to the box and passes.",
+    ),
+    OpenApiParameter(
+        "X-Device-Id", OpenApiTypes.UUID, OpenApiParameter.HEADER, description="The device; wins over `device_id`.",
+    ),
+)  # fmt: skip
+
+
+def _responses() -> dict[Any, Any]:
+    """Per status: our envelope, or what the box says, which may be anything of the same status."""
+    by_status: dict[int, list[str]] = {}
+    for code in REFUSALS:
+        by_status.setdefault(ERROR_STATUS[code], []).append(code)
+    found: dict[Any, Any] = {
+        ("default", "*/*"): OpenApiResponse({}, description="Whatever the box answers, unchanged.")
+    }
+    for status, codes in sorted(by_status.items()):
+        schema = {"anyOf": [error_schema(codes), {}]}
+        told = ", ".join(f"`{code}`" for code in codes)
+        found[status, "*/*"] = OpenApiResponse(schema, description=f"The box's own, or our envelope: {told}")
+    return found
+
+
+def proxied(
+    tag: str, summary: str, *, parameters: Iterable[OpenApiParameter] = (), methods: Iterable[str] = METHODS
+) -> Callable[[View], View]:
+    """Declares a proxy view's methods; the view's own `dispatch` serves them, and all others."""
+
+    def declare(view: View) -> View:
+        for method in methods:
+            handler = extend_schema(
+                tags=[tag],
+                summary=summary,
+                parameters=[*parameters],
+                request=None if method in ("get", "delete") else {"application/octet-stream": OpenApiTypes.BINARY},
+                responses=_responses(),
+                auth=_LOGIN,
+            )(_handler(method))
+            setattr(view, method, handler)
+        return view
+
+    return declare
+
+
+def _handler(method: str) -> Callable[..., Any]:
+    def handler(self: Any, request: Any, **kwargs: str) -> Any:
+        return self.dispatch(request, **kwargs)
+
+    handler.__name__ = method
+    return handler
+
+
+def sockets() -> Callable[[View], View]:
+    """Declares `/ws/*`, which answers nothing but refusals yet."""
+
+    def declare(view: View) -> View:
+        refusals = error_responses(
+            ("UNAUTHENTICATED", "BAD_REQUEST", "VALIDATION_ERROR", "UPGRADE_REQUIRED", "NOT_IMPLEMENTED",
+             "RATE_LIMITED", "INTERNAL_ERROR", "DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE")
+        )  # fmt: skip
+        declared = extend_schema(
+            tags=["WebSocket"], summary="WebSockets to the box", request=None, responses=refusals, auth=_LOGIN
+        )
+        setattr(view, "get", declared(_handler("get")))  # noqa: B010 - a handler that only the schema looks at
+        return view
+
+    return declare
