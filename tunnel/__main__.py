@@ -31,6 +31,8 @@ def main() -> int:
         log.warning("setting", message=warning)
     try:
         trio.run(_run, config, ports, log)
+    except KeyboardInterrupt:
+        return 130  # before the signals were ours to obey
     finally:
         ports.close()
         log.flush()

@@ -89,6 +89,16 @@ async def test_it_closes_what_django_orders(code: int, reason: str) -> None:
         assert kept.end_reason is None
 
 
+async def test_a_code_that_may_not_travel_still_closes() -> None:
+    async with world(heartbeat_seconds=0.2) as w:
+        agent, answer = await w.agent()
+        order = {"session": answer["x-visiona-tunnel-session"], "code": 7, "reason": "odd"}
+        w.control.heartbeat_answers = [{"close": [order], "send_sessions": False}]
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1000
+
+
 async def test_events_wait_while_the_api_is_down_and_streams_go_on() -> None:
     async with world(call_seconds=0.5) as w:
         agent, _ = await w.agent()

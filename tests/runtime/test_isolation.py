@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from tests.runtime.test_transport import dial as dial_transport
 from tests.runtime.test_transport import serving
 from tunnel.protocol.core import Role
 from tunnel.protocol.session import Session
+from tunnel.runtime import server
 from tunnel.runtime.connection import Connection, Stream
 from tunnel.runtime.transport import Transport
 
@@ -166,3 +169,39 @@ async def test_a_connection_that_was_closed_may_be_closed_again() -> None:
         raw.reset()
         raw.close()
         assert raw.broken()
+
+
+async def test_a_process_out_of_descriptors_accepts_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world() as w:
+        whole, failures = server.accept, [errno.EMFILE, errno.ENETDOWN]
+
+        async def accept(listener: socket.socket) -> tuple[socket.socket, str]:
+            sock, address = await whole(listener)
+            if failures:
+                sock.close()
+                raise OSError(failures.pop(0), "as if")
+            return sock, address
+
+        monkeypatch.setattr(server, "accept", accept)
+        for _ in range(4):  # the accept that waits already is the true one
+            stream = await dial(w.internal)
+            try:
+                await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: d\r\n\r\n")
+                await read_all(stream)
+            except trio.BrokenResourceError:
+                stream.close()
+        assert len(w.logged("accept_failed")) == 2
+        assert (await w.http("/healthz"))[0] == 200
+
+
+async def test_a_bug_in_the_background_is_logged_and_survived() -> None:
+    async with world() as w:
+
+        async def bug() -> None:
+            raise RuntimeError("a bug of ours")
+
+        w.daemon._spawn(bug)
+        await w.until(lambda: w.logged("background_crashed"))
+        agent, _ = await w.agent(OTHER)
+        await w.serve(agent, echo)
+        await still_fine(w, "device-1")

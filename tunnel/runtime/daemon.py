@@ -224,7 +224,10 @@ class Daemon:
 
     async def _limited(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         async with self._closing:
-            await work(*args)
+            try:
+                await work(*args)
+            except Exception as error:  # noqa: BLE001 - the background must not die of one session
+                self._log.error("background_crashed", work=getattr(work, "__qualname__", ""), error=repr(error))
 
     def _public(self, listener: Listener) -> HttpServer:
         config = self.config

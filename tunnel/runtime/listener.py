@@ -106,8 +106,7 @@ class Listener:
 
     async def _admit(self, request: Request, address: str) -> tuple[Identity, Admitted]:
         asked = credential(request, session=str(uuid.uuid4()), address=address)
-        if self._metrics.draining:
-            raise Refusal("TUNNEL_UNAVAILABLE", "this daemon is going away; connect again", retry_after=_DRAINING_RETRY)
+        self._check_not_draining()
         if len(self._sessions) + self._admitting >= self._config.max_sessions:
             raise Refusal("OVERLOADED", "this daemon holds as many tunnels as it may", retry_after=30)
         self._admitting += 1
@@ -118,10 +117,16 @@ class Listener:
         if not answer["ok"]:
             raise _told(answer)
         identity = identity_of(asked, answer)
-        if self._metrics.draining:  # the drain began while Django was asked
+        try:
+            self._check_not_draining()
+        except Refusal:  # the drain began while Django was asked
             self._outbox.put(never_connected(identity, "drain"))
-            raise Refusal("TUNNEL_UNAVAILABLE", "this daemon is going away; connect again", retry_after=_DRAINING_RETRY)
+            raise
         return identity, answer
+
+    def _check_not_draining(self) -> None:
+        if self._metrics.draining:
+            raise Refusal("TUNNEL_UNAVAILABLE", "this daemon is going away; connect again", retry_after=_DRAINING_RETRY)
 
     async def _upgrade(
         self, request: Request, stream: ByteStream, identity: Identity, admitted: Admitted

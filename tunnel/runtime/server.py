@@ -16,7 +16,7 @@ from tunnel.logs import JsonLog
 from tunnel.runtime.http1 import Refusal, Request, read_request, refusal, send_and_close, unreadable
 from tunnel.runtime.sockets import ByteStream, accept
 
-_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_OUR_FAULT: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 _PAUSE_SECONDS: Final = 0.1
 
 Rest = Callable[[], Awaitable[None]]
@@ -96,8 +96,9 @@ class HttpServer:
             try:
                 sock, address = await accept(self._listener)
             except OSError as error:
-                if error.errno not in _OUT_OF:
+                if error.errno in _OUR_FAULT:
                     raise
+                # Out of descriptors or memory, a network that is down: accept(2) says that it passes.
                 self._log.error("accept_failed", port=self._name, error=str(error))
                 await trio.sleep(_PAUSE_SECONDS)
                 continue

@@ -95,8 +95,12 @@ class TunnelSession:
         return self._close_order is not None
 
     def close(self, code: int, reason: str = "") -> None:
-        """End the session with a WebSocket close code; the first call decides. Returns at once."""
+        """End the session with a WebSocket close code; the first call decides. Returns at once.
+
+        A code that is none of ours becomes 1000: some codes may not travel (RFC 6455 §7.4).
+        """
         if self._close_order is None:
+            code = code if code in CLOSING_CODES else 1000
             self._close_order = (code, reason)
             self._spawn(self.connection.aclose, code, reason)
 

@@ -72,7 +72,11 @@ async def accept(listener: socket.socket) -> tuple[socket.socket, str]:
             sock, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             continue
-        tune(sock)
+        try:
+            tune(sock)
+        except OSError:
+            sock.close()  # reset before we got to it; some systems say so only now
+            continue
         return sock, str(address[0])
 
 
