@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import psutil
 
-from cloud.embedded import ensure, state
+from cloud.embedded import ensure, postgres, state, valkey
+from cloud.embedded.account import server_account
 from cloud.embedded.program import Program, signal_group, spawn
 from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import log_in, new_pairing_token
@@ -58,22 +59,28 @@ def eventually(look: Callable[[], Any], seconds: float, what: str) -> Any:
     return seen
 
 
-def read_some(answer: http.client.HTTPResponse) -> bytes:
-    """The next piece of a running answer; raises IncompleteRead or OSError when it broke."""
-    return answer.read1(1 << 16)
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer that is still running."""
 
+    answer: http.client.HTTPResponse
+    sock: socket.socket
 
-def how_it_ends(answer: http.client.HTTPResponse, sock: socket.socket, seconds: float) -> str:
-    """`clean` when the answer looks complete, `cut` when it does not; fails when it goes on."""
-    sock.settimeout(seconds)
-    deadline = time.monotonic() + seconds
-    try:
-        while time.monotonic() < deadline:
-            if not read_some(answer):
-                return "clean"
-    except (http.client.IncompleteRead, ConnectionError, ValueError):
-        return "cut"
-    raise AssertionError(f"the stream still runs after {seconds} s")
+    def read(self) -> bytes:
+        """Its next piece; b"" at a clean end. Raises IncompleteRead or OSError when it broke."""
+        return self.answer.read1(1 << 16)
+
+    def ends(self, seconds: float) -> str:
+        """`clean` when the answer looks complete, `cut` when it does not; an AssertionError when it goes on."""
+        self.sock.settimeout(seconds)
+        deadline = time.monotonic() + seconds
+        try:
+            while time.monotonic() < deadline:
+                if not self.read():
+                    return "clean"
+        except (http.client.IncompleteRead, ConnectionError, ValueError):
+            return "cut"
+        raise AssertionError(f"the stream still runs after {seconds} s")
 
 
 @dataclass
@@ -130,6 +137,7 @@ class Stack:
             return process.wait(seconds)
         finally:
             signal_group(process.pid, signal.SIGKILL)
+            process.wait(10)
 
     def close(self) -> None:
         """End what still runs, the box first."""
@@ -166,17 +174,20 @@ class Stack:
         """The embedded server is gone within the block; afterwards it runs again, on the same port and data."""
         server = psutil.Process(self.server_pid(name))
         family = [server, *server.children(recursive=True)]
-        command, folder, account = server.cmdline(), server.cwd(), server.username()
         server.send_signal(number)
         gone, _ = psutil.wait_procs(family, timeout=10)
         assert len(gone) == len(family), f"{name} did not end"
         try:
             yield
         finally:
-            with (self.var / "log" / f"{name}-again.log").open("ab") as log:
-                self.processes[f"{name} again"] = subprocess.Popen(
-                    command, cwd=folder, user=account, stdout=log, stderr=log, start_new_session=True
-                )
+            self.start(self._server(name))
+
+    def _server(self, name: str) -> Program:
+        now, account = state.load(self.var), server_account()
+        if name == "valkey":
+            return valkey.program(self.var / "valkey", now.valkey, account, self.var / "log" / "valkey.log")
+        log = self.var / "log" / "postgres.log"
+        return postgres.program(self.var / "postgres", now.postgres, account, log, durable=True)
 
     def pids(self, *names: str) -> dict[str, int]:
         """Process ids of programs; of the API each worker's, as `api-<pid>`."""
@@ -231,12 +242,19 @@ class Stack:
         finally:
             link.close()
 
-    def open_stream(self, path: str, *, seconds: float = 20.0) -> tuple[socket.socket, http.client.HTTPResponse]:
-        """A GET whose answer is still running: the socket and the answer, head read."""
+    @contextmanager
+    def stream(self, path: str, *, seconds: float = 20.0) -> Iterator["Stream"]:
+        """A GET whose answer runs on; left (the connection is closed) at the end of the block."""
         link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         link.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
         sock = link.sock
-        return sock, link.getresponse()
+        answer = link.getresponse()
+        try:
+            yield Stream(answer, sock)
+        finally:
+            answer.close()
+            sock.close()
+            link.close()
 
     def register(self, email: str, password: str = "a-long-enough-pass") -> str:
         """A new user's access token."""
@@ -274,10 +292,11 @@ def run_stack(var: Path, ports: tuple[int, int, int], settings: Mapping[str, str
         **(settings or {}),
     }
     with ExitStack() as stack:
-        stack.enter_context(ensure(var, environ, who="system test", durable=False))
+        stack.enter_context(ensure(var, environ, who="system test"))
         plan = plans.make(var, environ)
         prepare = [sys.executable, "-m", "cloud.supervisor.database"]
-        done = subprocess.run(prepare, cwd=plans.ROOT, env=plan.environ, check=True, timeout=120, capture_output=True)
+        done = subprocess.run(prepare, cwd=plans.ROOT, env=plan.environ, timeout=120, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()[-4000:]
         login = json.loads(done.stdout)
         running = Stack(var, environ, plan, login["email"], login["password"])
         stack.callback(running.close)

@@ -1,8 +1,6 @@
 """What a client sees when a part dies, stops or freezes, and when service is back (data.md, "When a part is down")."""
 
-import http.client
 import signal
-import socket
 import time
 
 import psutil
@@ -10,7 +8,7 @@ import psycopg
 import pytest
 
 from cloud.supervisor import plan as plans
-from tests.system.stack import Stack, eventually, how_it_ends, read_some
+from tests.system.stack import Stack, Stream, eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -31,39 +29,39 @@ def served(stack: Stack) -> bool:
 
 def test_agent_killed_during_a_stream(system: Stack) -> None:
     """The stream is cut, never completed; then 503; the box is back after its restart."""
-    sock, answer = system.open_stream(STREAM)
-    assert answer.status == 200
-    assert read_some(answer)
-    system.kill("agent")
-    assert how_it_ends(answer, sock, 2) == "cut"
-    eventually(lambda: scan(system) == (503, "TUNNEL_DISCONNECTED"), 5, "scan says that the tunnel is down")
-    system.start_agent()
-    assert served(system)
+    with system.stream(STREAM) as stream:
+        assert stream.answer.status == 200
+        assert stream.read()
+        system.kill("agent")
+        assert stream.ends(2) == "cut"
+        eventually(lambda: scan(system) == (503, "TUNNEL_DISCONNECTED"), 5, "scan says that the tunnel is down")
+        system.start_agent()
+        assert served(system)
 
 
 def test_daemon_killed_during_a_stream(system: Stack) -> None:
     """The stream is cut; calls answer 503 TUNNEL_UNAVAILABLE; the agent comes back by itself."""
-    sock, answer = system.open_stream(STREAM)
-    assert read_some(answer)
-    system.kill("tunnel")
-    assert how_it_ends(answer, sock, 2) == "cut"
-    assert scan(system) == (503, "TUNNEL_UNAVAILABLE")
-    assert system.call("GET", "/api/devices").status == 200
-    system.start(plans.tunnel(system.plan))
-    eventually(lambda: served(system), 20, "the agent reconnects by itself")
+    with system.stream(STREAM) as stream:
+        assert stream.read()
+        system.kill("tunnel")
+        assert stream.ends(2) == "cut"
+        assert scan(system) == (503, "TUNNEL_UNAVAILABLE")
+        assert system.call("GET", "/api/devices").status == 200
+        system.start(plans.tunnel(system.plan))
+        eventually(lambda: served(system), 20, "the agent reconnects by itself")
 
 
 def test_api_killed_during_a_stream(system: Stack) -> None:
     """The client's connection breaks; the tunnel stays up; a new API serves at once."""
-    sock, answer = system.open_stream(STREAM)
-    assert read_some(answer)
-    before = {one["session"] for one in system.sessions()}
-    system.kill("api")
-    assert how_it_ends(answer, sock, 2) == "cut"
-    assert {one["session"] for one in system.sessions()} == before
-    system.start(plans.api(system.plan))
-    assert served(system)
-    assert {one["session"] for one in system.sessions()} == before
+    with system.stream(STREAM) as stream:
+        assert stream.read()
+        before = {one["session"] for one in system.sessions()}
+        system.kill("api")
+        assert stream.ends(2) == "cut"
+        assert {one["session"] for one in system.sessions()} == before
+        system.start(plans.api(system.plan))
+        assert served(system)
+        assert {one["session"] for one in system.sessions()} == before
 
 
 def test_worker_killed(system: Stack) -> None:
@@ -91,46 +89,44 @@ def assert_down(stack: Stack, code: str, check: str) -> None:
     assert stack.call("GET", "/healthz?live=1", token="").status == 200
 
 
-def assert_stream_lives(answer: http.client.HTTPResponse, sock: socket.socket) -> None:
-    sock.settimeout(5)
+def assert_lives(stream: Stream) -> None:
+    stream.sock.settimeout(5)
     for _ in range(10):
-        assert read_some(answer)
+        assert stream.read()
 
 
 @pytest.mark.parametrize(
     ("server", "code", "check"),
-    [("postgres", "DATABASE_UNAVAILABLE", "database"), ("valkey", "CACHE_UNAVAILABLE", "cache")],
+    [("postgres", "DATABASE_UNAVAILABLE", "postgresql"), ("valkey", "CACHE_UNAVAILABLE", "redis")],
 )
 def test_server_frozen(system: Stack, server: str, code: str, check: str) -> None:
     """A server that stands still: promised refusals in time, open streams go on, service returns by itself."""
-    sock, answer = system.open_stream(STREAM)
-    assert read_some(answer)
-    with system.frozen(server):
-        assert_down(system, code, check)
-        assert_stream_lives(answer, sock)
-    eventually(lambda: served(system), 15, "service is back")
-    assert_stream_lives(answer, sock)
-    sock.close()
+    with system.stream(STREAM) as stream:
+        assert stream.read()
+        with system.frozen(server):
+            assert_down(system, code, check)
+            assert_lives(stream)
+        eventually(lambda: served(system), 15, "service is back")
+        assert_lives(stream)
 
 
 @pytest.mark.parametrize(
     ("server", "code", "check"),
-    [("postgres", "DATABASE_UNAVAILABLE", "database"), ("valkey", "CACHE_UNAVAILABLE", "cache")],
+    [("postgres", "DATABASE_UNAVAILABLE", "postgresql"), ("valkey", "CACHE_UNAVAILABLE", "redis")],
 )
 def test_server_stopped(system: Stack, server: str, code: str, check: str) -> None:
     """A server that is gone: the same, and the tunnel is the same one when it is back."""
-    sock, answer = system.open_stream(STREAM)
-    assert read_some(answer)
-    before = {one["session"] for one in system.sessions()}
-    with system.stopped(server):
-        assert_down(system, code, check)
-        assert_stream_lives(answer, sock)
-    eventually(lambda: system.call("GET", "/healthz", token="").status == 200, 15, "the health check is good")
-    if server == "valkey":  # login sessions are gone with it: people log in again, boxes are back with a heartbeat
-        system.log_in()
-    eventually(lambda: served(system), 15, "service is back")
-    assert {one["session"] for one in system.sessions()} == before
-    sock.close()
+    with system.stream(STREAM) as stream:
+        assert stream.read()
+        before = {one["session"] for one in system.sessions()}
+        with system.stopped(server):
+            assert_down(system, code, check)
+            assert_lives(stream)
+        eventually(lambda: system.call("GET", "/healthz", token="").status == 200, 15, "the health check is good")
+        if server == "valkey":  # login sessions are gone with it: people log in again, boxes are back with a heartbeat
+            system.log_in()
+        eventually(lambda: served(system), 15, "service is back")
+        assert {one["session"] for one in system.sessions()} == before
 
 
 def test_no_row_is_lost_when_postgres_is_killed(system: Stack) -> None:
@@ -175,10 +171,8 @@ def test_nothing_leaks_over_many_streams(system: Stack) -> None:
 
     def leave_half_way(count: int) -> None:
         for _ in range(count):
-            sock, answer = system.open_stream(STREAM)
-            assert read_some(answer)
-            sock.close()
-            answer.close()
+            with system.stream(STREAM) as stream:
+                assert stream.read()
 
     leave_half_way(8)  # what is opened once and kept: pools, log files
     eventually(lambda: all(one["streams"] <= 1 for one in system.sessions()), 5, "streams are gone")
