@@ -261,8 +261,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @asynccontextmanager
-async def tls_front(daemon: FakeDaemon, authority: Authority) -> AsyncIterator[int]:
-    """A TLS terminator in front of the daemon."""
+async def tls_front(daemon: FakeDaemon | TestProxy, authority: Authority) -> AsyncIterator[int]:
+    """A TLS terminator in front of the daemon, or of a proxy."""
 
     async def serve(raw: trio.SocketStream) -> None:
         stream = trio.SSLStream(raw, authority.context, server_side=True, https_compatible=True)
@@ -316,6 +316,22 @@ async def test_tls_through_a_proxy(authority: Authority) -> None:
         admission = await connect(f"wss://localhost:{port}", environ, authority.file)
         await admission.transport.aclose()
     assert proxy.heads[0].startswith(f"CONNECT localhost:{port} ")
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_a_proxy_that_is_reached_by_tls(authority: Authority, scheme: str) -> None:
+    async with (
+        fake_daemon() as daemon,
+        tls_front(daemon, authority) as secure,
+        http_proxy() as proxy,
+        tls_front(proxy, authority) as port,
+    ):
+        environ = {"https_proxy": f"https://localhost:{port}"}
+        url = f"wss://localhost:{secure}" if scheme == "wss" else daemon.url
+        admission = await connect(url, environ, authority.file)
+        await admission.transport.aclose()
+    assert len(daemon.dialled) == len(proxy.heads) == 1
+    assert TOKEN not in repr(admission)
 
 
 async def test_tls_towards_a_plain_server(monkeypatch: pytest.MonkeyPatch) -> None:

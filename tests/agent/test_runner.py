@@ -277,9 +277,18 @@ async def test_a_new_pairing_token_goes_first_and_a_stale_one_does_not_lock_the_
     told: AgentSettings, autojump_clock: trio.testing.MockClock
 ) -> None:
     credentials.store(told.credentials, Credentials("i", SESSION, "d", "u", credentials.fingerprint(PAIRING)))
-    link = ScriptedLink([refused(401), ScriptedTransport(4403, 1.0)])
-    assert await run_until_idle(agent_for(replace(told, pairing_token=NEW_PAIRING), link), link) == 4
-    assert [token for _, token in link.attempts] == [NEW_PAIRING, SESSION]
+    link = ScriptedLink([refused(401), ScriptedTransport(1006, 1.0), ScriptedTransport(4403, 1.0)])
+    agent = agent_for(replace(told, pairing_token=NEW_PAIRING), link)
+    assert await run_until_idle(agent, link) == 4
+    # The refused one is not tried again at each reconnect
+    assert [token for _, token in link.attempts] == [NEW_PAIRING, SESSION, SESSION]
+
+
+async def test_when_every_token_is_refused(told: AgentSettings, autojump_clock: trio.testing.MockClock) -> None:
+    credentials.store(told.credentials, Credentials("i", SESSION, "d", "u", credentials.fingerprint(PAIRING)))
+    link = ScriptedLink([refused(401), refused(401)])
+    assert await run_until_idle(agent_for(told, link), link) == 3
+    assert [token for _, token in link.attempts] == [SESSION, PAIRING]
 
 
 async def test_a_full_disk_does_not_keep_the_box_away(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -42,10 +42,10 @@ class Admission:
     """The daemon let us in. `session_token` is a new or rotated one to store, None to go on as before."""
 
     transport: Transport
-    token: str
+    token: str = field(repr=False)
     session: str
     device_id: str
-    session_token: str | None
+    session_token: str | None = field(repr=False)
     request_id: str
 
 

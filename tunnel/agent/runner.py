@@ -68,6 +68,7 @@ class Agent:
     make_link: Callable[[AgentSettings, Endpoint, Mapping[str, str]], Link] = Link
     status: Status = field(default_factory=Status)
     _credentials: Credentials = field(init=False)
+    _refused: set[str] = field(default_factory=set, init=False, repr=False)  # tokens: a stale one is tried once
     _unreachable: bool = field(default=False, init=False)
     _stored: bool = field(default=True, init=False)
     _stopping: trio.Event = field(default_factory=trio.Event, init=False)
@@ -159,12 +160,14 @@ class Agent:
 
     async def _admission(self, link: Link) -> Admission:
         """Try the tokens that we have, best first; only a 401 lets the next one be tried."""
-        first, *others = self._credentials.candidates(self.settings.pairing_token)
+        known = self._credentials.candidates(self.settings.pairing_token)
+        first, *others = sorted(known, key=self._refused.__contains__)  # stable: those refused before come last
         try:
             return await link.connect(self._credentials, first)
         except RefusedError as error:
             if error.status != 401 or not others:
                 raise
+            self._refused.add(first)
             logs.warning("one credential was refused, trying the other", refusal=str(error))
         return await link.connect(self._credentials, others[0])
 
