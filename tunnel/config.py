@@ -44,6 +44,7 @@ class TunnelConfig:
     open_seconds: float = 10.0
     idle_seconds: float = 300.0
     head_seconds: float = 10.0  # for a whole request head
+    queue_seconds: float = 5.0  # that a connection waits for a slot to begin its handshake
     admit_seconds: float = 10.0  # for Django's answer about a credential, queueing included
     heartbeat_seconds: float = 10.0
     call_seconds: float = 5.0  # for one call to the API

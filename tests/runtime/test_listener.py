@@ -6,6 +6,7 @@ import base64
 
 import pytest
 import trio
+import trio.testing
 
 from tests.runtime.daemonworld import OTHER, SECRET, TOKEN, Control, World, dial, echo, parse, read_all, world
 from tunnel.config import TunnelConfig, load
@@ -13,6 +14,7 @@ from tunnel.contract import SettingError
 from tunnel.runtime.agent_head import agent_of, client_address
 from tunnel.runtime.connection import StreamRefused
 from tunnel.runtime.http1 import Request
+from tunnel.runtime.server import Slots
 from tunnel.runtime.transport import HandshakeRefused
 
 BEARER = [("Authorization", f"Bearer {TOKEN}")]
@@ -383,7 +385,7 @@ async def test_a_crowd_of_slow_heads_pushes_out_itself() -> None:
 
 
 async def test_more_handshakes_than_allowed_are_503() -> None:
-    async with world(max_handshakes=2) as w:
+    async with world(max_handshakes=2, queue_seconds=0.1) as w:
         w.control.hold = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(w.agent, TOKEN)
@@ -393,6 +395,34 @@ async def test_more_handshakes_than_allowed_are_503() -> None:
             assert (refusal.status, code_of(refusal), refusal.header("Retry-After")) == (503, "OVERLOADED", "1")
             w.control.hold.set()
         assert w.daemon.handshakes == 0  # held sessions need no slot
+
+
+async def test_a_storm_waits_its_turn_and_is_not_refused() -> None:
+    async with world(max_handshakes=4) as w:
+        async with trio.open_nursery() as nursery:
+            for number in range(36):
+                nursery.start_soon(w.agent, f"vAs_{number:032x}")
+        assert not w.logged("connect_refused")
+        connected = [line["session"] for line in w.logged("connect")]
+        assert len(set(connected)) == 36
+        assert w.daemon.handshakes == 0
+
+
+async def test_the_queue_for_a_slot_is_bounded() -> None:
+    slots = Slots(1, wait_seconds=5)
+    assert await slots.enter(trio.CancelScope())
+    results: list[bool] = []
+
+    async def enter() -> None:
+        results.append(await slots.enter(trio.CancelScope()))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(9):
+            nursery.start_soon(enter)
+        await trio.testing.wait_all_tasks_blocked()
+        assert results == [False]
+        nursery.cancel_scope.cancel()
+    assert slots.taken == 1
 
 
 async def test_more_sessions_than_allowed_are_503() -> None:

@@ -99,7 +99,7 @@ class Daemon:
             buffer_bytes=config.buffer_bytes,
         )
         self.admission: Admission | None = None
-        self._slots = Slots(config.max_handshakes)
+        self._slots = Slots(config.max_handshakes, wait_seconds=config.queue_seconds)
         self._drain_asked = trio.Event()
         self._grace = trio.CancelScope()
         self._close_code = CLOSE_RESTART
@@ -238,7 +238,7 @@ class Daemon:
             name="public",
             slots=self._slots,
             head_seconds=config.head_seconds,
-            max_connections=config.max_sessions + 2 * config.max_handshakes,
+            max_connections=config.max_sessions + 10 * config.max_handshakes,
         )
 
     def _internal(self, internal: InternalApi) -> HttpServer:
@@ -248,7 +248,7 @@ class Daemon:
             internal.serve,
             self._log,
             name="internal",
-            slots=Slots(config.max_internal),
+            slots=Slots(config.max_internal, wait_seconds=config.queue_seconds),
             head_seconds=config.head_seconds,
             max_connections=config.max_internal + 1024,
         )

@@ -18,6 +18,8 @@ from tunnel.runtime.sockets import ByteStream, accept
 
 _OUR_FAULT: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 _PAUSE_SECONDS: Final = 0.1
+_SLOW_SECONDS: Final = 1.0  # a head takes a round trip; one that takes longer is in no hurry
+_WAITING_FACTOR: Final = 8  # connections that may wait, for each slot
 
 Rest = Callable[[], Awaitable[None]]
 Route = Callable[[Request, ByteStream, str], Awaitable[Rest | None]]
@@ -28,31 +30,57 @@ That runs without the request, whose head need not be kept as long as a tunnel l
 
 
 class Slots:
-    """How many connections may be at a stage; when all are taken, the oldest that still sends its head must go.
+    """How many connections may be at a stage. When all are taken, newcomers wait their turn for a while.
 
-    So a crowd that sends its heads byte by byte (slowloris) pushes out itself, not those who come to work.
+    A storm of agents that come back at once is thus served in order, not refused. Whoever still sends its head after a
+    second has to go for one that waits: a crowd that sends byte by byte (slowloris) pushes out itself.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, wait_seconds: float) -> None:
         self._limit = limit
-        self._reading: OrderedDict[int, trio.CancelScope] = OrderedDict()
+        self._wait_seconds = wait_seconds
+        self._reading: OrderedDict[int, tuple[float, trio.CancelScope]] = OrderedDict()  # oldest first
         self._taken: set[int] = set()
+        self._waiting = 0
+        self._lot = trio.lowlevel.ParkingLot()
 
     @property
     def taken(self) -> int:
         """Slots in use."""
         return len(self._taken)
 
-    def enter(self, scope: trio.CancelScope) -> bool:
-        """Take a slot for a connection that reads its head within `scope`; False if there is none."""
-        if self.taken >= self._limit:
-            if not self._reading:
-                return False
-            _, oldest = self._reading.popitem(last=False)
-            oldest.cancel()  # its slot is given back when it has noticed; one over the limit until then
+    async def enter(self, scope: trio.CancelScope) -> bool:
+        """Take a slot for a connection that will read its head within `scope`; False if none came free in time."""
+        if (self.taken >= self._limit or self._waiting) and not await self._wait():
+            return False
         self._taken.add(id(scope))
-        self._reading[id(scope)] = scope
+        self._reading[id(scope)] = (trio.current_time(), scope)
         return True
+
+    async def _wait(self) -> bool:
+        if self._waiting >= _WAITING_FACTOR * self._limit:
+            return False
+        deadline = trio.current_time() + self._wait_seconds
+        self._waiting += 1
+        try:
+            while True:
+                now = trio.current_time()
+                self._push_out_slow(now)
+                with trio.move_on_after(min(_SLOW_SECONDS, deadline - now)):
+                    await self._lot.park()
+                if self.taken < self._limit:
+                    return True
+                if trio.current_time() >= deadline:
+                    return False
+        finally:
+            self._waiting -= 1
+
+    def _push_out_slow(self, now: float) -> None:
+        if self._reading:
+            key, (since, scope) = next(iter(self._reading.items()))
+            if now - since >= _SLOW_SECONDS:
+                del self._reading[key]
+                scope.cancel()  # its slot is given back when it has noticed, and somebody who waits takes it
 
     def head_read(self, scope: trio.CancelScope) -> None:
         """The head is whole: this one cannot be pushed out any more."""
@@ -61,7 +89,9 @@ class Slots:
     def leave(self, scope: trio.CancelScope) -> None:
         """Give the slot back. Idempotent."""
         self._reading.pop(id(scope), None)
-        self._taken.discard(id(scope))
+        if id(scope) in self._taken:
+            self._taken.discard(id(scope))
+            self._lot.unpark()
 
 
 class HttpServer:
@@ -110,7 +140,7 @@ class HttpServer:
 
     async def _serve(self, sock: socket.socket, address: str) -> None:
         stream = ByteStream(sock)
-        scope = trio.CancelScope(deadline=trio.current_time() + self._head_seconds)
+        scope = trio.CancelScope()
         try:
             rest = await self._exchange(stream, address, scope)
             self._slots.leave(scope)
@@ -128,8 +158,9 @@ class HttpServer:
     async def _exchange(self, stream: ByteStream, address: str, scope: trio.CancelScope) -> Rest | None:
         request: Request | None = None
         try:
-            if not self._slots.enter(scope):
+            if not await self._slots.enter(scope):
                 raise Refusal("OVERLOADED", "too many connections; try again shortly", retry_after=1)
+            scope.deadline = trio.current_time() + self._head_seconds
             request = await self._head(stream, scope)
             return None if request is None else await self._route(request, stream, address)
         except Refusal as problem:
