@@ -20,7 +20,7 @@ from apps.common.errors import DomainError, invalid
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
 CURSOR_PATTERN: Final = r"^[np](?:[0-9a-f]{2}){16,1024}$"
-"""`n` or `p` (next, previous), then hex. What breaks it is a bad value; what keeps it and means nothing, a lost page."""
+"""`n` or `p` (next, previous), then hex. What breaks it is a bad value; what keeps it but means nothing, no page."""
 Meta = dict[str, Any]
 
 

@@ -129,6 +129,9 @@ def _header(description: str, kind: str = "string") -> dict[str, Any]:
     return {"schema": {"type": kind}, "description": description}
 
 
+_NUL: Final = r"\u0000"
+_NO_NUL: Final = r"^[^\u0000]*$"
+_NOT_BLANK: Final = r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
 _REQUEST_ID: Final = {"X-Request-ID": _header("The id to name when you report a fault.")}
 _RETRY: Final = {"Retry-After": _header("Seconds to wait.", "integer")}
 
@@ -143,6 +146,21 @@ class ApiSchema(AutoSchema):
     def _is_paged(self) -> bool:
         query = getattr(self.view, "query_classes", {}).get(self.method)
         return query is not None and "cursor" in query().fields
+
+    def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Any:
+        """A string's pattern says what DRF refuses in every string: null characters, and nothing but blanks."""
+        schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
+        plain = isinstance(field, serializers.CharField) and not isinstance(field, serializers.RegexField)
+        if not plain or direction != "request" or schema is None or schema.get("type") != "string":
+            return schema
+        if schema.get("format") not in (None, "password"):  # an address says more by its format
+            return schema
+        if field.allow_blank:  # no pattern: drf-spectacular would take it for one that forbids the empty string
+            schema["not"] = {"pattern": _NUL}
+        else:
+            fallback = _NOT_BLANK if field.trim_whitespace else _NO_NUL
+            schema["pattern"] = getattr(field, "schema_pattern", fallback)
+        return schema
 
     def get_override_parameters(self) -> list[Any]:
         query = getattr(self.view, "query_classes", {}).get(self.method)

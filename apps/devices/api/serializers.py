@@ -26,16 +26,30 @@ class MetadataField(serializers.JSONField):
     def to_internal_value(self, data: Any) -> Any:
         if not isinstance(data, dict):
             raise serializers.ValidationError("Must be an object.")
-        raw = orjson.dumps(data)
-        if len(raw) > MAX_METADATA_BYTES:
+        try:
+            size = len(orjson.dumps(data))
+        except orjson.JSONEncodeError:
+            raise serializers.ValidationError("Nested too deeply.") from None
+        if size > MAX_METADATA_BYTES:
             raise serializers.ValidationError(f"May have {MAX_METADATA_BYTES} bytes of JSON at most.")
-        if b"\\u0000" in raw:
+        if _has_null_character(data):
             raise serializers.ValidationError("Null characters are not allowed.")
         return super().to_internal_value(data)
 
 
+def _has_null_character(value: Any) -> bool:
+    """Whether a text or a key anywhere in it has one: PostgreSQL takes none. Its depth is bounded by orjson's (254)."""
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in key or _has_null_character(item) for key, item in value.items())
+    return isinstance(value, list) and any(_has_null_character(item) for item in value)
+
+
 class SerialField(TextField):
     """A serial number: 1 to 128 printable characters."""
+
+    schema_pattern = r"^[^\u0000-\u001f\u007f]*[^\s\u0000-\u001f\u007f][^\u0000-\u001f\u007f]*$"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(max_length=128, **kwargs)
