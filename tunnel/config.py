@@ -40,7 +40,7 @@ class TunnelConfig:
     buffer_bytes: int = 1 << 30  # of all tunnels together
     # Times
     drain_seconds: float = 30.0
-    interrupt_seconds: float = 3.0  # the grace after SIGINT: somebody waits at a keyboard
+    interrupt_seconds: float = 2.0  # the grace after SIGINT: somebody waits at a keyboard
     open_seconds: float = 10.0
     idle_seconds: float = 300.0
     head_seconds: float = 10.0  # for a whole request head
