@@ -39,7 +39,9 @@ def user_of(request: Request) -> User:
 class DeviceQuery(PageQuery):
     status = serializers.ChoiceField(choices=LinkStatus.choices, required=False, help_text="The link's.")
     chip = serializers.CharField(max_length=64, required=False, help_text="Its own or an accelerator's, exactly.")
-    search = serializers.CharField(max_length=200, required=False, help_text="Part of the name or the serial.")
+    search = serializers.CharField(
+        max_length=200, required=False, allow_blank=True, help_text="Part of the name or the serial; empty: all."
+    )
     ordering = ordering_field("created_at", "updated_at", "name", default="-created_at")
 
 

@@ -1,6 +1,7 @@
 """The device routes: who may, what they take, what they answer."""
 
 import datetime as dt
+import json
 import uuid
 
 import pytest
@@ -126,6 +127,7 @@ def test_filters(daemon, alice, alice_api):
     assert found("search=-300") == {str(bare.id)}
     assert found("search=_") == {online}
     assert found("search=%25") == set()
+    assert found("search=") == {online, hall, str(bare.id)}
     assert found("status=offline&search=HALL&chip=KL720") == {hall}
 
 
@@ -178,11 +180,11 @@ def test_a_list_of_fifty_costs_four_queries(daemon, alice, alice_api, django_ass
 
 # --- registering ------------------------------------------------------------------------------------------------------
 def test_registering(alice, alice_api):
-    body = {"serial": " S-1 ", "name": "Hall", "chip": "KL720", "metadata": {"floor": 2}}
+    body = {"serial": " S-1 ", "name": "Hall", "chip": "KL720", "metadata": {"floor": 2, "text": r"\u0000"}}
     answer = alice_api("POST", "/api/devices", body)
     assert answer.status == 201
     assert set(answer.data) == FIELDS
-    assert (answer.data["serial"], answer.data["name"], answer.data["metadata"]) == ("S-1", "Hall", {"floor": 2})
+    assert (answer.data["serial"], answer.data["name"], answer.data["metadata"]) == ("S-1", "Hall", body["metadata"])
     assert Device.objects.get().owner == alice
     assert AuditEvent.objects.filter(action="device.register", actor=str(alice.pk)).count() == 1
 
@@ -216,6 +218,8 @@ def test_a_serial_is_taken_once_by_each_owner(device, alice_api, bob_api):
         ({"serial": "S", "metadata": "x"}, "metadata"),
         ({"serial": "S", "metadata": {"x": "y" * 17_000}}, "metadata"),
         ({"serial": "S", "metadata": {"x": "\0"}}, "metadata"),
+        ({"serial": "S", "metadata": {"x": [{"\0": 1}]}}, "metadata"),
+        ({"serial": "S", "metadata": {"x": json.loads("[" * 300 + "]" * 300)}}, "metadata"),
         ([], "non_field_errors"),
     ],
 )
