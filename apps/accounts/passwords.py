@@ -7,7 +7,7 @@ MAX_LENGTH: Final = 128
 """Long enough for any pass phrase; bounds what is hashed."""
 
 COMMON: Final = (
-    "00000000", "11111111", "12341234", "12345678", "123456789", "1234567890", "123123123", "1q2w3e4r", "1qaz2wsx",
+    "11111111", "12341234", "12345678", "123456789", "1234567890", "123123123", "1q2w3e4r", "1qaz2wsx",
     "87654321", "88888888", "987654321", "aaaaaaaa", "abc12345", "abcd1234", "admin123", "administrator", "asdfghjkl",
     "baseball", "changeme", "computer", "football", "iloveyou", "internet", "jennifer", "letmein1", "liverpool",
     "michelle", "p@ssw0rd", "passw0rd", "password", "password1", "password12", "password123", "princess", "q1w2e3r4",

@@ -33,6 +33,16 @@ def test_staff_log_in_with_their_password_and_others_do_not(make_user, alice):
     page = client.get("/admin/")
     assert page.status_code == 200
     assert b"VisionA Cloud" in page.content
+    # Alice's password was right, so her login is on record; that she is no staff the form says afterwards.
+    logins = AuditEvent.objects.filter(action="admin.login").order_by("id")
+    assert [row.actor_label for row in logins] == [alice.email, "root@example.com"]
+
+
+@pytest.mark.parametrize("email", ["root@example.com", "nobody@example.com"])
+def test_a_failed_login_is_audited(make_user, email):
+    make_user("root@example.com", is_staff=True, is_superuser=True)
+    assert Client().post("/admin/login/", {"username": email, "password": "wrong"}).status_code == 200
+    assert AuditEvent.objects.get(action="admin.login_failed").detail == {"email": email}
 
 
 def test_a_form_without_its_csrf_token_is_refused_by_django(make_user):
