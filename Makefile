@@ -25,7 +25,7 @@ dev: ## Start everything: databases, API, tunnel, worker and a demo box. Ctrl-C 
 test: ## Run all tests, on ports and data of their own
 	$(INSTALL) dev
 	@.ci/tools
-	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadgroup --cov --cov-report=term $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 ##@ Working on it
 .PHONY: lint
@@ -94,7 +94,7 @@ seed: ## Put the demo user, device and pairing there (again: nothing changes)
 test-race: ## The suite three times under Python's development mode, in random order
 	$(INSTALL) dev
 	@for round in 1 2 3; do echo "round $$round"; \
-		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadgroup -m "not browser" $(PYTEST_ARGS) || exit 1; done
+		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadfile -m "not browser" $(PYTEST_ARGS) || exit 1; done
 
 .PHONY: test-db
 test-db: ## The tests of tables, constraints and services alone
