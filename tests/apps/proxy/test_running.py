@@ -1,0 +1,180 @@
+"""The gate, the watchdog, and what ends a running exchange."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import redis.exceptions
+from django.db import OperationalError
+
+from apps.accounts import sessions
+from apps.accounts.models import User
+from apps.common.errors import DomainError
+from apps.devices.models import Device
+from apps.proxy import engine, running, selectors
+from apps.proxy.running import Gate, Running, Watchdog
+
+
+def of(gate: Gate, **fields: Any) -> Running:
+    return Running(gate, **{"device_id": "d", "epoch": 1, "user_id": "u", "login": ""} | fields)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The gate's time, at the test's will."""
+    now = [1000.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_an_exchange_turns_long_after_five_seconds(clock: list[float]) -> None:
+    gate = Gate(threads=64, long_limit=1)
+    first, second = of(gate), of(gate)
+    gate.enter(first)
+    gate.enter(second)
+    clock[0] += 5
+    assert (first.ended, first.long) == ("", False)
+    clock[0] += 0.1
+    assert (first.ended, first.long) == ("", True)
+    assert (second.ended, second.long) == ("OVERLOADED", False)
+    assert repr(gate) == "<Gate 2/60 long=1/1>"
+
+
+def test_no_exchange_begins_while_all_long_places_are_taken(clock: list[float]) -> None:
+    gate = Gate(threads=64, long_limit=1)
+    long = of(gate)
+    gate.enter(long)
+    assert gate.claim_long(long)
+    with pytest.raises(DomainError) as caught:
+        gate.enter(of(gate))
+    assert (caught.value.code, caught.value.retry_after) == ("OVERLOADED", 5)
+    gate.leave(long)
+    gate.leave(long)
+    gate.enter(of(gate))
+    assert repr(gate) == "<Gate 1/60 long=0/1>"
+
+
+def test_some_threads_are_never_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "ENTRY_SECONDS", 0.01)
+    gate = Gate(threads=4, long_limit=48)
+    held = [of(gate) for _ in range(3)]
+    for each in held:
+        gate.enter(each)
+    with pytest.raises(DomainError):
+        gate.enter(of(gate))
+    gate.leave(held[0])
+    gate.enter(of(gate))
+
+
+def test_a_short_wait_for_room_is_no_refusal() -> None:
+    gate = Gate(threads=2, long_limit=48)
+    first = of(gate)
+    gate.enter(first)
+    entered = threading.Event()
+
+    def enter() -> None:
+        gate.enter(of(gate))
+        entered.set()
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    gate.leave(first)
+    assert entered.wait(5)
+    thread.join(5)
+
+
+def test_a_block_that_raises_gives_its_room_back() -> None:
+    gate = Gate(threads=4, long_limit=4)
+    each = of(gate)
+    with pytest.raises(KeyError), gate.held(each):
+        raise KeyError
+    assert gate.running() == []
+
+
+def test_the_first_verdict_stays() -> None:
+    each = of(Gate(threads=4, long_limit=4))
+    each.end("UNAUTHENTICATED")
+    each.end("NOT_FOUND")
+    assert each.ended == "UNAUTHENTICATED"
+
+
+def test_the_watchdog_looks_while_something_runs_and_rests_otherwise() -> None:
+    gate = Gate(threads=4, long_limit=4)
+    looked, tidied = threading.Semaphore(0), threading.Semaphore(0)
+    left = [1, 0, 0, 0, 0, 0]
+
+    def tidy(now: float) -> int:
+        tidied.release()
+        return left.pop(0)
+
+    dog = Watchdog(gate.running, lambda seen: looked.release(), tidy, seconds=0.01)
+    each = of(gate)
+    gate.enter(each)
+    dog.wake()
+    assert looked.acquire(timeout=5)
+    assert looked.acquire(timeout=5)
+    gate.leave(each)
+    dog.stop()
+    assert tidied.acquire(timeout=5)
+
+
+# --- the check itself -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def device(alice: User) -> Device:
+    return Device.objects.create(owner=alice, name="box", epoch=3)
+
+
+def login(user: User) -> str:
+    _, session = sessions.create(user_id=user.pk, address="", agent="", now=datetime.now(UTC))
+    return session.token_hash
+
+
+def test_who_still_may_goes_on(device: Device, alice: User, django_assert_num_queries: Any) -> None:
+    gate = Gate(threads=64, long_limit=4)
+    mine = [of(gate, device_id=str(device.pk), epoch=3, login=login(alice)) for _ in range(5)]
+    static = of(gate, device_id=str(device.pk), epoch=3)
+    with django_assert_num_queries(1):
+        engine.check([*mine, static])
+    assert {each.ended for each in [*mine, static]} == {""}
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("logged out", "UNAUTHENTICATED"),
+        ("unpaired", "NOT_FOUND"),
+        ("disabled", "NOT_FOUND"),
+        ("unknown", "NOT_FOUND"),
+        ("admitted anew", "TUNNEL_DISCONNECTED"),
+    ],
+)
+def test_who_may_no_longer_is_ended(device: Device, alice: User, what: str, code: str) -> None:
+    each = of(Gate(threads=64, long_limit=4), device_id=str(device.pk), epoch=3, login=login(alice))
+    if what == "logged out":
+        sessions.end_all(alice.pk)
+    elif what == "unpaired":
+        Device.objects.update(deleted_at=datetime.now(UTC))
+    elif what == "disabled":
+        User.objects.update(is_active=False)
+    elif what == "unknown":
+        each.device_id = str(uuid.uuid4())
+    else:
+        Device.objects.update(epoch=4)
+    engine.check([each])
+    assert each.ended == code
+
+
+@pytest.mark.parametrize("error", [OperationalError("gone"), redis.exceptions.ConnectionError("gone")])
+def test_while_nobody_can_be_asked_all_go_on(device: Device, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: object) -> object:
+        raise error
+
+    monkeypatch.setattr(selectors, "live_logins", fail)
+    monkeypatch.setattr(selectors, "device_epochs", fail)
+    each = of(Gate(threads=64, long_limit=4), device_id=str(device.pk), login="x")
+    engine.check([each])
+    assert each.ended == ""
