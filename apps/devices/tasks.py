@@ -1,4 +1,8 @@
-"""Jobs on devices: thin, each calls one service."""
+"""Jobs on devices, and the upkeep of jobs: thin, each calls one service.
+
+No job holds procrastinate's `lock`: that of a worker which was killed would stay, and stop the job for good. They may
+run twice at once instead, and are written so.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from django.utils import timezone
 from procrastinate import RetryStrategy
 from procrastinate.contrib.django import app
 from procrastinate.job_context import JobContext
+from procrastinate.jobs import Status
 
 from apps.common.actor import Actor
 from apps.devices import presence, services
@@ -20,7 +25,7 @@ PRESENCE_QUEUE = "presence"
 
 
 @app.periodic(cron="* * * * * */5", queueing_lock="devices.follow_registry")
-@app.task(name="devices.follow_registry", queue=PRESENCE_QUEUE, lock="devices.follow_registry")
+@app.task(name="devices.follow_registry", queue=PRESENCE_QUEUE)
 def follow_registry(timestamp: int) -> None:
     """Every 5 s: PostgreSQL's copy of presence follows the registry, and closes that failed are tried again."""
     presence.follow_registry(now=timezone.now())
@@ -53,3 +58,15 @@ async def remove_old_jobs(context: JobContext, timestamp: int) -> None:
         await manager.delete_old_jobs(
             nb_hours=hours, queue=queue, include_failed=True, include_cancelled=True, include_aborted=True
         )
+
+
+@app.periodic(cron="* * * * *", queueing_lock="devices.retry_stalled_jobs")
+@app.task(name="devices.retry_stalled_jobs", queue="maintenance", pass_context=True)
+async def retry_stalled_jobs(context: JobContext, timestamp: int) -> None:
+    """Every minute: jobs of a worker that was killed are done by another; of the periodic ones the next turn does."""
+    manager = context.app.job_manager
+    for job in await manager.get_stalled_jobs(seconds_since_heartbeat=30):
+        if job.queueing_lock is not None:
+            await manager.finish_job(job, status=Status.FAILED, delete_job=True)
+        else:
+            await manager.retry_job(job)

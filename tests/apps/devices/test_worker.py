@@ -67,7 +67,9 @@ def test_what_runs_by_itself():
         "devices.follow_registry": "* * * * * */5",
         "pairing.expire_tokens": "*/5 * * * *",
         "devices.remove_old_jobs": "7 * * * *",
+        "devices.retry_stalled_jobs": "* * * * *",
     }
+    assert [task.task.name for task in app.periodic_registry.periodic_tasks.values() if task.task.lock] == []
 
 
 def test_the_table_follows_the_registry(box):
@@ -124,6 +126,18 @@ def test_all_devices_of_one_who_leaves(box, alice):
     app.configure_task("devices.unpair_all").defer(user_id=str(alice.pk))
     assert work()["devices.unpair_all"] == "succeeded"
     assert device_of(box[0]).deleted_at is not None
+
+
+def test_a_killed_workers_jobs_are_done_by_another(box, alice):
+    app.configure_task("tunnels.close_user").defer(user_id=str(alice.pk))
+    app.configure_task("devices.follow_registry", queueing_lock="devices.follow_registry").defer(timestamp=0)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE procrastinate_jobs SET status = 'doing'")  # by a worker that is gone
+    assert work() == {"tunnels.close_user": "doing", "devices.follow_registry": "doing"}
+    app.configure_task("devices.retry_stalled_jobs").defer(timestamp=0)
+    work()
+    assert work() == {"tunnels.close_user": "succeeded", "devices.retry_stalled_jobs": "succeeded"}
+    assert registry.lookup([box[0]["device_id"]]) == {}
 
 
 def test_old_jobs_are_removed(box):
