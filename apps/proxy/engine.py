@@ -182,12 +182,12 @@ def refusal(error: ProxyError) -> DomainError:
 
 
 def release_database() -> None:
-    """Give pooled connections back before a wait of unknown length: 64 threads share 16 of them.
+    """Give the thread's connection back to the pool before a wait of unknown length: 64 threads share 16 of them.
 
-    A connection within a transaction stays (tests), and so does one that no pool holds: making it anew costs more.
+    One within a transaction stays (tests).
     """
     for each in connections.all(initialized_only=True):
-        if not each.in_atomic_block and each.settings_dict["OPTIONS"].get("pool"):
+        if not each.in_atomic_block:
             each.close()
 
 

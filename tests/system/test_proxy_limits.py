@@ -25,6 +25,8 @@ API_SETTINGS = {
     "PROXY_HEAD_SECONDS": "2",
     "PROXY_IDLE_SECONDS": "3",
     "PROXY_OPEN_SECONDS": "1",
+    "DB_POOL_MIN": "0",
+    "DB_POOL_MAX": "2",  # fewer than exchanges that run: none may hold one
 }
 
 
