@@ -34,7 +34,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.VISIONA["ENV"] == "production":
             raise CommandError("seed: not in production: the demo user's password is public")
-        user = ensure_demo_user()
+        user = ensure_demo_user(staff=True)  # a newcomer sees the admin too; never in production
         device = _ensure_device(user.pk)
         facts = {
             "email": DEMO_EMAIL,
