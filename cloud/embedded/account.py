@@ -41,10 +41,20 @@ class Account:
     group: int
 
 
-def server_account() -> Account | None:
-    """The account to run the servers as, made when it is missing; None when we are not root and need none."""
+def server_account(data: Path) -> Account | None:
+    """The account to run the servers as, made when it is missing; None when we are not root and need none.
+
+    ``data`` is PostgreSQL's data folder: one that another user's earlier start has left is served as that user, since
+    PostgreSQL takes no data but its own user's.
+    """
     if os.geteuid() != 0:
         return None
+    try:
+        owner = data.stat()
+    except OSError:
+        owner = None
+    if owner is not None and owner.st_uid != 0:
+        return Account(_name(owner.st_uid), owner.st_uid, owner.st_gid)
     return _find(ACCOUNT_NAME) or _create() or _required(FALLBACK_NAME)
 
 
@@ -54,6 +64,13 @@ def _find(name: str) -> Account | None:
     except KeyError:
         return None
     return Account(name, entry.pw_uid, entry.pw_gid)
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 def _create() -> Account | None:

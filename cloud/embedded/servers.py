@@ -85,7 +85,7 @@ def prepare(folder: Path, wanted: Needs, say: Callable[[str], None], *, durable:
     folder = folder.resolve()
     logs = folder / "log"
     current = state.load(folder)
-    account = accounts.server_account()
+    account = accounts.server_account(folder / "postgres")
     programs = []
     if wanted.postgres:
         entry = postgres.prepare(folder / "postgres", current.postgres, account, say, durable=durable)

@@ -94,11 +94,16 @@ def load(folder: Path) -> State:
 
 
 def save(folder: Path, state: State) -> None:
-    """Written beside and renamed, so that a reader never sees half of it; readable for the owner only."""
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".embedded-")  # mkstemp: mode 0600
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(state), file)
-    Path(name).replace(folder / "embedded.json")
+    """Written beside and renamed, so that a reader never sees half of it; readable for the folder's owner only."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".embedded-")  # mkstemp: mode 0600
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(asdict(state), file)
+        if os.geteuid() == 0:  # a start as root shuts the folder's owner out of nothing
+            os.chown(name, folder.stat().st_uid, folder.stat().st_gid)
+        Path(name).replace(folder / "embedded.json")
+    except OSError as error:
+        raise EmbeddedError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from cloud.embedded import EmbeddedError, servers, state
 from cloud.embedded.state import FolderLock
 from cloud.supervisor import plan as plans
-from cloud.supervisor.bringup import Embedded, bring_up, rotate_logs
+from cloud.supervisor.bringup import Embedded, bring_up, prepare_logs
 from cloud.supervisor.engine import Engine, StartError, running
 from cloud.supervisor.plan import ROOT, Plan
 from cloud.supervisor.probes import Parent, port_free
@@ -119,7 +119,7 @@ def _start(var: Path, parent: Parent) -> int:
         dev = stack.enter_context(_locked(var, LOCK, "`make dev` runs here already"))
         dev.tell("running")
         _check_ports(plan)
-        rotate_logs(var / "log", LOG_LIMIT_BYTES)
+        prepare_logs(var / "log", LOG_LIMIT_BYTES)
         locks, embedded = [dev], None
         if wanted := servers.needs(environ):
             lock = stack.enter_context(_locked(var, servers.LOCK, f"the databases in {var} are in use"))

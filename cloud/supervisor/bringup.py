@@ -1,6 +1,7 @@
 """The order in which ``make dev`` comes up, and why."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -155,8 +156,18 @@ async def _run(plan: Plan, log: IO[bytes]) -> "subprocess.CompletedProcess[bytes
     return None
 
 
-def rotate_logs(folder: Path, limit: int) -> None:
-    """Put logs above ``limit`` bytes aside (one generation), before anybody writes."""
-    for path in folder.glob("*.log"):
-        if path.stat().st_size > limit:
-            path.replace(path.with_suffix(".log.1"))
+def prepare_logs(folder: Path, limit: int) -> None:
+    """Put logs above ``limit`` bytes aside (one generation), before anybody writes. Raises StartError.
+
+    A folder that an earlier start by another user (root, say) has left is told here, once for all programs.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.log"):
+            if path.stat().st_size > limit:
+                path.replace(path.with_suffix(".log.1"))
+    except OSError as error:
+        raise StartError(f"{folder} cannot be used: {error.strerror}") from error
+    for path in (folder, *folder.glob("*.log")):
+        if not os.access(path, os.W_OK):
+            raise StartError(f"{path} cannot be written: it belongs to another user")

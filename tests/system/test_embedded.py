@@ -157,6 +157,19 @@ def test_root_runs_them_unprivileged_below_a_closed_folder(tmp_path: Path) -> No
         assert database.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run them as somebody else")
+def test_root_serves_another_users_folder_as_that_user(tmp_path: Path) -> None:
+    folder = tmp_path / "var"
+    with servers(folder):
+        pass
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 65534, 65534)
+    with servers(folder) as environ, closing(connect(environ)) as database:
+        assert database.execute("SELECT 1").fetchone() == (1,)
+        assert {process.uids().real for process in running_below(folder)} == {65534}
+    assert (folder / "embedded.json").stat().st_uid == 65534
+
+
 def test_a_second_process_joins_the_first_ones_servers(tmp_path: Path, start_process: StartProcess) -> None:
     folder = tmp_path / "var"
     with servers(folder) as environ:

@@ -220,6 +220,14 @@ def test_a_broken_data_folder_is_told_in_one_line(dev: Callable[..., Started], v
     assert "Traceback" not in started.text()
 
 
+def test_a_folder_that_is_none_is_told_in_one_line(dev: Callable[..., Started], var: Path) -> None:
+    var.mkdir()
+    (var / "log").touch()
+    started = dev(ready=None)
+    assert started.wait_end(30) == 1
+    assert started.text() == f"visiona: {var}/log cannot be used: File exists\n"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
