@@ -194,13 +194,15 @@ def follow_registry(*, now: dt.datetime) -> dict[str, int]:
 
     Usually the daemons' events have done so already; what is left are devices of daemons that were killed, or whose
     events got lost. The table is read before the registry, and each row again under its lock, so that a connect or
-    disconnect that comes meanwhile is not undone.
+    disconnect that comes meanwhile is not undone. While a registry that was lost is being told anew, nobody is taken for
+    offline: the tunnels stand.
     """
     registry.reap()
+    settled = registry.settled()
     believed = set(map(str, Device.objects.filter(link_status=LinkStatus.ONLINE).values_list("id", flat=True)))
     online = registry.online_devices()
     changes = {"online": 0, "offline": 0, "seen": 0}
-    differ = sorted(believed ^ online)
+    differ = sorted(believed ^ online if settled else online - believed)
     for start in range(0, len(differ), _BATCH):
         up, down = _correct(differ[start : start + _BATCH], now)
         changes["online"] += up

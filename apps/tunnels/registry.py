@@ -11,6 +11,7 @@ Keys below the prefix `{visiona}:tunnel:` (times in Unix ms)
                       w(ritten)
   `sessions:<node>`   hash, session → device
   `user:<user>`       set of the user's devices with a tunnel
+  `since`             when it was first looked at: after a loss of Redis it is young
   `closing:<node>`    hash, session → `at|code|reason`: told with every heartbeat until the session is gone
 """
 
@@ -33,6 +34,8 @@ CLOSING_MS: Final = 120_000
 """A close is told with the heartbeats of this long; by then the session is gone or the full list tells."""
 ADMISSION_GRACE_MS: Final = 15_000
 """A session written within this time may be missing in a full list: its agent is still shaking hands."""
+SETTLE_MS: Final = 15_000
+"""After a loss of Redis it takes a heartbeat (10 s) and a full list until the registry is whole again."""
 _CHUNK: Final = 512
 
 Verdict = Literal["ok", "older", "ended"]
@@ -207,6 +210,15 @@ def nodes() -> list[Node]:
 def ping() -> None:
     """Raise the driver's error if Redis does not answer: asked before what cannot be taken back."""
     redis.client().ping()
+
+
+def settled() -> bool:
+    """Whether the registry is old enough to be whole: what it does not hold is offline, not just not told yet."""
+    now = _now_ms()
+    pipe = redis.client().pipeline(transaction=False)
+    pipe.set(f"{PREFIX}since", now, nx=True)
+    pipe.get(f"{PREFIX}since")
+    return now - int(pipe.execute()[1]) >= SETTLE_MS
 
 
 def reap() -> list[str]:

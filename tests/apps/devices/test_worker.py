@@ -23,7 +23,7 @@ from apps.devices.models import DeviceEvent, LinkStatus
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
 from apps.pairing.services import expire_tokens, revoke_token
 from apps.tunnels import registry
-from tests.apps.internal.kit import ACTOR, Daemon, device_of, issue, named, row
+from tests.apps.internal.kit import ACTOR, Daemon, device_of, issue, named, row, settle
 
 pytestmark = pytest.mark.django_db(transaction=True)
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,6 +40,7 @@ def _no_jobs(transactional_db: None) -> None:
 def daemon(transactional_db: None) -> Daemon:
     node = Daemon()
     node.beat()
+    settle()
     return node
 
 

@@ -8,15 +8,22 @@ from django.conf import settings
 from django.utils import timezone
 
 from apps.accounts.models import User
+from apps.common import redis
 from apps.common.actor import Actor
 from apps.devices.models import Device
 from apps.pairing import services
 from apps.pairing.models import PairingToken
+from apps.tunnels import registry
 from tests.apps.conftest import Answer, Api
 
 ACTOR = Actor.system("tests")
 NODE = "0198c000-0000-7000-8000-000000000001"
 URL = "http://127.0.0.1:1"  # nobody listens: closes are left to heartbeats
+
+
+def settle() -> None:
+    """As if the registry were old: what it does not hold is offline."""
+    redis.client().set(f"{registry.PREFIX}since", 0)
 
 
 class Daemon:

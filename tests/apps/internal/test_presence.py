@@ -13,7 +13,7 @@ from apps.devices.models import Device, DeviceEvent, LinkStatus
 from apps.pairing.models import SessionToken
 from apps.pairing.services import revoke_session_token
 from apps.tunnels import registry
-from tests.apps.internal.kit import ACTOR, URL, Daemon, device_of, event, fact, issue, named
+from tests.apps.internal.kit import ACTOR, URL, Daemon, device_of, event, fact, issue, named, settle
 
 SECOND = "0198c000-0000-7000-8000-000000000002"
 
@@ -174,6 +174,7 @@ def test_a_batch_costs_a_fixed_number_of_queries(daemon, alice, django_assert_ma
 
 # --- PostgreSQL's copy ------------------------------------------------------------------------------------------------
 def test_the_table_follows_the_registry_both_ways(daemon, box):
+    settle()
     now = timezone.now()
     assert presence.follow_registry(now=now) == {"online": 1, "offline": 0, "seen": 0}
     assert device_of(box[0]).link_status == LinkStatus.ONLINE
@@ -184,11 +185,25 @@ def test_the_table_follows_the_registry_both_ways(daemon, box):
 
 
 def test_the_devices_of_a_killed_daemon_are_offline_and_their_history_says_so(daemon, box):
+    settle()
     daemon.tell(event("connected", *box))
     redis.client().delete(f"{registry.PREFIX}node:{daemon.node}")
     presence.follow_registry(now=timezone.now())
     assert device_of(box[0]).link_status == LinkStatus.OFFLINE
     assert DeviceEvent.objects.first().detail["reason"] == "lost"
+
+
+def test_after_a_loss_of_redis_nobody_is_taken_for_offline_before_the_daemons_could_tell(daemon, box):
+    daemon.tell(event("connected", *box))
+    settle()
+    redis.client().flushdb()
+    assert presence.follow_registry(now=timezone.now())["offline"] == 0
+    daemon.beat(count=1)
+    daemon.beat([fact(*box)])
+    settle()
+    assert presence.follow_registry(now=timezone.now()) == {"online": 0, "offline": 0, "seen": 0}
+    assert device_of(box[0]).link_status == LinkStatus.ONLINE
+    assert not DeviceEvent.objects.filter(action="disconnected").exists()
 
 
 def test_last_seen_of_one_that_stays_follows_within_half_a_minute(daemon, box):

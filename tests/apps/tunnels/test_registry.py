@@ -223,3 +223,10 @@ def test_nothing_is_left_in_memory_when_all_have_gone():
     registry.reap()
     left = {key for key in redis.client().keys("*") if not key.endswith(f"url:{URL}")}
     assert left == set()
+
+
+def test_a_registry_is_whole_some_time_after_it_was_lost(monkeypatch):
+    assert registry.settled() is False
+    assert registry.settled() is False
+    monkeypatch.setattr(registry, "SETTLE_MS", 0)
+    assert registry.settled() is True
