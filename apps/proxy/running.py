@@ -16,8 +16,11 @@ from typing import Final
 from apps.common.errors import DomainError
 
 LONG_SECONDS: Final = 5.0
-ENTRY_SECONDS: Final = 0.5
-"""How long a request waits for a thread's worth of room when short exchanges hold them all."""
+STALL_SECONDS: Final = 0.5
+"""All room taken and nobody came or went for this long: who asks then is refused at once. While exchanges come and go
+a request waits its turn, which takes milliseconds; those that wait hold the threads that are left, so not for long."""
+ENTRY_SECONDS: Final = 2.0
+"""The longest wait for room in any case."""
 WATCH_SECONDS: Final = 2.0
 RETRY_AFTER: Final = 5
 
@@ -61,6 +64,7 @@ class Gate:
         self._changed = threading.Condition()
         self._running: set[Running] = set()
         self._long = 0
+        self._moved_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Gate {len(self._running)}/{self._room} long={self._long}/{self._long_limit}>"
@@ -82,15 +86,16 @@ class Gate:
 
     def enter(self, running: Running) -> None:
         """Take a thread's worth of room. Raises DomainError OVERLOADED."""
-        deadline = time.monotonic() + ENTRY_SECONDS
+        asked = time.monotonic()
         with self._changed:
             while self._long < self._long_limit and len(self._running) >= self._room:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
+                left = min(self._moved_at + STALL_SECONDS, asked + ENTRY_SECONDS) - time.monotonic()
+                if left <= 0:
                     break
+                self._changed.wait(left)
             if self._long >= self._long_limit or len(self._running) >= self._room:
                 raise DomainError("OVERLOADED", retry_after=RETRY_AFTER)
-            running.started = time.monotonic()
+            running.started = self._moved_at = time.monotonic()
             self._running.add(running)
 
     def claim_long(self, running: Running) -> bool:
@@ -109,6 +114,7 @@ class Gate:
             if running in self._running:
                 self._running.remove(running)
                 self._long -= running.long
+                self._moved_at = time.monotonic()
                 self._changed.notify()
 
 

@@ -58,12 +58,12 @@ def test_no_exchange_begins_while_all_long_places_are_taken(clock: list[float]) 
     assert repr(gate) == "<Gate 1/60 long=0/1>"
 
 
-def test_some_threads_are_never_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "ENTRY_SECONDS", 0.01)
+def test_some_threads_are_never_given_out_and_none_waits_while_nothing_moves(clock: list[float]) -> None:
     gate = Gate(threads=4, long_limit=48)
     held = [of(gate) for _ in range(3)]
     for each in held:
         gate.enter(each)
+    clock[0] += 0.6
     with pytest.raises(DomainError):
         gate.enter(of(gate))
     gate.leave(held[0])
