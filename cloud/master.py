@@ -24,7 +24,19 @@ def prepare() -> None:
     done = subprocess.run([sys.executable, "-m", "cloud.startup"], cwd=root, check=False)
     if done.returncode:
         sys.exit(max(done.returncode, 1))
-    os.environ[_FOLDER] = tempfile.mkdtemp(prefix="visiona-metrics-")
+    os.environ[_FOLDER] = str(_fresh_folder())
+
+
+def _fresh_folder() -> Path:
+    """An empty folder of this port's, so that what a killed master left behind is swept by the next one."""
+    port = os.environ.get("VISIONA_API_PORT", "").strip() or "3721"
+    folder = Path(tempfile.gettempdir()) / f"visiona-metrics-{os.getuid()}-{port}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:  # somebody else's
+        return Path(tempfile.mkdtemp(prefix="visiona-metrics-"))
+    return folder
 
 
 def clean_up() -> None:

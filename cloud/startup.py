@@ -3,6 +3,7 @@
 Run as `python -m cloud.startup`: by gunicorn's master (`cloud.master`), or as a one-off step before a deployment.
 """
 
+import io
 import os
 import sys
 import time
@@ -39,12 +40,12 @@ def main() -> int:
         django.setup()
         prepare_schema(values)
         if values["SEED_DEMO_DATA"]:
-            call_command("seed")
+            call_command("seed", stdout=io.StringIO())  # it tells a pairing token, which belongs in no log
     except (environment.SettingError, StartupError, CommandError, InconsistentMigrationHistory) as error:
         print(f"visiona: {error}", file=sys.stderr)  # noqa: T201 - the one line, before logging matters
         return 1
     except (DatabaseError, redis.RedisError) as error:
-        reason = _last_line(error)
+        reason = _first_line(error)
         print(f"visiona: the database or Redis failed during the start: {reason}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
@@ -112,15 +113,15 @@ def _wait(what: str, ask: Callable[[], None], failure: type[Exception]) -> None:
             ask()
         except failure as error:
             if time.monotonic() + _PAUSE_SECONDS > deadline:
-                raise StartupError(f"{what} cannot be reached: {_last_line(error)}") from None
+                raise StartupError(f"{what} cannot be reached: {_first_line(error)}") from None
             time.sleep(_PAUSE_SECONDS)
         else:
             return
 
 
-def _last_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    return lines[0].strip() if lines else type(error).__name__
 
 
 if __name__ == "__main__":

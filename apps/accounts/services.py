@@ -2,7 +2,6 @@
 
 import datetime as dt
 import uuid
-from functools import partial
 from typing import Any
 
 from django.contrib.auth import hashers
@@ -117,6 +116,10 @@ def set_active(*, actor: Actor, user_id: uuid.UUID, active: bool, now: dt.dateti
     The row is what each request asks, so a disabled user is cut off at once, even while Redis is down; the logins end
     after the commit, the tunnels by a job of the app above that is deferred in this transaction.
     """
+
+    def end_logins() -> None:
+        sessions.end_all(user_id)
+
     with transaction.atomic():
         changed = User.objects.filter(pk=user_id, is_active=not active).update(is_active=active, updated_at=now)
         if not changed:
@@ -124,7 +127,7 @@ def set_active(*, actor: Actor, user_id: uuid.UUID, active: bool, now: dt.dateti
         _record(actor, "user.enabled" if active else "user.disabled", User(pk=user_id), now)
         if not active:
             jobs.configure_task("tunnels.close_user").defer(user_id=str(user_id), request_id=actor.request_id)
-            transaction.on_commit(partial(sessions.end_all, user_id), robust=True)
+            transaction.on_commit(end_logins, robust=True)
     return True
 
 
