@@ -194,8 +194,8 @@ def follow_registry(*, now: dt.datetime) -> dict[str, int]:
 
     Usually the daemons' events have done so already; what is left are devices of daemons that were killed, or whose
     events got lost. The table is read before the registry, and each row again under its lock, so that a connect or
-    disconnect that comes meanwhile is not undone. While a registry that was lost is being told anew, nobody is taken for
-    offline: the tunnels stand.
+    disconnect that comes meanwhile is not undone. While a registry that was lost is being told anew, nobody is taken
+    for offline: the tunnels stand.
     """
     registry.reap()
     settled = registry.settled()

@@ -18,6 +18,11 @@ from apps.tunnels.registry import Held, Session
 Reply = Callable[[BaseHTTPRequestHandler], tuple[int, bytes]]
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *args: Any) -> None:
+        """Callers whose time is up hang up: nothing to print."""
+
+
 class FakeDaemon:
     """Notes the calls, answers by `reply`."""
 
@@ -43,7 +48,7 @@ class FakeDaemon:
             def log_message(self, *args: Any) -> None:
                 """Silent."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
