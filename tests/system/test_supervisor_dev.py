@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -28,15 +29,17 @@ def var(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "var"
     yield folder
     for process in processes(folder):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @pytest.fixture
-def environ(free_port: Callable[[], int]) -> dict[str, str]:
+def environ(free_port: Callable[[], int], var: Path) -> dict[str, str]:
     """A newcomer's environment: nothing of VisionA but three free ports, since the usual ones may be in use."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
     names = ("API_PORT", "TUNNEL_PORT", "PROXY_INTERNAL_PORT")
-    return clean | {f"VISIONA_{name}": str(free_port()) for name in names}
+    # By the marker everything that descends from the start is found, wherever it may have gone.
+    return clean | {f"VISIONA_{name}": str(free_port()) for name in names} | {"STARTED_FOR": str(var)}
 
 
 @pytest.fixture
@@ -142,11 +145,6 @@ def status_devices(before: dict[str, object], after: dict[str, object]) -> objec
 
 def test_what_dies_is_started_again(dev: Callable[..., Started], var: Path, environ: dict[str, str]) -> None:
     started = dev()
-
-    def find(word: str) -> psutil.Process:
-        leaders = {child.pid for child in psutil.Process(started.pid).children()}
-        (found,) = [p for p in processes(var) if p.pid in leaders and word in " ".join(p.cmdline())]
-        return found
 
     for name, word in (
         ("api", "gunicorn"),
@@ -262,7 +260,7 @@ def test_real_servers_are_used_when_they_are_named(
     start_process: StartProcess, system_env: dict[str, str], var: Path
 ) -> None:
     command = ["python", "-m", "cloud.supervisor", "--var", str(var)]
-    started = start_process(command, env=system_env, ready=READY, seconds=90)
+    started = start_process(command, env=system_env | {"STARTED_FOR": str(var)}, ready=READY, seconds=90)
     assert not (var / "postgres").exists()
     assert not (var / "valkey").exists()
     stop(started, var)
