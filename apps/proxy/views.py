@@ -120,9 +120,9 @@ class ScanView(ProxyView):
     methods = frozenset({"GET", "POST"})
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
-        chosen = self.chosen(request)
-        if request.GET.getlist("device_id") == ["all"]:
+        if not request.headers.get("X-Device-Id") and "all" in request.GET.getlist("device_id"):
             raise invalid(device_id="Name one device by its id.")
+        chosen = self.chosen(request)
         _, mark, query = raw.raw_target(request).partition(b"?")
         return self.carry(request, chosen, path=_SCAN_PATH + mark + query, tap=ScanTap(chosen.device))
 

@@ -15,8 +15,9 @@ from tunnel.http import PROBE_SECONDS, AfterAnswer, ReusePolicy
 
 PER_SESSION: Final = 16
 TOTAL: Final = 256
-IDLE_SECONDS: Final = 30.0
-"""After this long unused a stream is closed: it takes one of the tunnel's 256, and boxes close theirs anyway."""
+IDLE_SECONDS: Final = 5.0
+"""After this long unused a stream is closed: it takes one of the tunnel's 256, a daemon that drains waits for it, and
+boxes close theirs about then."""
 FRESH_SECONDS: Final = 2.0
 """A request that cannot be repeated goes out only on a stream used this lately: servers close idle connections after
 5 s and more, and the notice of it may still be under way when a stream looks alive."""

@@ -122,7 +122,8 @@ def test_a_scan_knows_two_methods(lane: Lane) -> None:
     assert (got.status, got.code, got.one("allow")) == (405, "METHOD_NOT_ALLOWED", "GET, POST")
 
 
-def test_all_devices_at_once_is_not_offered_yet(lane: Lane) -> None:
+def test_all_devices_at_once_is_not_offered_yet(lane: Lane, stack: Stack) -> None:
+    put_online(add_device(stack, lane.user_id), lane.user_id, lane.daemon)
     got = lane.ask("POST", "/api/devices/scan?device_id=all", prefix="")
     assert (got.status, got.code) == (400, "VALIDATION_ERROR")
     assert list(got.json["error"]["details"]) == ["device_id"]
