@@ -53,6 +53,7 @@ MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "apps.common.middleware.TrailingSlashMiddleware",
+    "apps.common.middleware.PlainRefusalMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -131,7 +132,8 @@ SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "visiona_admin", "visiona_csrf"
 CSRF_TRUSTED_ORIGINS = [f"{_PUBLIC.scheme}://{_PUBLIC.netloc}"]
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_000  # an admin action on a long list
 SILENCED_SYSTEM_CHECKS = [
-    "auth.E003",  # unique by lower(email), which is stronger than the plain uniqueness that the check looks for
+    "auth.E003",  # unique by lower(email), which is stronger than the plain uniqueness that the checks look for
+    "auth.W004",  # the same, with a backend of our own
     "security.W005",  # HSTS for subdomains: they are the operator's
     "security.W008",  # no redirect to TLS: the daemon speaks plain HTTP to this port; the load balancer redirects
     "security.W021",  # HSTS preload: the operator's to ask for

@@ -8,11 +8,13 @@ from typing import Final
 
 import structlog
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, resolve
 
 from apps.common import metrics
+from apps.common.errors import DomainError
+from apps.common.responses import error_response
 from tunnel.contract import H_REQUEST_ID, request_id_from
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -72,9 +74,22 @@ class TrailingSlashMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         path = request.path_info
-        if len(path) > 1 and path.endswith("/") and not _routed(path) and _routed(path[:-1]):
+        if len(path) > 2 and path.endswith("/") and not _routed(path) and _routed(path[:-1]):
             request.path_info = path[:-1]
         return self.get_response(request)
+
+
+class PlainRefusalMiddleware:
+    """The bare 405 of Django's own decorators, on pages outside the admin, in the envelope."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        if isinstance(response, HttpResponseNotAllowed) and not request.path.startswith("/admin/"):
+            return error_response(request, DomainError("METHOD_NOT_ALLOWED"), {"Allow": response["Allow"]})
+        return response
 
 
 def _routed(path: str) -> bool:
