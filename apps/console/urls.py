@@ -1,5 +1,10 @@
+from django.templatetags.static import static
 from django.urls import path
+from django.views.generic import RedirectView
 
 from apps.console.views import console
 
-urlpatterns = [path("", console, name="console")]
+urlpatterns = [
+    path("", console, name="console"),
+    path("favicon.ico", RedirectView.as_view(url=static("console/icon.svg")), name="favicon"),
+]

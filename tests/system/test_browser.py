@@ -149,7 +149,7 @@ def test_admin_lists_and_kicks(page: Page, shared_system: Stack) -> None:
     picture(page, "admin-devices")
     before = {one["session"] for one in shared_system.sessions()}
     row.locator("input[type=checkbox]").first.check()
-    page.locator("select[name=action]").select_option(label="Kick tunnel")
+    page.locator("select[name=action]").select_option("kick_selected")
     page.locator("button[name=index], button:has-text('Run')").first.click()
 
     def replaced() -> bool:

@@ -11,7 +11,7 @@ export const token = {
 export class ApiError extends Error {
   constructor(status, error) {
     const fields = Object.values(error?.details ?? {}).flat().filter((text) => typeof text === "string");
-    super([error?.message ?? `The server answered ${status}.`, ...fields].join(" "));
+    super([error?.message ?? `The answer was ${status}.`, ...fields].join(" "));
     this.status = status;
     this.code = error?.code ?? "";
     this.requestId = error?.request_id ?? "";

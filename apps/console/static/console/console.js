@@ -17,10 +17,12 @@ function say(text) {
 }
 
 async function attempt(button, act) {
-  if (button) button.disabled = true;
+  if (button) {
+    button.disabled = true;
+    say(""); // a new act of the visitor; the polling in the background takes no message away
+  }
   try {
     await act();
-    say("");
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error instanceof ApiError && error.status === 401 && token.get()) {
@@ -186,7 +188,7 @@ async function infer() {
   const response = await request(box("/api/inference/run"), {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ model: "demo", camera: 0 }),
+    body: JSON.stringify({ camera: 0 }),
   });
   const text = await response.text();
   at("inference-time").textContent = `${(performance.now() - start).toFixed(0)} ms`;
@@ -227,7 +229,10 @@ at("pair").addEventListener("submit", (event) => {
   attempt(event.submitter, pair);
 });
 at("copy").addEventListener("click", (event) => attempt(event.currentTarget, () => navigator.clipboard.writeText(at("pair-command").textContent)));
-at("play").addEventListener("click", () => attempt(null, play));
+at("play").addEventListener("click", () => {
+  say("");
+  attempt(null, play);
+});
 at("snapshot").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
   stop();
   paint(await (await request(box("/api/cameras/0/snapshot"))).blob());
