@@ -13,7 +13,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from tunnel.http import PROBE_SECONDS, AfterAnswer, ReusePolicy
 
-PER_SESSION: Final = 16
+PER_SESSION: Final = 32
 TOTAL: Final = 256
 IDLE_SECONDS: Final = 5.0
 """After this long unused a stream is closed: it takes one of the tunnel's 256, a daemon that drains waits for it, and
