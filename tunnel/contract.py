@@ -245,6 +245,55 @@ class TunnelEvent(TypedDict):
     streams: int  # opened in the session's whole life
 
 
+class AuthorizeRequest(TypedDict):
+    """`POST /internal/authorize`: may this caller reach this device? Asked by a daemon for its fast lane."""
+
+    node: str
+    kind: Literal["bearer", "ticket", "none"]
+    token: str  # the login token, JWT or ticket; "" for none (the static development user)
+    device: str  # a device id as text; "" when the caller named none
+    method: str
+    path: str  # as the box will see it, raw, without the query
+    websocket: bool
+    origin: str  # the Origin header, "" when absent
+    host: str  # the Host header
+    address: str
+    request_id: str
+
+
+class Authorized(TypedDict):
+    """The answer `data` for an allowed caller; kept by the daemon for `ttl` seconds (a spent ticket: for this use)."""
+
+    allowed: Literal[True]
+    device_id: str
+    epoch: int
+    session: str  # the tunnel session that the registry knows
+    node_url: str  # internal URL of the daemon that holds it
+    user_id: str
+    login: str  # id of the login session or token, for invalidation; "" where there is none
+    ttl: float
+    body_max: int
+
+
+class Forbidden(TypedDict):
+    """The answer `data` for a refused caller; sent to it as the JSON error envelope."""
+
+    allowed: Literal[False]
+    status: int
+    code: str
+    message: str
+    details: NotRequired[Any]
+    retry_after: NotRequired[int]
+
+
+class Invalidate(TypedDict):
+    """`POST /internal/authz/invalidate` on a daemon: drop cached authorisations and end the streams they carry."""
+
+    users: list[str]
+    logins: list[str]
+    devices: list[str]
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 PREFIX: Final = "VISIONA_"
 Kind = Literal["str", "int", "float", "bool", "csv", "secrets", "url", "port", "choice"]
