@@ -21,6 +21,7 @@ from tunnel.contract import Heartbeat as HeartbeatMessage
 from tunnel.logs import JsonLog
 from tunnel.registry import Registry
 from tunnel.runtime.admission import Admission
+from tunnel.runtime.arrivals import Arrivals
 from tunnel.runtime.heartbeat import Heart
 from tunnel.runtime.internal import InternalApi
 from tunnel.runtime.listener import Listener, identity_of
@@ -94,7 +95,6 @@ class Daemon:
         self.switch = Switch(
             self.metrics,
             log,
-            open_seconds=config.open_seconds,
             idle_seconds=config.idle_seconds,
             buffer_bytes=config.buffer_bytes,
         )
@@ -155,10 +155,12 @@ class Daemon:
             on_unsure=lambda: heart.beat_soon(full=True),
         )
         self.admission = admission
+        arrivals = Arrivals()
         listener = Listener(
             config,
             admission=admission,
             sessions=self.sessions,
+            arrivals=arrivals,
             outbox=outbox,
             control=control,
             metrics=self.metrics,
@@ -167,7 +169,12 @@ class Daemon:
         )
         listener.node_url = self.node_url
         internal = InternalApi(
-            config, sessions=self.sessions, switch=self.switch, metrics=self.metrics, drain=self.drain
+            config,
+            sessions=self.sessions,
+            arrivals=arrivals,
+            switch=self.switch,
+            metrics=self.metrics,
+            drain=self.drain,
         )
         async with control, trio.open_nursery() as background:
             self._background = background

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import trio
+
 from tunnel.config import TunnelConfig
 from tunnel.contract import (
     CLOSE_RESTART,
@@ -19,6 +21,7 @@ from tunnel.contract import (
     verify_secret,
 )
 from tunnel.registry import Registry
+from tunnel.runtime.arrivals import Arrivals
 from tunnel.runtime.http1 import Refusal, Request, answer, head, send_and_close, success
 from tunnel.runtime.metrics import CONTENT_TYPE, Metrics
 from tunnel.runtime.server import Rest
@@ -39,6 +42,7 @@ class InternalApi:
         config: TunnelConfig,
         *,
         sessions: Registry[TunnelSession],
+        arrivals: Arrivals,
         switch: Switch,
         metrics: Metrics,
         drain: Callable[[], None],
@@ -46,6 +50,8 @@ class InternalApi:
         self._secrets = config.secrets
         self._node = config.node
         self._sessions = sessions
+        self._arrivals = arrivals
+        self._open_seconds = config.open_seconds
         self._switch = switch
         self._metrics = metrics
         self._drain = drain
@@ -157,10 +163,11 @@ class InternalApi:
             )
         if request.header("content-length") not in (None, "0") or request.header("transfer-encoding") is not None:
             raise Refusal("BAD_REQUEST", "the upgrade request has no body")
-        session = self._chosen(request)
+        deadline = trio.current_time() + self._open_seconds
+        session = await self._chosen(request)
         if self._metrics.draining:
             raise Refusal("TUNNEL_DISCONNECTED", "this daemon is going away", retry_after=1)
-        tunnel = await self._switch.open(session)
+        tunnel = await self._switch.open(session, deadline)
         try:
             await stream.send_all(
                 head(
@@ -179,14 +186,27 @@ class InternalApi:
             raise
         return partial(self._switch.carry, session, tunnel, stream, request.rest, request.request_id)
 
-    def _chosen(self, request: Request) -> TunnelSession:
+    async def _chosen(self, request: Request) -> TunnelSession:
+        """The session that is named. One whose handshake is under way is waited for, as long as an open may take."""
         session_id, device_id = request.header(H_TUNNEL_SESSION.lower()), request.header(H_DEVICE_ID.lower())
         if not session_id and not device_id:
             raise Refusal("BAD_REQUEST", f"name {H_TUNNEL_SESSION} or {H_DEVICE_ID}")
-        session = self._sessions.get(session_id) if session_id else self._sessions.of_device(device_id or "")
+        session = self._named(session_id, device_id)
+        if session is None:
+            with trio.move_on_after(self._open_seconds) as waiting:
+                if session_id:
+                    await self._arrivals.wait_session(session_id)
+                else:
+                    await self._arrivals.wait_device(device_id or "")
+            session = self._named(session_id, device_id)
+            if session is None and waiting.cancelled_caught:
+                raise Refusal("TUNNEL_TIMEOUT", "the agent was not admitted in time")
         if session is None:
             raise Refusal("NOT_FOUND", "no such session on this node")
         return session
+
+    def _named(self, session_id: str | None, device_id: str | None) -> TunnelSession | None:
+        return self._sessions.get(session_id) if session_id else self._sessions.of_device(device_id or "")
 
 
 def _whole(request: Request, name: str, default: int) -> int:

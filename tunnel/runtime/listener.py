@@ -32,6 +32,7 @@ from tunnel.protocol.limits import SessionConfig
 from tunnel.registry import Registry
 from tunnel.runtime.admission import Admission
 from tunnel.runtime.agent_head import check_upgrade, client_address, credential, upgrade_head
+from tunnel.runtime.arrivals import Arrival, Arrivals
 from tunnel.runtime.connection import Connection
 from tunnel.runtime.http1 import Refusal, Request
 from tunnel.runtime.metrics import Metrics
@@ -54,6 +55,7 @@ class Listener:
         *,
         admission: Admission,
         sessions: Registry[TunnelSession],
+        arrivals: Arrivals,
         outbox: Outbox,
         control: ControlPlane,
         metrics: Metrics,
@@ -63,6 +65,7 @@ class Listener:
         self._config = config
         self._admission = admission
         self._sessions = sessions
+        self._arrivals = arrivals
         self._outbox = outbox
         self._control = control
         self._metrics = metrics
@@ -85,27 +88,40 @@ class Listener:
             if request.path.startswith(("/d/", "/ws/")):
                 raise Refusal("NOT_IMPLEMENTED", "this lane is not served yet; use the API's own routes")
             raise Refusal("NOT_FOUND", "there is nothing here")
+        session_id = str(uuid.uuid4())
+        with self._arrivals.expect(session_id) as arrival:
+            try:
+                check_upgrade(request)
+                address = client_address(peer, request, self._config.trusted_proxies)
+                identity, admitted = await self._admit(
+                    credential(request, session=session_id, address=address), arrival
+                )
+            except Refusal as refusal:
+                self._refused(request, peer, refusal)
+                raise
+            transport = await self._answered(request, stream, identity, admitted)
+            return partial(self._hold, self._begin(identity, admitted, transport))
+
+    def _refused(self, request: Request, peer: str, refusal: Refusal) -> None:
+        self._metrics.refusals.labels(refusal.code).inc()
+        self._log.info(
+            "connect_refused", request_id=request.request_id, address=peer, status=refusal.status, code=refusal.code
+        )
+
+    async def _answered(
+        self, request: Request, stream: ByteStream, identity: Identity, admitted: Admitted
+    ) -> SocketTransport:
+        """The upgraded connection; if the agent does not get there, Django is told that the session never was."""
         try:
-            check_upgrade(request)
-            identity, admitted = await self._admit(request, client_address(peer, request, self._config.trusted_proxies))
-        except Refusal as refusal:
-            self._metrics.refusals.labels(refusal.code).inc()
-            self._log.info(
-                "connect_refused", request_id=request.request_id, address=peer, status=refusal.status, code=refusal.code
-            )
-            raise
-        try:
-            transport = await self._upgrade(request, stream, identity, admitted)
+            return await self._upgrade(request, stream, identity, admitted)
         except (HandshakeError, trio.BrokenResourceError, trio.TooSlowError):
             self._outbox.put(never_connected(identity, "lost"))
             raise trio.BrokenResourceError("the agent left during the handshake") from None
         except BaseException:
             self._outbox.put(never_connected(identity, "drain"))
             raise
-        return partial(self._hold, self._begin(identity, admitted, transport))
 
-    async def _admit(self, request: Request, address: str) -> tuple[Identity, Admitted]:
-        asked = credential(request, session=str(uuid.uuid4()), address=address)
+    async def _admit(self, asked: Credential, arrival: Arrival) -> tuple[Identity, Admitted]:
         self._check_not_draining()
         if len(self._sessions) + self._admitting >= self._config.max_sessions:
             raise Refusal("OVERLOADED", "this daemon holds as many tunnels as it may", retry_after=30)
@@ -117,6 +133,7 @@ class Listener:
         if not answer["ok"]:
             raise _told(answer)
         identity = identity_of(asked, answer)
+        arrival.device_id = identity.device_id
         try:
             self._check_not_draining()
         except Refusal:  # the drain began while Django was asked

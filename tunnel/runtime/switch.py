@@ -132,12 +132,9 @@ class Forward:
 class Switch:
     """All forwards of the daemon, and the limits that hold for them together."""
 
-    def __init__(
-        self, metrics: Metrics, log: JsonLog, *, open_seconds: float, idle_seconds: float, buffer_bytes: int
-    ) -> None:
+    def __init__(self, metrics: Metrics, log: JsonLog, *, idle_seconds: float, buffer_bytes: int) -> None:
         self._metrics = metrics
         self._log = log
-        self._open_seconds = open_seconds
         self._idle_seconds = idle_seconds
         self._buffer_bytes = buffer_bytes
         self._forwards: set[Forward] = set()
@@ -147,24 +144,24 @@ class Switch:
     def __len__(self) -> int:
         return len(self._forwards)
 
-    async def open(self, session: TunnelSession) -> Stream:
-        """A stream that the agent has accepted. Raises Refusal: what the client is told."""
+    async def open(self, session: TunnelSession, deadline: float) -> Stream:
+        """A stream that the agent has accepted by `deadline`. Raises Refusal: what the client is told."""
         began = trio.current_time()
         try:
             if self._over_budget:
                 raise Refusal("OVERLOADED", "the daemon's buffers are full; try again shortly", retry_after=1)
             if session.closing:
                 raise Refusal("TUNNEL_DISCONNECTED", "the tunnel is closing", retry_after=1)
-            stream = await self._open(session)
+            stream = await self._open(session, max(0.0, deadline - began))
         except Refusal as refusal:
             self._metrics.streams.labels(refusal.code.lower()).inc()
             raise
         self._metrics.open_seconds.observe(trio.current_time() - began)
         return stream
 
-    async def _open(self, session: TunnelSession) -> Stream:
+    async def _open(self, session: TunnelSession, seconds: float) -> Stream:
         try:
-            return await session.connection.open_stream(timeout=self._open_seconds)
+            return await session.connection.open_stream(timeout=seconds)
         except OpenTimeout:
             raise Refusal("TUNNEL_TIMEOUT", "the agent did not accept the stream in time") from None
         except (TooManyStreams, StreamRefused):
