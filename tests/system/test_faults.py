@@ -35,6 +35,8 @@ def test_agent_killed_during_a_stream(system: Stack) -> None:
         system.kill("agent")
         assert stream.ends(2) == "cut"
         eventually(lambda: scan(system) == (503, "TUNNEL_DISCONNECTED"), 5, "scan says that the tunnel is down")
+        # The registry hears of it a moment later; until then `start_agent` would take the old tunnel for the new one.
+        eventually(lambda: not system.call("GET", "/api/pairing/status").data["connected"], 5, "the box is offline")
         system.start_agent()
         assert scan(system) == (200, "")
 
