@@ -408,6 +408,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "true",
         "agents that name no X-VisionA-Agent may go on using their pairing token",
     ),
+    _S("TUNNEL_WORKERS", "int", "1", "daemon processes on this host; each is a node of its own", low=1, high=64),
     _S("TUNNEL_MAX_SESSIONS", "int", "20000", "tunnels that one daemon holds", low=1),
     _S("TUNNEL_MAX_HANDSHAKES", "int", "1024", "agents in the handshake at once", low=1),
     _S("TUNNEL_MAX_STREAMS", "int", "256", "streams open in a tunnel at once", low=1, high=65536),
