@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from apps.common.redis import cache_settings
 from cloud import environment, navigation
 from cloud.version import BUILT_AT, COMMIT, VERSION
 
@@ -16,7 +17,8 @@ __all__ = ["BUILT_AT", "COMMIT", "VERSION"]  # read by /api/system/info
 DEBUG = False  # errors are envelopes in development too; a page with settings and locals helps no front end
 SECRET_KEY, *SECRET_KEY_FALLBACKS = VISIONA["SECRET_KEY"]
 _hosts = VISIONA["ALLOWED_HOSTS"] or ((urlsplit(VISIONA["PUBLIC_URL"]).hostname or "",) if PRODUCTION else ("*",))
-ALLOWED_HOSTS = [*_hosts, "127.0.0.1", "localhost"] if PRODUCTION else list(_hosts)
+_caller = urlsplit(VISIONA["API_INTERNAL_URL"]).hostname or "localhost"  # the name by which the daemons call
+ALLOWED_HOSTS = [*_hosts, _caller, "127.0.0.1", "localhost"] if PRODUCTION else list(_hosts)
 
 INSTALLED_APPS = [
     "unfold",
@@ -100,6 +102,7 @@ DATABASES = {
         },
     }
 }
+CACHES = cache_settings(VISIONA["REDIS_URL"], VISIONA["API_THREADS"])
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_USER_MODEL = "accounts.User"

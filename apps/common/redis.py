@@ -1,5 +1,8 @@
 """The one Redis client of a process: no retries, a second at most for anything (data.md, "When a part is down").
 
+Reached through django-redis, whose pools are the process's (one for each URL); its cache API is not used, since what
+is kept here are structures that scripts change, and no pickles.
+
 After a failure the calls of the next second fail at once, as for PostgreSQL (`cloud.db`); then one tries for all.
 """
 
@@ -8,7 +11,7 @@ from typing import Any, Final
 
 import redis
 import redis.exceptions
-from django.conf import settings
+from django_redis import get_redis_connection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -52,6 +55,29 @@ class WatchedPool(redis.BlockingConnectionPool):
             raise
 
 
+def cache_settings(url: str, threads: int) -> dict[str, dict[str, Any]]:
+    """Django's CACHES for the Redis at `url`, for a process of so many threads; read by `cloud.settings`."""
+    return {
+        "default": {
+            "BACKEND": "django_redis.cache.RedisCache",
+            "LOCATION": [url],  # a list, since django-redis would part a text at a comma of its password
+            "OPTIONS": {
+                "SOCKET_TIMEOUT": TIMEOUT_SECONDS,
+                "SOCKET_CONNECT_TIMEOUT": TIMEOUT_SECONDS,
+                "CONNECTION_POOL_CLASS": "apps.common.redis.WatchedPool",
+                "CONNECTION_POOL_KWARGS": {
+                    "max_connections": threads + 8,  # the threads, and those that beat beside them
+                    "timeout": TIMEOUT_SECONDS,
+                    "retry": Retry(NoBackoff(), 0),
+                    "decode_responses": True,
+                    "health_check_interval": 0,
+                    "client_name": "visiona",
+                },
+            },
+        }
+    }
+
+
 @lru_cache(maxsize=1)
 def client() -> redis.Redis:
     """The client for `VISIONA_REDIS_URL`, answers as text. Connects on first use; a stale connection is replaced.
@@ -59,15 +85,5 @@ def client() -> redis.Redis:
     Its errors are redis.exceptions.ConnectionError and TimeoutError, which `apps.common.failures` maps to
     CACHE_UNAVAILABLE. Threads wait for a free connection for as long as for an answer.
     """
-    pool = WatchedPool.from_url(
-        settings.VISIONA["REDIS_URL"],
-        max_connections=settings.VISIONA["API_THREADS"] + 8,  # the threads, and those that beat beside them
-        timeout=TIMEOUT_SECONDS,
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-        health_check_interval=0,
-        client_name="visiona",
-    )
-    return redis.Redis(connection_pool=pool)
+    connection: redis.Redis = get_redis_connection("default")
+    return connection

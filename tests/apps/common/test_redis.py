@@ -7,6 +7,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from django.conf import settings as configured
+from django_redis import get_redis_connection
+from django_redis.cache import RedisCache
 
 from apps.accounts import sessions
 from apps.common import redis
@@ -21,7 +23,7 @@ def relay(settings) -> Iterator[Relay]:
     relay = Relay(parts.hostname, parts.port or 6379)
     credentials = parts.netloc.rpartition("@")[0]
     netloc = f"{credentials}@127.0.0.1:{relay.port}" if credentials else f"127.0.0.1:{relay.port}"
-    settings.VISIONA = {**settings.VISIONA, "REDIS_URL": urlunsplit(parts._replace(netloc=netloc))}
+    settings.CACHES = redis.cache_settings(urlunsplit(parts._replace(netloc=netloc)), configured.VISIONA["API_THREADS"])
     _forget()
     yield relay
     relay.thaw()
@@ -67,3 +69,17 @@ def test_a_restart_in_between_is_not_noticed(relay, alice_api):
     relay.stop()
     relay.start()
     assert alice_api("GET", "/api/auth/me").status == 200
+
+
+def test_the_client_is_that_of_django_redis():
+    assert redis.client().connection_pool is get_redis_connection("default").connection_pool
+    assert isinstance(redis.client().connection_pool, redis.WatchedPool)
+    kwargs = redis.client().connection_pool.connection_kwargs
+    assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"]) == (1.0, 1.0)
+    assert kwargs["retry"].get_retries() == 0
+
+
+def test_a_password_may_hold_a_comma():
+    made = redis.cache_settings("redis://:one,two@cache.example/0", 8)["default"]
+    pool = RedisCache(made.pop("LOCATION"), made).client.get_client().connection_pool
+    assert pool.connection_kwargs["password"] == "one,two"
