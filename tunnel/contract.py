@@ -249,8 +249,9 @@ class AuthorizeRequest(TypedDict):
     """`POST /internal/authorize`: may this caller reach this device? Asked by a daemon for its fast lane."""
 
     node: str
-    kind: Literal["bearer", "ticket", "none"]
-    token: str  # the login token, JWT or ticket; "" for none (the static development user)
+    # login: a running stream is asked for again by the `login` of its first answer (a ticket cannot be shown twice)
+    kind: Literal["bearer", "ticket", "login", "none"]
+    token: str  # the login token, JWT, ticket or `login`; "" for none (the static development user)
     device: str  # a device id as text; "" when the caller named none
     method: str
     path: str  # as the box will see it, raw, without the query
@@ -270,7 +271,7 @@ class Authorized(TypedDict):
     session: str  # the tunnel session that the registry knows
     node_url: str  # internal URL of the daemon that holds it
     user_id: str
-    login: str  # id of the login session or token, for invalidation; "" where there is none
+    login: str  # names the login session, for invalidation and kind `login`; "" where there is none (then kind `none`)
     ttl: float
     body_max: int
 
@@ -417,6 +418,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("PROXY_OPEN_SECONDS", "float", "10", "to open a stream to the box", low=0.1, high=600),
     _S("PROXY_HEAD_SECONDS", "float", "60", "to the head of the box's answer", low=0.1, high=86400),
     _S("PROXY_IDLE_SECONDS", "float", "300", "without a byte in either direction", low=0.1, high=86400),
+    _S("PROXY_UPGRADE_IDLE_SECONDS", "float", "3600", "the same, of an upgraded connection", low=0.1, high=86400),
+    _S(
+        "AUTHORIZE_SECONDS",
+        "float",
+        "5",
+        "how long a daemon may keep an authorisation of its fast lane",
+        low=0.1,
+        high=5,
+    ),
     _S("PROXY_BODY_MAX_BYTES", "int", str(1 << 30), "largest request body through the proxy, inclusive", low=0),
     _S("AGENT_URL", "url", "", "agent: the daemon's public URL, ws:// or wss:// (http and https are taken alike)"),
     _S("AGENT_LOCAL", "str", "127.0.0.1:8080", "agent: the one local address that can be reached through it"),

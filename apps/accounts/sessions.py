@@ -6,7 +6,7 @@ It knows no user but by id, and no HTTP.
 
 import datetime as dt
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -141,9 +141,19 @@ def create(*, user_id: uuid.UUID, address: str, agent: str, now: dt.datetime) ->
 
 def use(token: str, *, now: dt.datetime) -> LoginSession | None:
     """The live session of a token, its idle clock pushed; None if unknown, logged out, or over on either clock."""
-    token_hash = hash_token(token)
+    return use_hash(hash_token(token), now=now)
+
+
+def use_hash(token_hash: str, *, now: dt.datetime) -> LoginSession | None:
+    """As `use`, for whoever kept the hash of the token alone."""
     fields = _run(_USE, [_KEY + token_hash], [now.timestamp(), idle_seconds(), PUSH_SECONDS])
     return _session(token_hash, fields) if fields else None
+
+
+def use_in(pipe: Any, token_hash: str, *, now: dt.datetime) -> Callable[[Any], LoginSession | None]:
+    """As `use_hash` within a pipeline, to be asked together with something else; reads the pipeline's answer."""
+    pipe.eval(_USE, 1, _KEY + token_hash, now.timestamp(), idle_seconds(), PUSH_SECONDS)
+    return lambda fields: _session(token_hash, fields) if fields else None
 
 
 def use_hashes(token_hashes: Iterable[str], *, now: dt.datetime) -> set[str]:

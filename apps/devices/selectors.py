@@ -38,6 +38,11 @@ def device_of(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device:
     return device
 
 
+def owned_device(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device | None:
+    """One of the user's devices together with its owner, in one query; None if there is none, or it is another's."""
+    return devices_of(owner_id).filter(id=device_id).select_related("owner").first()
+
+
 def filter_devices(owner_id: uuid.UUID, *, status: str = "", chip: str = "", search: str = "") -> QuerySet[Device]:
     """The user's devices by link status (the registry's word), chip (its own or an accelerator's), name or serial."""
     rows = devices_of(owner_id)

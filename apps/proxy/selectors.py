@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable
 
 from django.utils import timezone
 
 from apps.accounts import sessions
+from apps.common import redis
 from apps.devices.models import Device
 from apps.tunnels import registry
 from apps.tunnels.forwarder import Route
@@ -22,6 +24,17 @@ def route_of(device_id: str) -> Route | None:
 def as_route(entry: Entry) -> Route:
     """What the forwarder needs of a registry entry."""
     return Route(entry.device_id, entry.node_url, entry.session, entry.epoch)
+
+
+def login_and_entry(
+    token_hash: str, device_id: str, *, now: dt.datetime
+) -> tuple[sessions.LoginSession | None, Entry | None]:
+    """The login, used, and where the device's tunnel is: one call to Redis. Raises its errors."""
+    pipe = redis.client().pipeline(transaction=False)
+    read_login = sessions.use_in(pipe, token_hash, now=now)
+    read_entry = registry.lookup_in(pipe, device_id)
+    login, entry = pipe.execute()
+    return read_login(login), read_entry(entry)
 
 
 def device_epochs(device_ids: Iterable[str]) -> dict[str, int]:

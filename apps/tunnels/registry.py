@@ -18,7 +18,7 @@ Keys below the prefix `{visiona}:tunnel:` (times in Unix ms)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -278,20 +278,32 @@ def lookup(devices: Iterable[str]) -> dict[str, Entry]:
     """The entries of those `devices` that are online, in one call for each 512."""
     wanted, found = list(devices), {}
     for start in range(0, len(wanted), _CHUNK):
-        for group in _groups(_run(lua.LOOKUP, wanted[start : start + _CHUNK]), 10):
-            device, node, url, session, epoch, user, connected_at, address, agent, features = group
-            found[device] = Entry(
-                device_id=device,
-                node=node,
-                node_url=url,
-                session=session,
-                epoch=int(epoch),
-                user_id=user,
-                connected_at=connected_at,
-                address=address,
-                agent=agent,
-                features=tuple(part for part in features.split(",") if part),
-            )
+        found |= _entries(_run(lua.LOOKUP, wanted[start : start + _CHUNK]))
+    return found
+
+
+def lookup_in(pipe: Any, device: str) -> Callable[[Any], Entry | None]:
+    """As `lookup` of one device within a pipeline, to be asked together with something else; reads its answer."""
+    pipe.eval(lua.LOOKUP, 1, PREFIX, device)
+    return lambda answer: _entries(answer).get(device)
+
+
+def _entries(flat: Sequence[Any]) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for group in _groups(flat, 10):
+        device, node, url, session, epoch, user, connected_at, address, agent, features = group
+        found[device] = Entry(
+            device_id=device,
+            node=node,
+            node_url=url,
+            session=session,
+            epoch=int(epoch),
+            user_id=user,
+            connected_at=connected_at,
+            address=address,
+            agent=agent,
+            features=tuple(part for part in features.split(",") if part),
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The messages of `/internal/tunnel/*` as they come in: parsed strictly, bounded, typed by the contract.
+"""The messages of `/internal/*` as they come in: parsed strictly, bounded, typed by the contract.
 
 A message that is malformed is the daemon's bug and is refused whole (BAD_REQUEST); what an agent said of itself inside
 a well-formed credential is judged one by one by `apps.devices.admission_rules`.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 from apps.common.errors import DomainError
-from tunnel.contract import MAX_CREDENTIALS, Credential, Heartbeat, SessionFact, TunnelEvent
+from tunnel.contract import MAX_CREDENTIALS, AuthorizeRequest, Credential, Heartbeat, SessionFact, TunnelEvent
 
 MAX_EVENTS: Final = 1000
 MAX_SESSIONS: Final = 20_000
@@ -150,6 +150,30 @@ def _session(item: Fields) -> SessionFact:
         bytes_in=item.count("bytes_in"),
         bytes_out=item.count("bytes_out"),
         rtt_ms=item.number_or_none("rtt_ms"),
+    )
+
+
+def read_authorize(body: Any) -> AuthorizeRequest:
+    """May this caller reach this device?"""
+    message = Fields(body, "body")
+    kind = message.text("kind", 16)
+    if kind not in ("bearer", "ticket", "login", "none"):
+        raise _bad("body.kind", "None of bearer, ticket, login, none.")
+    path = message.text("path", 1 << 16)
+    if not path.startswith("/") or not path.isascii():
+        raise _bad("body.path", "Not a raw path.")
+    return AuthorizeRequest(
+        node=message.uuid("node"),
+        kind=cast("Any", kind),
+        token=message.text("token", 4096),
+        device=message.text("device", 4096),
+        method=message.text("method", 64),
+        path=path,
+        websocket=message.flag("websocket"),
+        origin=message.text("origin", 1 << 15, ""),
+        host=message.text("host", 1 << 15, ""),
+        address=message.text("address", 64),
+        request_id=message.text("request_id", 64, ""),
     )
 
 

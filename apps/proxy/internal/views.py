@@ -1,4 +1,4 @@
-"""Django's side of the seam with the daemons (tunnel.md): `/internal/tunnel/*`, for whom knows the internal secret.
+"""Django's side of the seam with the daemons (tunnel.md): `/internal/*`, for whom knows the internal secret.
 
 Plain Django views: thousands of agents may come back at once, and a call here carries hundreds of them. The shipped
 proxy configuration refuses `/internal/` from outside; the secret is what keeps it shut.
@@ -20,8 +20,9 @@ from apps.common.errors import DomainError
 from apps.common.failures import domain_error
 from apps.common.responses import JSON_TYPE, error_response
 from apps.devices import admission, presence
-from apps.proxy.internal.messages import read_credentials, read_events, read_heartbeat
-from tunnel.contract import CONTRACT_VERSION, H_CONTRACT, verify_secret
+from apps.proxy import access
+from apps.proxy.internal.messages import read_authorize, read_credentials, read_events, read_heartbeat
+from tunnel.contract import CONTRACT_VERSION, H_CONTRACT, Forbidden, verify_secret
 
 MAX_BODY_BYTES: Final = 16 << 20
 """A full list of 20 000 sessions has about 8 MB."""
@@ -93,3 +94,22 @@ def events(body: Any) -> Any:
     """`{node, events}` → `{applied}`: how many were not of an older epoch."""
     _node, told = read_events(body)
     return {"applied": presence.apply_events(told, now=timezone.now())}
+
+
+@internal
+def authorize(body: Any) -> Any:
+    """One caller of the fast lane → `Authorized` or `Forbidden`. A look-up that failed is 503, and refuses nobody."""
+    ask = read_authorize(body)
+    try:
+        return access.authorize(ask, now=timezone.now())
+    except DomainError as error:
+        return _forbidden(error)
+
+
+def _forbidden(error: DomainError) -> Forbidden:
+    told = Forbidden(allowed=False, status=error.status, code=error.code, message=error.message)
+    if error.details is not None:
+        told["details"] = error.details
+    if error.retry_after is not None:
+        told["retry_after"] = error.retry_after
+    return told

@@ -1,0 +1,158 @@
+"""May this caller reach that device? The one answer for the fast lane (`POST /internal/authorize`) and for tickets.
+
+It knows users, devices, logins and tickets as the apps below tell them, and no HTTP. A refusal is a DomainError with
+the code that the DRF lane gives; the errors of Redis and PostgreSQL pass: a look-up that failed is no refusal.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass
+
+from django.conf import settings
+
+from apps.accounts import demo, sessions
+from apps.accounts.models import User
+from apps.accounts.selectors import active_user
+from apps.common.errors import DomainError, not_found
+from apps.devices.selectors import RETRY_OFFLINE_SECONDS, as_uuid, choose_device, owned_device
+from apps.proxy import origins, selectors, tickets
+from apps.tunnels.registry import Entry
+from tunnel.contract import LOGIN_PREFIX, Authorized, AuthorizeRequest, hash_token, token_prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Who reaches what: the user, the login's token hash (empty for the static user), where the tunnel is."""
+
+    user_id: uuid.UUID
+    login: str
+    entry: Entry
+
+
+def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
+    """The answer for an allowed caller. Raises DomainError 401, 403, 404, 409, 503. Spends the ticket last of all."""
+    if ask["kind"] == "ticket":
+        reach = _by_ticket(ask, now)
+    else:
+        reach = _by_login(ask, now)
+    return Authorized(
+        allowed=True,
+        device_id=reach.entry.device_id,
+        epoch=reach.entry.epoch,
+        session=reach.entry.session,
+        node_url=reach.entry.node_url,
+        user_id=str(reach.user_id),
+        login=reach.login,
+        ttl=settings.VISIONA["AUTHORIZE_SECONDS"],
+        body_max=settings.VISIONA["PROXY_BODY_MAX_BYTES"],
+    )
+
+
+# --- logins -----------------------------------------------------------------------------------------------------------
+def _by_login(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
+    token_hash = _login_hash(ask)
+    named = as_uuid(ask["device"])
+    if token_hash and named is not None:
+        return _named(ask, token_hash, named, now)
+    user = _static_user() if not token_hash else _user_of(sessions.use_hash(token_hash, now=now))
+    _check_origin(ask)
+    target = choose_device(user.pk, header=ask["device"] or None, query=None)
+    return Reach(user.pk, token_hash, target.entry)
+
+
+def _login_hash(ask: AuthorizeRequest) -> str:
+    """The hash of the login token, empty for the static development user. Raises UNAUTHENTICATED."""
+    token = ask["token"]
+    if ask["kind"] == "login":
+        return token
+    static = bool(demo.static_user_id())
+    if static and (ask["kind"] == "none" or token == demo.STATIC_TOKEN):
+        return ""
+    if ask["kind"] == "none" or token_prefix(token) != LOGIN_PREFIX:
+        raise DomainError("UNAUTHENTICATED")
+    return hash_token(token)
+
+
+def _named(ask: AuthorizeRequest, token_hash: str, device_id: uuid.UUID, now: dt.datetime) -> Reach:
+    """The usual case, asked hundreds of times a second: one call to Redis, one query."""
+    login, entry = selectors.login_and_entry(token_hash, str(device_id), now=now)
+    if login is None:
+        raise DomainError("UNAUTHENTICATED")
+    device = owned_device(login.user_id, device_id)
+    if device is None:
+        _user_of(login)
+    elif not device.owner.is_active:
+        raise DomainError("UNAUTHENTICATED")
+    _check_origin(ask)
+    if device is None:
+        raise not_found()
+    return Reach(login.user_id, token_hash, _online(entry))
+
+
+def _static_user() -> User:
+    if not demo.static_user_id():
+        raise DomainError("UNAUTHENTICATED")
+    user = demo.ensure_demo_user()
+    if not user.is_active:
+        raise DomainError("UNAUTHENTICATED")
+    return user
+
+
+def _user_of(login: sessions.LoginSession | None) -> User:
+    user = active_user(login.user_id) if login is not None else None
+    if user is None:
+        raise DomainError("UNAUTHENTICATED")
+    return user
+
+
+def _online(entry: Entry | None) -> Entry:
+    if entry is None:
+        raise DomainError("TUNNEL_DISCONNECTED", retry_after=RETRY_OFFLINE_SECONDS)
+    return entry
+
+
+def _check_origin(ask: AuthorizeRequest) -> None:
+    if ask["websocket"] or ask["kind"] == "ticket":
+        origins.require_allowed(ask["origin"], ask["host"])
+
+
+# --- tickets ----------------------------------------------------------------------------------------------------------
+def ticket_holder(text: str, *, now: dt.datetime) -> tuple[User, tickets.Ticket]:
+    """Whose ticket it is, unspent. Raises UNAUTHENTICATED: unknown, spent, over, or made by a login that is over."""
+    ticket = tickets.find(text)
+    if ticket is None:
+        raise DomainError("UNAUTHENTICATED", "The ticket is unknown, spent or too old; ask for a new one.")
+    if not ticket.login:
+        return _static_user(), ticket
+    return _user_of(sessions.use_hash(ticket.login, now=now)), ticket
+
+
+def check_ticket(ticket: tickets.Ticket, *, device_id: str, path: bytes) -> None:
+    """Raise FORBIDDEN where the ticket is not for this device, or not for this path (raw, as the box will see it)."""
+    if ticket.device_id != device_id:
+        raise DomainError("FORBIDDEN", "The ticket is for another device.")
+    if not ticket.covers(path):
+        raise DomainError("FORBIDDEN", "The ticket is for another path.")
+
+
+def spend_ticket(ticket: tickets.Ticket) -> None:
+    """Use it up. Raises UNAUTHENTICATED for all but one of those that try."""
+    if not tickets.spend(ticket):
+        raise DomainError("UNAUTHENTICATED", "The ticket is spent; ask for a new one.")
+
+
+def _by_ticket(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
+    """A refusal leaves the ticket as it is: it was not used. Of many at once that are allowed, one spends it."""
+    user, ticket = ticket_holder(ask["token"], now=now)
+    _check_origin(ask)
+    if ask["method"] != "GET":
+        raise DomainError("UNAUTHENTICATED", "A ticket stands for a login on GET alone.")
+    named = as_uuid(ask["device"])
+    if ask["device"] and named is None:
+        raise not_found()
+    check_ticket(ticket, device_id=str(named) if named else ticket.device_id, path=ask["path"].encode("latin-1"))
+    target = choose_device(user.pk, header=ticket.device_id, query=None)
+    spend_ticket(ticket)
+    return Reach(user.pk, ticket.login, target.entry)
