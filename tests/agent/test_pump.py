@@ -36,15 +36,16 @@ async def tunnel() -> AsyncIterator[tuple[Connection, Connection]]:
 
 
 @asynccontextmanager
-async def carried(server: Server) -> AsyncIterator[tuple[Stream, Counters, trio.Event]]:
+async def carried(server: Server, seen: list[str] | None = None) -> AsyncIterator[tuple[Stream, Counters, trio.Event]]:
     """A stream of the daemon's, carried by the agent to `server`; the event is set when `carry` has returned."""
     done, counters = trio.Event(), Counters()
+    seen = [] if seen is None else seen
     async with tunnel() as (daemon, agent), trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listeners[0].socket.getsockname()[1]
 
         async def run() -> None:
-            await carry(await agent.accept_stream(), LocalAddress("127.0.0.1", port), counters)
+            await carry(await agent.accept_stream(), LocalAddress("127.0.0.1", port), counters, seen.append)
             done.set()
 
         nursery.start_soon(trio.serve_listeners, server, listeners)
@@ -59,6 +60,10 @@ async def read_all(stream: Stream) -> bytes:
     while data := await stream.receive_some():
         found += data
     return bytes(found)
+
+
+def ignore(request_id: str) -> None:
+    """For tests in which requests do not matter."""
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -146,7 +151,7 @@ async def test_a_refused_local_server_gives_no_byte() -> None:
             counters = Counters()
 
             async def run() -> None:
-                await carry(await agent.accept_stream(), LocalAddress("127.0.0.1", port), counters)
+                await carry(await agent.accept_stream(), LocalAddress("127.0.0.1", port), counters, ignore)
 
             nursery.start_soon(run)
             stream = await daemon.open_stream(wait_ack=False)
@@ -181,7 +186,7 @@ async def test_a_session_that_ends_resets_the_local_connection() -> None:
             inbound = await agent.accept_stream()
 
             async def run() -> None:
-                await carry(inbound, address, counters)
+                await carry(inbound, address, counters, ignore)
                 done.set()
 
             nursery.start_soon(run)
@@ -238,7 +243,7 @@ async def test_cancellation_breaks_both_sides() -> None:
         inbound = await agent.accept_stream()
         async with trio.open_nursery() as nursery:
             port = listeners[0].socket.getsockname()[1]
-            nursery.start_soon(carry, inbound, LocalAddress("127.0.0.1", port), counters)
+            nursery.start_soon(carry, inbound, LocalAddress("127.0.0.1", port), counters, ignore)
             while counters.bytes_in == 0:
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
@@ -266,3 +271,20 @@ async def test_who_owes_an_answer() -> None:
         release.set()
         assert await stream.receive_some() == b"answer"
         assert not counters.owes_answer
+
+
+async def test_each_request_of_a_stream_is_told_by_its_id() -> None:
+    async def server(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    seen: list[str] = []
+    async with carried(server, seen) as (stream, _, _):
+        for number in range(3):
+            await stream.send_all(b"GET /a?b=c HTTP/1.1\r\nHost: box\r\nX-Request-ID: req-%d\r\n\r\n" % number)
+            await stream.receive_some()
+        await stream.send_all(b"no request")
+        await stream.receive_some()
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: box\r\n\r\n")
+        await stream.receive_some()
+    assert seen == ["req-0", "req-1", "req-2", ""]

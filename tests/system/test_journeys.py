@@ -52,13 +52,21 @@ def test_a_picture_and_a_moving_one(shared_system: Stack) -> None:
 
 
 def test_one_request_id_on_all_hops(shared_system: Stack) -> None:
-    """The id that the client sent stands in the logs of api and daemon and reaches the box."""
-    mine = "req_of-this.test_1"
-    answer = shared_system.call("GET", "/api/inference/headers", headers={"X-Request-ID": mine})
-    assert answer.headers["X-Request-ID"] == mine
-    assert answer.status in (200, 404)
-    for name in ("api", "tunnel"):
-        eventually(lambda name=name: mine in shared_system.log(name), 5, f"{mine} in the log of {name}")
+    """The id that the client sent stands in the logs of api, daemon and agent, for each request of a reused stream."""
+    mine = [f"req_of-this.test_{number}" for number in range(3)]
+    for one in mine:
+        path = "/api/inference/headers?needle-in-query=1"
+        answer = shared_system.call("GET", path, headers={"X-Request-ID": one})
+        assert answer.headers["X-Request-ID"] == one
+        assert answer.status in (200, 404)
+
+    def told(name: str, event: str) -> list[str]:
+        lines = [json.loads(line) for line in shared_system.log(name).splitlines() if line.startswith("{")]
+        ids = [line.get("request_id") for line in lines if line.get("event") == event]
+        return [one for one in ids if one in mine]
+
+    for name, event in (("api", "forward"), ("tunnel", "forward"), ("agent", "request")):
+        eventually(lambda name=name, event=event: sorted(told(name, event)) == mine, 3, f"{mine} in {name}'s log")
 
 
 def test_no_secret_in_any_log(shared_system: Stack) -> None:

@@ -1,7 +1,8 @@
 """One yamux stream, one TCP connection to the local server: bytes both ways, half-closes and resets included.
 
-No parsing, no timeouts, no cancel scope per read: the session's watchdog and the daemon's idle limits end what does
-not move. What is buffered is one read in each direction besides the stream's own window.
+Where the direction turns it looks for a request's id, for the log and nothing else. No parsing, no timeouts, no cancel
+scope per read: the session's watchdog and the daemon's idle limits end what does not move. What is buffered is one read
+in each direction besides the stream's own window.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import trio
 
 from tunnel.agent.addresses import LocalAddress
+from tunnel.runtime.peek import RequestPeek
 from tunnel.runtime.sockets import ByteStream, tune
 
 READ_BYTES: Final = 128 * 1024
@@ -76,13 +79,17 @@ async def _connect(family: int, target: tuple[str, int]) -> ByteStream:
     return ByteStream(sock)
 
 
-async def carry(stream: TunnelStream, address: LocalAddress, counters: Counters) -> None:
+OnRequest = Callable[[str], None]
+"""Told of each request that passes: its X-Request-ID, "" if it names none."""
+
+
+async def carry(stream: TunnelStream, address: LocalAddress, counters: Counters, on_request: OnRequest) -> None:
     """Carry one stream to its end; raises nothing but Cancelled. The stream is closed or reset on return."""
     local: ByteStream | None = None
     counters.outcome = "cancelled"
     try:
         local = await open_local(address)
-        counters.outcome = await _both_ways(stream, local, counters)
+        counters.outcome = await _both_ways(stream, local, counters, on_request)
         if counters.outcome == OK:
             await stream.aclose()
             local.close()
@@ -96,8 +103,8 @@ async def carry(stream: TunnelStream, address: LocalAddress, counters: Counters)
                 local.reset()
 
 
-async def _both_ways(stream: TunnelStream, local: ByteStream, counters: Counters) -> str:
-    pair = _Pair(stream, local, counters)
+async def _both_ways(stream: TunnelStream, local: ByteStream, counters: Counters, on_request: OnRequest) -> str:
+    pair = _Pair(stream, local, counters, on_request)
     async with trio.open_nursery() as nursery:
         pair.scope = nursery.cancel_scope
         nursery.start_soon(pair.towards_local)
@@ -114,6 +121,8 @@ class _Pair:
     stream: TunnelStream
     local: ByteStream
     counters: Counters
+    on_request: OnRequest
+    peek: RequestPeek = field(default_factory=RequestPeek)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     answered: bool = False  # the local server has sent all that it will send
     deaf: bool = False  # the local server reads no more
@@ -133,6 +142,8 @@ class _Pair:
             while data := await self.stream.receive_some(READ_BYTES):
                 self.counters.bytes_in += len(data)
                 self.counters.owes_answer = True
+                if self.peek.looking and (found := self.peek.feed(data)) is not None:
+                    self.on_request(found)
                 if not self.deaf:
                     await self._write_local(data)
         except trio.BrokenResourceError:
@@ -160,6 +171,8 @@ class _Pair:
             except trio.BrokenResourceError:
                 self._fail("reset by the local server")
                 return
+            if not self.peek.looking:
+                self.peek.turned()
             try:
                 if not data:
                     await self.stream.send_eof()

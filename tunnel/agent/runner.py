@@ -207,8 +207,12 @@ class Agent:
 
     async def _carry(self, session: str, stream: Stream) -> None:
         counters = self._serving[stream] = Counters()
+
+        def passes(request_id: str) -> None:
+            logs.info("request", request_id=request_id or None, session=session, stream=stream.stream_id)
+
         try:
-            await carry(stream, self.settings.local, counters)
+            await carry(stream, self.settings.local, counters, passes)
         finally:
             del self._serving[stream]
         unreachable = counters.outcome.startswith("local server unreachable")

@@ -1,7 +1,8 @@
 """The byte switch: carries bytes between a client's socket and a tunnel stream, both ways, and parses none of them.
 
-A half-close passes on as a half-close, a reset as a reset. Two tasks a stream, no timer of its own: one watchdog for
-all of them looks once a second at what moved.
+Where the direction turns it looks for a request's id, for the log and nothing else (`exchanges`). A half-close passes
+on as a half-close, a reset as a reset. Two tasks a stream, no timer of its own: one watchdog for all of them looks once
+a second at what moved.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tunnel.runtime.connection import (
     TooManyStreams,
     TunnelError,
 )
+from tunnel.runtime.exchanges import Facts, Ledger
 from tunnel.runtime.http1 import Refusal
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.session import TunnelSession
@@ -31,11 +33,15 @@ _DOWN: Final = 128 * 1024
 _LOOK_SECONDS: Final = 1.0
 
 
+Tell = Callable[["Forward", Facts], None]
+
+
 class Forward:
     """One client connection on one stream."""
 
     __slots__ = (
         "down",
+        "ledger",
         "mark",
         "marked_at",
         "outcome",
@@ -44,16 +50,19 @@ class Forward:
         "session",
         "started",
         "stream",
+        "tell",
         "up",
         "up_done",
     )
 
-    def __init__(self, session: TunnelSession, stream: Stream, raw: ByteStream) -> None:
+    def __init__(self, session: TunnelSession, stream: Stream, raw: ByteStream, request_id: str, tell: Tell) -> None:
         self.session = session
         self.stream = stream
         self.raw = raw
         self.scope = trio.CancelScope()
         self.started = trio.current_time()
+        self.ledger = Ledger(request_id, self.started)
+        self.tell = tell
         self.up = 0  # bytes, client to agent
         self.down = 0
         self.up_done = False
@@ -100,6 +109,7 @@ class Forward:
     async def _carry_up(self, first: bytes) -> None:
         stream, sock = self.stream, self.raw.sock
         if first:
+            self._looked_at(first)
             self.up += len(first)
             await stream.send_all(first)
         buffer = shared_buffer()[:_UP]
@@ -113,6 +123,8 @@ class Forward:
                 raise trio.BrokenResourceError(str(error)) from error
             if not size:
                 break
+            if self.ledger.listening:
+                self._looked_at(buffer[:size])
             self.up += size
             sent = stream.send_nowait(buffer[:size])
             if sent < size:
@@ -120,11 +132,19 @@ class Forward:
         self.up_done = True
         await stream.send_eof()
 
+    def _looked_at(self, chunk: bytes | memoryview) -> None:
+        line = self.ledger.sent(chunk, self.up, self.down, trio.current_time())
+        if line is not None:
+            self.tell(self, line)
+
     async def _carry_down(self) -> None:
-        stream, raw = self.stream, self.raw
+        stream, raw, ledger = self.stream, self.raw, self.ledger
         # No checkpoint while data is at hand: what is at hand is bounded by the stream's window.
         while data := (stream.receive_nowait(_DOWN) or await stream.receive_some(_DOWN)):
             self.down += len(data)
+            ledger.answered_at = trio.current_time()
+            if not ledger.listening:
+                ledger.turned()
             await raw.send_all(data)
         raw.send_eof()
 
@@ -174,8 +194,8 @@ class Switch:
     async def carry(
         self, session: TunnelSession, stream: Stream, raw: ByteStream, first: bytes, request_id: str
     ) -> None:
-        """Run one forward to its end, count it and log it."""
-        forward = Forward(session, stream, raw)
+        """Run one forward to its end, count it and log its requests. `request_id` is that of the call that opened."""
+        forward = Forward(session, stream, raw, request_id, self._tell)
         self._forwards.add(forward)
         session.forwards += 1
         try:
@@ -190,17 +210,13 @@ class Switch:
             if not self._forwards:
                 self._empty.unpark_all()
             self._metrics.streams.labels(forward.outcome).inc()
-            self._log.info(
-                "forward",
-                request_id=request_id,
-                device=session.device_id,
-                session=session.id,
-                stream=stream.stream_id,
-                bytes_up=forward.up,
-                bytes_down=forward.down,
-                seconds=round(trio.current_time() - forward.started, 6),
-                outcome=forward.outcome,
-            )
+            line = forward.ledger.end(forward.up, forward.down, trio.current_time(), forward.outcome)
+            if line is not None:
+                self._tell(forward, line)
+
+    def _tell(self, forward: Forward, line: Facts) -> None:
+        session = forward.session
+        self._log.info("forward", device=session.device_id, session=session.id, stream=forward.stream.stream_id, **line)
 
     async def wait_empty(self) -> None:
         """Return when nothing is carried."""
@@ -223,6 +239,10 @@ class Switch:
         elif now - forward.marked_at >= self._idle_seconds:
             forward.end("idle")
             return
+        else:
+            line = forward.ledger.quiet(forward.up, forward.down, now)
+            if line is not None:
+                self._tell(forward, line)
         # After the client's half-close nobody reads its socket any more, so a reset would go unseen.
         if forward.up_done and forward.raw.broken():
             forward.end("client_reset")
