@@ -2,6 +2,7 @@
 
 import datetime as dt
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from django.contrib.auth import hashers
@@ -81,20 +82,26 @@ def logout(*, actor: Actor, user: User, session: LoginSession | None, now: dt.da
     """Ends this session. The static development user has none; logging it out changes nothing."""
     if session is not None:
         sessions.end(session)
-        _record(actor, "user.logout", user, now, {"session": str(session.id)})
+        with transaction.atomic():
+            _record(actor, "user.logout", user, now, {"session": str(session.id)})
+            _cut_off(actor, logins=[session.token_hash])
 
 
 def logout_all(*, actor: Actor, user: User, now: dt.datetime) -> None:
     """Ends every session of the user."""
     ended = sessions.end_all(user.pk)
-    _record(actor, "user.logout_all", user, now, {"sessions": ended})
+    with transaction.atomic():
+        _record(actor, "user.logout_all", user, now, {"sessions": ended})
+        _cut_off(actor, users=[str(user.pk)])
 
 
 def revoke_session(*, actor: Actor, user: User, session: LoginSession, now: dt.datetime) -> None:
     """Ends one of the user's own sessions. Raises NOT_FOUND if it is over already."""
     if not sessions.end(session):
         raise not_found()
-    _record(actor, "user.session_revoked", user, now, {"session": str(session.id)})
+    with transaction.atomic():
+        _record(actor, "user.session_revoked", user, now, {"session": str(session.id)})
+        _cut_off(actor, logins=[session.token_hash])
 
 
 def update_profile(*, actor: Actor, user: User, changes: dict[str, Any], now: dt.datetime) -> User:
@@ -129,6 +136,11 @@ def set_active(*, actor: Actor, user_id: uuid.UUID, active: bool, now: dt.dateti
             jobs.configure_task("tunnels.close_user").defer(user_id=str(user_id), request_id=actor.request_id)
             transaction.on_commit(end_logins, robust=True)
     return True
+
+
+def _cut_off(actor: Actor, *, users: Sequence[str] = (), logins: Sequence[str] = ()) -> None:
+    """Have the daemons drop at once what they were told of these: a job of the app above, after the commit."""
+    jobs.configure_task("tunnels.invalidate").defer(users=list(users), logins=list(logins), request_id=actor.request_id)
 
 
 def _record(actor: Actor, action: str, user: User, now: dt.datetime, detail: dict[str, Any] | None = None) -> None:

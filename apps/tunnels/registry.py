@@ -276,7 +276,8 @@ def end(devices: Mapping[str, int]) -> list[Held]:
 
 def lookup(devices: Iterable[str]) -> dict[str, Entry]:
     """The entries of those `devices` that are online, in one call for each 512."""
-    wanted, found = list(devices), {}
+    wanted = list(devices)
+    found: dict[str, Entry] = {}
     for start in range(0, len(wanted), _CHUNK):
         found |= _entries(_run(lua.LOOKUP, wanted[start : start + _CHUNK]))
     return found

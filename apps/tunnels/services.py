@@ -1,10 +1,14 @@
-"""Closing tunnels: by the daemon's internal API at once, and by the next heartbeat if that fails."""
+"""Closing tunnels, and ending what was authorised: by the daemons' internal API at once.
+
+A tunnel that could not be closed now is closed by the next heartbeat; an authorisation that could not be dropped ends
+by itself within `VISIONA_AUTHORIZE_SECONDS`, for a daemon then asks anew.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Final
 
 import structlog
@@ -12,13 +16,17 @@ import structlog
 from apps.common.errors import DomainError
 from apps.tunnels import daemon, registry
 from apps.tunnels.registry import Held
+from tunnel.contract import Invalidate
 
+_Call = Callable[[], bool]
 logger = structlog.get_logger(__name__)
 
 CLOSE_BUDGET_SECONDS: Final = 1.5
 """How long a caller waits for daemons to close at once; what is left is closed by their next heartbeats."""
 PENDING_AT_ONCE: Final = 32
 """How many closes of a node one run of the worker tries directly."""
+INVALIDATE_BUDGET_SECONDS: Final = 1.0
+"""How long a caller waits for daemons to drop authorisations; their time to live covers the rest."""
 _CALLS_AT_ONCE: Final = 8
 
 
@@ -27,8 +35,13 @@ def end_devices(epochs: Mapping[str, int], *, code: int, reason: str, request_id
 
     Returns how many tunnels were left to a heartbeat. Raises the errors of Redis.
     """
+    return _end(epochs, users=(), code=code, reason=reason, request_id=request_id)
+
+
+def _end(epochs: Mapping[str, int], *, users: Sequence[str], code: int, reason: str, request_id: str) -> int:
     held = registry.end(epochs)
-    return close(held, code=code, reason=reason, request_id=request_id)
+    drops = _invalidations(Invalidate(users=list(users), logins=[], devices=list(epochs)), request_id)
+    return _close(held, code, reason, request_id, beside=drops)
 
 
 def close(held: Sequence[Held], *, code: int, reason: str, request_id: str = "") -> int:
@@ -37,26 +50,54 @@ def close(held: Sequence[Held], *, code: int, reason: str, request_id: str = "")
     The registry is not touched: a session that is closed is taken out by the daemon's own event. Raises the errors of
     Redis.
     """
+    return _close(held, code, reason, request_id, beside=())
+
+
+def _close(held: Sequence[Held], code: int, reason: str, request_id: str, *, beside: Sequence[_Call]) -> int:
+    """As `close`; `beside` are calls that share the time."""
     registry.request_close(held, code=code, reason=reason)
     reachable = [item for item in held if item.node_url]
-    if not reachable:
-        return len(held)
-    if len(reachable) == 1:
-        done = int(_close_one(reachable[0], code, reason, request_id))
-        return len(held) - done
-    deadline = time.monotonic() + CLOSE_BUDGET_SECONDS
-    executor = ThreadPoolExecutor(min(_CALLS_AT_ONCE, len(reachable)), thread_name_prefix="close")
+    calls = [partial(_close_one, item, code, reason, request_id) for item in reachable]
+    return len(held) - sum(_all_at_once([*beside, *calls], CLOSE_BUDGET_SECONDS)[len(beside) :])
+
+
+def invalidate(
+    *, users: Sequence[str] = (), logins: Sequence[str] = (), devices: Sequence[str] = (), request_id: str = ""
+) -> int:
+    """Have every live daemon drop what it keeps of these users, logins (token hashes) and devices, and end its streams.
+
+    Call it after the commit, or the daemons would ask and be told the old answer. Returns how many daemons did so.
+    Raises the errors of Redis.
+    """
+    what = Invalidate(users=list(users), logins=list(logins), devices=list(devices))
+    return sum(_all_at_once(_invalidations(what, request_id), INVALIDATE_BUDGET_SECONDS))
+
+
+def _invalidations(what: Invalidate, request_id: str) -> list[_Call]:
+    if not any((what["users"], what["logins"], what["devices"])):
+        return []
+    return [partial(_invalidate_one, node.url, what, request_id) for node in registry.nodes()]
+
+
+def _invalidate_one(node_url: str, what: Invalidate, request_id: str) -> bool:
     try:
-        calls = [executor.submit(_close_one, item, code, reason, request_id) for item in reachable]
-        done = 0
-        for call in calls:
-            try:
-                done += call.result(timeout=max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                break
+        return daemon.invalidate(node_url, what, request_id=request_id)
+    except DomainError as error:
+        logger.warning("invalidate_left_to_expiry", node_url=node_url, code=error.code)
+        return False
+
+
+def _all_at_once(calls: Sequence[_Call], budget: float) -> list[bool]:
+    """Run bounded calls in parallel for `budget` seconds; which were done by then. A single one runs here."""
+    if len(calls) <= 1:
+        return [call() for call in calls]
+    executor = ThreadPoolExecutor(min(_CALLS_AT_ONCE, len(calls)), thread_name_prefix="daemons")
+    try:
+        running = [executor.submit(call) for call in calls]
+        wait(running, timeout=budget)
+        return [each.done() and each.result() for each in running]
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-    return len(held) - done
 
 
 def _close_one(item: Held, code: int, reason: str, request_id: str) -> bool:
@@ -81,8 +122,10 @@ def close_pending(*, request_id: str = "") -> int:
 
 
 def close_user(user_id: str, *, code: int, reason: str, request_id: str = "") -> int:
-    """Close every tunnel of a user's devices. Returns how many were left to a heartbeat. Raises the errors of Redis."""
+    """Close every tunnel of a user's devices, and end what the user was authorised for.
+
+    Returns how many tunnels were left to a heartbeat. Raises the errors of Redis.
+    """
     online = registry.lookup_user(user_id)
-    return end_devices(
-        {device: entry.epoch for device, entry in online.items()}, code=code, reason=reason, request_id=request_id
-    )
+    epochs = {device: entry.epoch for device, entry in online.items()}
+    return _end(epochs, users=[user_id], code=code, reason=reason, request_id=request_id)

@@ -21,3 +21,9 @@ def end_devices(*, epochs: dict[str, int], code: int, reason: str, request_id: s
 def close_user(*, user_id: str, code: int = CLOSE_DISABLED, reason: str = "disabled", request_id: str = "") -> None:
     """Close all tunnels of a user's devices (a disabled account)."""
     services.close_user(user_id, code=code, reason=reason, request_id=request_id)
+
+
+@app.task(name="tunnels.invalidate", queue="tunnels")
+def invalidate(*, users: list[str], logins: list[str], request_id: str = "") -> None:
+    """Drop the daemons' authorisations of users and logins (token hashes). Tried once: they expire by themselves."""
+    services.invalidate(users=users, logins=logins, request_id=request_id)

@@ -3,6 +3,7 @@
 import pytest
 import redis.exceptions
 from django.utils import timezone
+from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.accounts import demo, services, sessions
 from apps.accounts.models import User
@@ -37,3 +38,20 @@ def test_the_demo_user_is_made_once(db):
     assert first == again
     assert again.check_password(demo.DEMO_PASSWORD)
     assert (first.email, first.is_superuser) == ("demo@visionA.local", True)
+
+
+def test_each_end_of_a_login_is_told_to_the_daemons(alice):
+    from_now = timezone.now()
+    for _ in range(3):
+        login_as(alice)
+    one, two, _three = sessions.list_of(alice.pk, now=from_now)
+    services.logout(actor=Actor.system(), user=alice, session=one, now=from_now)
+    services.revoke_session(actor=Actor.system(), user=alice, session=two, now=from_now)
+    services.logout_all(actor=Actor.system(), user=alice, now=from_now)
+    jobs = ProcrastinateJob.objects.filter(task_name="tunnels.invalidate").order_by("id")
+    assert [(job.args["users"], job.args["logins"]) for job in jobs] == [
+        ([], [one.token_hash]),
+        ([], [two.token_hash]),
+        ([str(alice.pk)], []),
+    ]
+    assert sessions.list_of(alice.pk, now=from_now) == []

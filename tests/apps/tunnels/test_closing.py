@@ -28,6 +28,7 @@ class FakeDaemon:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, dict[str, str]]] = []
+        self.told: list[tuple[str, Any]] = []
         self.reply: Reply = lambda handler: (200, b'{"success": true, "data": null}')
         fake = self
 
@@ -35,7 +36,11 @@ class FakeDaemon:
             protocol_version = "HTTP/1.1"
 
             def do_any(self) -> None:
-                fake.calls.append((self.command, self.path, dict(self.headers)))
+                body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                if body:
+                    fake.told.append((self.path, json.loads(body)))
+                else:
+                    fake.calls.append((self.command, self.path, dict(self.headers)))
                 status, body = fake.reply(self)
                 with suppress(BrokenPipeError, ConnectionResetError):  # the caller's time was up
                     self.send_response(status)
@@ -43,7 +48,7 @@ class FakeDaemon:
                     self.end_headers()
                     self.wfile.write(body)
 
-            do_GET = do_DELETE = do_any  # noqa: N815 - http.server's names
+            do_GET = do_DELETE = do_POST = do_any  # noqa: N815 - http.server's names
 
             def log_message(self, *args: Any) -> None:
                 """Silent."""
@@ -143,6 +148,7 @@ def test_an_ended_device_is_closed_at_once_and_nothing_is_left_to_do(fake):
     online(1)
     assert services.end_devices({"d0": 1}, code=4401, reason="revoked") == 0
     assert [call[1] for call in fake.calls] == ["/internal/session/s0?code=4401&reason=revoked"]
+    assert fake.told == [("/internal/authz/invalidate", {"users": [], "logins": [], "devices": ["d0"]})]
     assert registry.lookup(["d0"]) == {}
     assert pending() == set()
 
@@ -152,6 +158,8 @@ def test_all_tunnels_of_a_user(fake):
     registry.put("n1", [Session("other", "s-other", 1, "u2", "2026-01-01T00:00:00Z")])
     assert services.close_user("u1", code=4403, reason="disabled") == 0
     assert len(fake.calls) == 20
+    ((_, told),) = fake.told
+    assert (told["users"], sorted(told["devices"])) == (["u1"], sorted(f"d{n}" for n in range(20)))
     assert registry.online_devices() == {"other"}
 
 
@@ -184,3 +192,38 @@ def test_a_node_that_is_gone_needs_no_closing(fake):
     held = Held("d0", "gone", "s0", "")
     assert services.close([held], code=4401, reason="revoked") == 1
     assert fake.calls == []
+
+
+def test_every_live_node_drops_what_it_was_told(fake):
+    assert services.invalidate(logins=["hash"], request_id="req_1") == 1
+    assert fake.told == [("/internal/authz/invalidate", {"users": [], "logins": ["hash"], "devices": []})]
+    assert services.invalidate() == 0
+    assert len(fake.told) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_node_that_will_not_drop_is_left_to_expiry(fake, status):
+    fake.reply = lambda handler: (status, b"{}")
+    assert services.invalidate(users=["u1"]) == 0
+
+
+def test_nodes_that_hang_cost_a_bounded_time(fake, monkeypatch):
+    monkeypatch.setattr(services, "INVALIDATE_BUDGET_SECONDS", 0.2)
+    for number in range(2, 12):
+        registry.heartbeat(
+            node=f"n{number}",
+            url=f"{fake.url}/{number}",
+            version="1",
+            started_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            sessions_count=0,
+            streams_count=0,
+            draining=False,
+        )
+    release = threading.Event()
+    fake.reply = lambda handler: (release.wait(5), (200, b"{}"))[1]
+    started = time.monotonic()
+    try:
+        assert services.invalidate(users=["u1"]) == 0
+        assert time.monotonic() - started < 1.0
+    finally:
+        release.set()
