@@ -78,11 +78,13 @@ class Core:
         "accept_streams",
         "backlog",
         "buffered",
+        "bulk",
         "closed",
         "closing",
         "config",
         "control",
         "counters",
+        "crowded",
         "draining",
         "ending",
         "full_since",
@@ -106,9 +108,12 @@ class Core:
         "queued",
         "refusals",
         "resets",
+        "reviewed_at",
         "ring",
         "role",
         "rtt",
+        "rtt_least",
+        "spoken_at",
         "streams",
         "touched",
         "unacked",
@@ -145,12 +150,18 @@ class Core:
         self.refusals: list[int] = []
         self.control: list[MuxStream] = []
         self.ring = DeficitRoundRobin(config.quantum, config.send_buffer // 2)
+        # Classes of streams.
+        self.bulk: dict[int, MuxStream] = {}
+        self.reviewed_at = now
+        self.spoken_at = now  # an interactive stream, while there are bulk ones
+        self.crowded = False  # interactive streams speak beside bulk ones, whose credit is held back
         # Liveness.
         self.last_received = now
         self.last_ping = now
         self.next_ping = 0
         self.ping_outstanding: int | None = None
         self.rtt: float | None = None
+        self.rtt_least = 0.0  # of all samples: without the queues; 0 before the first
         # Ends and bounds.
         self.draining = False
         self.peer_going_away = False
@@ -291,6 +302,8 @@ class Core:
         stream.pending = 0
         del self.streams[stream_id]
         self.closing.pop(stream_id, None)
+        if stream.bulk:
+            del self.bulk[stream_id]
         self.remember(stream_id, 0 if stream.read_eof and fault is None else stream.receive_window.remaining)
         if fault is not None:
             self._drop_buffers(stream)

@@ -320,6 +320,7 @@ class Inbound:
         elif flags & ACK and core.ping_outstanding == value and not core.ping_pending:
             sample = core.now - core.last_ping
             core.rtt = sample if core.rtt is None else core.rtt * 0.75 + sample * 0.25
+            core.rtt_least = min(core.rtt_least or sample, sample)
             core.ping_outstanding = None
         else:
             core.glitch()

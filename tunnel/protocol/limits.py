@@ -37,6 +37,12 @@ class SessionConfig:
     hard_buffered: int = 64 * MIB  # … above which the stream that holds most is reset
     max_batch: int = 64 * KIB  # bytes per WebSocket message
     quantum: int = 16 * KIB  # bytes of one stream before the next has its turn
+    # Bulk beside interactive streams (`classes`): bytes that the peer may have under way
+    bulk_window: int = 128 * KIB  # for a bulk stream; 0 holds no credit back
+    bulk_budget: int = 256 * KIB  # for all of them together, or what bulk_speed fills in a round trip …
+    bulk_speed: int = 16 * MIB  # … in bytes a second: more than that on a long line is the price of a short queue
+    bulk_window_least: int = 32 * KIB  # never less for one
+    crowded_seconds: float = 2.0  # after an interactive stream last spoke
     # Rates
     syn_rate: Rate = Rate(200, 512)  # more: RST; as many again: the session ends
     rapid_reset_rate: Rate = Rate(50, 200)  # peer's RST of its own streams younger than rapid_reset_age
@@ -65,6 +71,8 @@ class SessionConfig:
             raise ValueError("max_batch must be at least 64, quantum and send_buffer at least 1")
         if self.max_unacked < 1 or self.accept_backlog < 1 or self.late_ids < 1:
             raise ValueError("max_unacked, accept_backlog and late_ids must be at least 1")
+        if self.bulk_window and not 2 <= self.bulk_window_least <= self.bulk_window <= INITIAL_WINDOW:
+            raise ValueError("need 2 <= bulk_window_least <= bulk_window <= 262144, or no bulk_window")
         if not 0 < self.soft_buffered <= self.hard_buffered:
             raise ValueError("need 0 < soft_buffered <= hard_buffered")
         if not 0 < self.ping_idle < self.liveness_timeout:
@@ -79,6 +87,7 @@ class SessionConfig:
             max_outbound_streams=max_streams,
             syn_rate=Rate(20_000, 20_000),
             rapid_reset_rate=Rate(20_000, 20_000),
+            bulk_window=0,  # the daemon chooses itself whose bytes go first
         )
 
 

@@ -5,13 +5,11 @@ stream the SYN is first and the FIN last; no frame carries more than one flag, a
 (yamux.md §4 and §11).
 """
 
+from tunnel.protocol.classes import crowd, weigh, weigh_received
 from tunnel.protocol.core import Core
 from tunnel.protocol.frames import ACK, FIN, GO_AWAY, HEADER, HEADER_SIZE, PING, RST, SYN, WINDOW_UPDATE
 from tunnel.protocol.states import Input
-from tunnel.protocol.stream import MuxStream
-
-# A bit of `MuxStream.pending` beside the flags SYN and ACK.
-CREDIT = 0x100
+from tunnel.protocol.stream import CREDIT, MuxStream, State
 
 # SYN, ACK and credit of one stream.
 _CONTROL_ROOM = 3 * HEADER_SIZE
@@ -106,9 +104,12 @@ class Outbound:
             stream.ack_owed = False
             if stream.ready_to_send:
                 core.ring.add(stream)
-        if pending & CREDIT and window.owed:
-            may_grow = core.buffered < core.config.soft_buffered
+        if pending & CREDIT and window.owed > window.withheld:
+            may_grow = core.buffered < core.config.soft_buffered and not (stream.bulk and core.crowded)
+            weigh_received(core, stream, window.owed - window.withheld, now - window.credited_at, now)
             credit = window.take_credit(now, core.rtt if may_grow else None, core.config.max_receive_window)
+            if not credit:
+                return  # just found to be bulk beside others: all of it is held back
             core.largest_window = max(core.largest_window, window.size)
             out += HEADER.pack(WINDOW_UPDATE, 0, stream.stream_id, credit)
             core.counters.frames_out += 1
@@ -122,11 +123,19 @@ class Outbound:
         for stream in ring.relieved:
             core.touch(stream)
         ring.relieved.clear()
+        if core.bulk and ring.spoken_at == now:
+            crowd(core)
+        if ring.heavy:
+            for stream in ring.heavy:
+                weigh(core, stream, now)
+                if stream.bulk:
+                    ring.demote(stream)
+            ring.heavy.clear()
         counters.frames_out += ring.frames
         counters.window_stalls += ring.stalls
         ring.frames = ring.stalls = 0
         for stream in drained:
-            if stream.fin_wanted:
+            if stream.fin_wanted and stream.state is not State.LOCAL_CLOSED:
                 if len(out) + HEADER_SIZE > limit:
                     ring.add(stream)
                     continue

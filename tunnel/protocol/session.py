@@ -22,9 +22,9 @@ from tunnel.protocol.errors import (
 from tunnel.protocol.frames import ACK, LAST_STREAM_ID, RECONNECT_FROM_ID
 from tunnel.protocol.inbound import Bytes, Inbound
 from tunnel.protocol.limits import SessionConfig
-from tunnel.protocol.outbound import CREDIT, Outbound
+from tunnel.protocol.outbound import Outbound
 from tunnel.protocol.states import Input
-from tunnel.protocol.stream import MuxStream, State
+from tunnel.protocol.stream import CREDIT, MuxStream, State
 from tunnel.protocol.timers import next_deadline, request_ping, tick
 
 _DEFAULTS = SessionConfig()

@@ -4,10 +4,15 @@ Only data: the table in `states` changes the state, `core` and its neighbours th
 """
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 from tunnel.protocol.errors import Fault
 from tunnel.protocol.windows import ReceiveWindow, SendWindow
+
+# A bit of `MuxStream.pending` beside the flags SYN and ACK.
+CREDIT: Final = 0x100
+STEP: Final = 64 * 1024
+"""Bytes of a stream between two looks at how fast it is (`classes`)."""
 
 
 class State(IntEnum):
@@ -33,6 +38,7 @@ class MuxStream:
         "ack_owed",
         "ack_seen",
         "acked",
+        "bulk",
         "context",
         "deficit",
         "discarding",
@@ -42,6 +48,7 @@ class MuxStream:
         "in_ring",
         "inbound",
         "last_progress",
+        "moved",
         "opened_at",
         "pending",
         "plain_receive",
@@ -51,6 +58,7 @@ class MuxStream:
         "send_blocked",
         "send_buffer",
         "send_window",
+        "stamps",
         "state",
         "stream_id",
         "syn_sent",
@@ -75,6 +83,10 @@ class MuxStream:
         self.in_ring = False
         self.deficit = 0
         self.window_stalled = False
+        # Its class, and what decides it: bytes since the last step, and when the latest steps were reached.
+        self.bulk = False
+        self.moved = 0
+        self.stamps: tuple[float, ...] = ()
         self.send_window = SendWindow()
         self.receive_window = ReceiveWindow(now)
         self.send_buffer = bytearray()

@@ -3,6 +3,7 @@
 Knows no clock: `now` is an argument. Nothing here runs per frame; a watchdog looks at marks that the rest left behind.
 """
 
+from tunnel.protocol.classes import REVIEW_SECONDS, review
 from tunnel.protocol.core import Core
 from tunnel.protocol.errors import EndKind, Fault
 from tunnel.protocol.inbound import Inbound
@@ -42,6 +43,7 @@ def tick(core: Core, inbound: Inbound, now: float) -> None:
         request_ping(core)
     _expire_opens(core, now)
     _expire_others(core, now)
+    review(core, now)
 
 
 def next_deadline(core: Core, inbound: Inbound) -> float:
@@ -57,6 +59,8 @@ def next_deadline(core: Core, inbound: Inbound) -> float:
             due = min(due, core.last_ping + config.rtt_interval)
     else:
         due = min(due, core.last_ping + config.liveness_timeout)
+    if core.bulk:
+        due = min(due, core.reviewed_at + REVIEW_SECONDS)
     for stream in core.opening.values():
         due = min(due, stream.opened_at + config.open_timeout)
         break

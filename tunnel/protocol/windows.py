@@ -31,16 +31,19 @@ class SendWindow:
 class ReceiveWindow:
     """What the peer may still send (`remaining`) and what was consumed but not yet credited (`owed`).
 
-    `size` is the whole window: size = remaining + received and unread + owed, at any time. `threshold` is half of it.
+    `size` is the whole window: size = remaining + received and unread + owed, at any time. Of what is owed, `withheld`
+    stays owed, so that the peer has a smaller window for the time being; `threshold` is that and half of the rest.
+    So a peer that used up what it had, of which all was consumed, is always owed at least half of its window.
     """
 
-    __slots__ = ("credited_at", "owed", "remaining", "size", "threshold")
+    __slots__ = ("credited_at", "owed", "remaining", "size", "threshold", "withheld")
 
     def __init__(self, now: float) -> None:
         self.size = INITIAL_WINDOW
         self.threshold = INITIAL_WINDOW // 2
         self.remaining = INITIAL_WINDOW
         self.owed = 0
+        self.withheld = 0
         self.credited_at = now
 
     def receive(self, length: int) -> None:
@@ -74,12 +77,21 @@ class ReceiveWindow:
             size = min(self.size * 2, limit)
             self.owed += size - self.size
             self._resize(size)
-        credit = self.owed
-        self.owed = 0
+        credit = max(0, self.owed - self.withheld)
+        self.owed -= credit
         self.remaining += credit
         self.credited_at = now
         return credit
 
+    def withhold(self, window: int | None) -> bool:
+        """Behave as a window of `window` bytes (at least 2), None: of the full size. True when credit is due by that.
+
+        What the peer was granted before stays granted: it shrinks as the peer uses it.
+        """
+        self.withheld = 0 if window is None else max(0, self.size - window)
+        self._resize(self.size)
+        return self.owed >= self.threshold
+
     def _resize(self, size: int) -> None:
         self.size = size
-        self.threshold = size // 2
+        self.threshold = self.withheld + (size - self.withheld) // 2

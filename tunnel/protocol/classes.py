@@ -1,0 +1,109 @@
+"""The two classes of streams: interactive, and bulk that lets it pass (tunnel.md, "Streams have two classes").
+
+A stream is bulk once it has moved more than 256 KiB within a second, either way, and interactive again when it has
+been slower for a second of its own accord: not because its bytes waited here or its credit was held back. Knows no
+frames and no queues. Costs an addition a frame; time is looked at once in 64 KiB.
+"""
+
+from typing import Final
+
+from tunnel.protocol.core import Core
+from tunnel.protocol.stream import CREDIT, STEP, MuxStream
+
+_FAST: Final = 256 * 1024
+# Bytes are counted in steps of 64 KiB: four of them between the first and the last of five stamps.
+_STAMPS: Final = _FAST // STEP + 1
+_SECOND: Final = 1.0
+REVIEW_SECONDS: Final = 1.0
+"""Between two looks at the bulk streams of a session, while there are any."""
+
+
+def weigh(core: Core, stream: MuxStream, now: float) -> None:
+    """A stream that is not bulk has moved a step: note when, and make it bulk if it was fast enough."""
+    steps, stream.moved = divmod(stream.moved, STEP)
+    stream.stamps = stamps = (*stream.stamps, *(now,) * min(steps, _STAMPS))[-_STAMPS:]
+    if len(stamps) == _STAMPS and now - stamps[0] <= _SECOND:
+        stream.bulk = True
+        stream.moved = 0
+        if not core.bulk:
+            core.reviewed_at = now
+        core.bulk[stream.stream_id] = stream
+        if core.crowded:
+            hold_back(core)
+
+
+def weigh_received(core: Core, stream: MuxStream, credit: int, elapsed: float, now: float) -> None:
+    """The peer is told that `credit` bytes were consumed within `elapsed` seconds: what a second's share weighs."""
+    stream.moved += credit if elapsed <= _SECOND else int(credit / elapsed)
+    if stream.moved >= STEP and not stream.bulk:
+        weigh(core, stream, now)
+
+
+def crowd(core: Core) -> None:
+    """An interactive stream spoke beside bulk ones: hold their credit back until none has spoken for a while."""
+    core.spoken_at = core.now
+    if not core.crowded:
+        core.crowded = True
+        hold_back(core)
+
+
+def hold_back(core: Core) -> None:
+    """Let each bulk stream have its share of the budget under way, no more."""
+    config = core.config
+    if not config.bulk_window or not core.bulk:
+        return
+    budget = max(config.bulk_budget, int(config.bulk_speed * core.rtt_least))
+    share = max(config.bulk_window_least, min(config.bulk_window, budget // len(core.bulk)))
+    for stream in core.bulk.values():
+        _withhold(core, stream, share)
+
+
+def review(core: Core, now: float) -> None:
+    """Once a second, while there are bulk streams: who is none any more, and is there anybody to make way for."""
+    if not core.bulk:
+        core.crowded = False
+        return
+    if now - core.reviewed_at < REVIEW_SECONDS:
+        return
+    core.reviewed_at = now
+    _find_calm(core, now)
+    since = now - core.config.crowded_seconds
+    if core.bulk and _last_spoken(core, since) >= since:
+        core.crowded = True
+        hold_back(core)
+    elif core.crowded:
+        core.crowded = False
+        for stream in core.bulk.values():
+            _withhold(core, stream, None)
+
+
+def _find_calm(core: Core, now: float) -> None:
+    for stream in list(core.bulk.values()):
+        if now - stream.stamps[-1] < _SECOND:
+            continue  # has not been bulk for so long
+        calm, stream.moved = _calm(stream), 0
+        if calm:
+            stream.bulk = False
+            stream.stamps = ()
+            del core.bulk[stream.stream_id]
+            _withhold(core, stream, None)
+
+
+def _last_spoken(core: Core, since: float) -> float:
+    """When an interactive stream last spoke; what the peer says of its own accord (events) is seen here alone."""
+    if core.spoken_at < since:
+        marks = [one.last_progress for one in core.streams.values() if not one.bulk and one.acked]
+        core.spoken_at = max((core.spoken_at, *marks))
+    return core.spoken_at
+
+
+def _calm(stream: MuxStream) -> bool:
+    """Slow since the last look, and it was not we who held it up."""
+    if stream.send_buffer:
+        return False
+    return stream.moved == 0 if stream.receive_window.withheld else stream.moved <= _FAST
+
+
+def _withhold(core: Core, stream: MuxStream, window: int | None) -> None:
+    if stream.receive_window.withhold(window) and not stream.read_eof:
+        core.say(stream, CREDIT)
