@@ -1,0 +1,37 @@
+"""The Go programs of the benchmarks, built into ``benchmarks/bin``: load, upstream, agent, and the Go reference."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from benchmarks.processes import ROOT, BenchError
+
+PEERS: Final = ROOT / "benchmarks" / "peers"
+BIN: Final = ROOT / "benchmarks" / "bin"
+PROGRAMS: Final = ("load", "upstream", "agent", "relay")
+BUILD_SECONDS: Final = 300
+
+
+def build() -> None:
+    """Build what is older than its sources. Raises BenchError without Go."""
+    sources = [path for path in PEERS.rglob("*") if path.suffix in (".go", ".mod", ".sum")]
+    newest = max(path.stat().st_mtime for path in sources)
+    if all((BIN / name).exists() and (BIN / name).stat().st_mtime > newest for name in PROGRAMS):
+        return
+    if (go := shutil.which("go")) is None:
+        raise BenchError("Go is not on the PATH, and agent, upstream and reference are Go programs")
+    BIN.mkdir(exist_ok=True)
+    command = [go, "build", "-trimpath", "-o", f"{BIN}/", "./..."]
+    environ = os.environ | {"CGO_ENABLED": "0"}
+    done = subprocess.run(
+        command, cwd=PEERS, env=environ, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+    )
+    if done.returncode:
+        raise BenchError(f"go build failed:\n{done.stderr[-2000:]}")
+
+
+def program(name: str) -> Path:
+    """Where the built program `name` is."""
+    return BIN / name

@@ -1,0 +1,55 @@
+"""How much is measured: the sizes of a whole run and of a quick one."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Sizes of a run. Times in seconds, sizes in bytes."""
+
+    name: str
+    rounds: int  # of each side, interleaved
+    seconds: float  # of one measurement
+    warm_up: float  # before the first round of each side
+    connections: tuple[int, ...]
+    sizes: tuple[int, ...]  # of bodies, for the curve of bulk
+    bulk: int  # the body of the bulk figures
+    tunnels: tuple[int, ...]  # held at once, growing
+    settle: float  # before memory is read
+    storm: int  # agents that come back at once
+    storm_rounds: int
+    events: int  # first events awaited, each on a connection of its own
+    micro: float  # seconds of one microbenchmark
+
+
+FULL = Effort(
+    name="full",
+    rounds=5,
+    seconds=3.0,
+    warm_up=1.5,
+    connections=(1, 16, 32, 64),
+    sizes=(1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
+    bulk=100_000_000,
+    tunnels=(1, 10, 100, 1_000, 5_000),
+    settle=5.0,
+    storm=5_000,
+    storm_rounds=3,
+    events=20,
+    micro=1.0,
+)
+
+QUICK = Effort(
+    name="quick",
+    rounds=2,
+    seconds=0.8,
+    warm_up=0.4,
+    connections=(1, 32),
+    sizes=(100, 10_000, 1_000_000),
+    bulk=20_000_000,
+    tunnels=(1, 100, 500),
+    settle=1.0,
+    storm=500,
+    storm_rounds=1,
+    events=5,
+    micro=0.2,
+)
