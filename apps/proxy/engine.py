@@ -72,7 +72,7 @@ def _engine() -> Engine:
         head_seconds=values["PROXY_HEAD_SECONDS"],
         idle_seconds=values["PROXY_IDLE_SECONDS"],
     )
-    return Engine(gate, Watchdog(gate.running, check, pool.expire), limits, values["INTERNAL_SECRET"][0])
+    return Engine(gate, Watchdog(gate.running, check, tidy), limits, values["INTERNAL_SECRET"][0])
 
 
 def check(running: list[Running]) -> None:
@@ -97,6 +97,15 @@ def check(running: list[Running]) -> None:
             each.end("NOT_FOUND")
         elif epoch > each.epoch:
             each.end("TUNNEL_DISCONNECTED")
+
+
+def tidy(now: float) -> int:
+    """Close idle streams that are old, or of daemons that drain; how many are left. `now` in monotonic seconds."""
+    try:
+        pool.leave(selectors.draining_nodes())
+    except redis.exceptions.RedisError as error:  # a daemon that drains waits for the streams' idle time then
+        logger.warning("draining_not_asked", error=type(error).__name__)
+    return pool.expire(now)
 
 
 def forward(

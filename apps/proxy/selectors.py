@@ -37,6 +37,11 @@ def login_and_entry(
     return read_login(login), read_entry(entry)
 
 
+def draining_nodes() -> frozenset[str]:
+    """The URLs of the daemons that drain, by their heartbeat's word. Raises the errors of Redis."""
+    return frozenset(node.url for node in registry.nodes() if node.draining)
+
+
 def device_epochs(device_ids: Iterable[str]) -> dict[str, int]:
     """Device → epoch, of those that are still there and whose owner is not disabled. One query."""
     rows = Device.objects.filter(pk__in=set(device_ids), deleted_at=None, owner__is_active=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -26,6 +27,10 @@ POLICIES: Final = 4096
 
 class Idle(Protocol):
     """A stream at rest."""
+
+    @property
+    def node_url(self) -> str:
+        """The daemon that it ends at."""
 
     @property
     def alive(self) -> bool:
@@ -65,6 +70,7 @@ class StreamPool(Generic[S]):
         self._lock = threading.Lock()
         self._sessions: OrderedDict[str, _Session[S]] = OrderedDict()
         self._count = 0
+        self._leaving: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<StreamPool sessions={len(self._sessions)} idle={self._count}>"
@@ -118,7 +124,7 @@ class StreamPool(Generic[S]):
             else:
                 self._sessions.move_to_end(session)
             then = entry.policy.after_answer(reusable=reusable)
-            if then is AfterAnswer.CLOSE or self._count >= self._total:
+            if then is AfterAnswer.CLOSE or self._count >= self._total or stream.node_url in self._leaving:
                 drop.append(stream)
             else:
                 if len(entry.kept) >= self._per_session:
@@ -152,12 +158,27 @@ class StreamPool(Generic[S]):
 
     def expire(self, now: float) -> int:
         """Close what idled too long or died meanwhile; how many are left. For a housekeeper, every few seconds."""
+        return self._keep(lambda kept: now - kept.since <= self._idle_seconds and kept.stream.alive)
+
+    def leave(self, nodes: frozenset[str]) -> None:
+        """Keep no stream of these daemons from now on, as they drain: an idle stream looks to them like one in flight.
+
+        What an earlier call named and this one does not is kept again.
+        """
+        with self._lock:
+            news = nodes != self._leaving
+            self._leaving = nodes
+        if news and nodes:
+            self._keep(lambda kept: kept.stream.node_url not in nodes)
+
+    def _keep(self, wanted: Callable[[_Kept[S]], bool]) -> int:
+        """Close all others; how many are left."""
         drop: list[S] = []
         with self._lock:
             for entry in self._sessions.values():
                 stay: deque[_Kept[S]] = deque()
                 for kept in entry.kept:
-                    if now - kept.since > self._idle_seconds or not kept.stream.alive:
+                    if not wanted(kept):
                         drop.append(kept.stream)
                     else:
                         stay.append(kept)
@@ -173,3 +194,4 @@ class StreamPool(Generic[S]):
         self._lock = threading.Lock()
         self._sessions.clear()
         self._count = 0
+        self._leaving = frozenset()

@@ -134,11 +134,12 @@ class Watch:
 class BoxStream:
     """An open stream. Its socket does not block."""
 
-    __slots__ = ("announced", "early", "session", "sock", "uses")
+    __slots__ = ("announced", "early", "node_url", "session", "sock", "uses")
 
-    def __init__(self, sock: socket.socket, session: str, *, announced: bool, early: bytes) -> None:
+    def __init__(self, sock: socket.socket, route: Route, *, announced: bool, early: bytes) -> None:
         self.sock = sock
-        self.session = session
+        self.session = route.session
+        self.node_url = route.node_url
         self.announced = announced
         """The agent named the feature `keepalive`."""
         self.early = early
@@ -221,7 +222,7 @@ def open_stream(route: Route, watch: Watch, *, secret: str, request_id: str, ope
         raise
     features = fields.get(H_AGENT_FEATURES.lower(), "")
     announced = "keepalive" in {name.strip() for name in features.split(",")}
-    return BoxStream(sock, route.session, announced=announced, early=rest)
+    return BoxStream(sock, route, announced=announced, early=rest)
 
 
 def _connect(addresses: list[_Address], watch: Watch) -> socket.socket:

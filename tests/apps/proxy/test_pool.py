@@ -13,6 +13,7 @@ from apps.tunnels.forwarder_pool import FRESH_SECONDS, StreamPool
 class Fake:
     def __init__(self) -> None:
         self.alive = True
+        self.node_url = "http://node"
         self.closed = False
 
     def close(self) -> None:
@@ -139,3 +140,19 @@ def test_a_trace_is_carried_on() -> None:
     assert child.startswith("00-" + "a" * 32 + "-")
     assert child.endswith("-01")
     assert child != parent
+
+
+def test_streams_of_a_daemon_that_drains_are_not_kept() -> None:
+    pool: StreamPool[Fake] = StreamPool()
+    idle, other = give(pool), Fake()
+    other.node_url = "http://other"
+    pool.give("t", other, announced=True, reusable=True, now=0)
+    pool.leave(frozenset({"http://node"}))
+    assert idle.closed
+    assert not other.closed
+    assert give(pool).closed, "one whose exchange ended later"
+    assert pool.take("s", idempotent=True, now=1) is None
+    assert pool.take("t", idempotent=True, now=1) is other
+    pool.leave(frozenset())
+    assert not give(pool).closed
+    assert len(pool) == 1

@@ -17,6 +17,8 @@ from apps.common.errors import DomainError
 from apps.devices.models import Device
 from apps.proxy import engine, running, selectors
 from apps.proxy.running import Gate, Running, Watchdog
+from apps.tunnels import registry
+from apps.tunnels.forwarder_pool import StreamPool
 
 
 def of(gate: Gate, **fields: Any) -> Running:
@@ -178,3 +180,53 @@ def test_while_nobody_can_be_asked_all_go_on(device: Device, monkeypatch: pytest
     each = of(Gate(threads=64, long_limit=4), device_id=str(device.pk), login="x")
     engine.check([each])
     assert each.ended == ""
+
+
+# --- idle streams -----------------------------------------------------------------------------------------------------
+class Idle:
+    """A stream at rest."""
+
+    def __init__(self, node_url: str) -> None:
+        self.node_url = node_url
+        self.alive = True
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def beat(node: str, *, draining: bool) -> None:
+    registry.heartbeat(
+        node=node,
+        url=f"http://{node}",
+        version="1",
+        started_at=datetime.now(UTC),
+        sessions_count=0,
+        streams_count=0,
+        draining=draining,
+    )
+
+
+def test_idle_streams_of_a_daemon_that_drains_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool: StreamPool[Idle] = StreamPool()
+    monkeypatch.setattr(engine, "pool", pool)
+    leaving, staying = Idle("http://leaving"), Idle("http://staying")
+    for stream in (leaving, staying):
+        pool.give(stream.node_url, stream, announced=True, reusable=True, now=0)
+        beat(stream.node_url.removeprefix("http://"), draining=False)
+    assert engine.tidy(1) == 2
+    beat("leaving", draining=True)
+    assert engine.tidy(1) == 1
+    assert (leaving.closed, staying.closed) == (True, False)
+
+
+def test_idle_streams_are_kept_while_redis_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> frozenset[str]:
+        raise redis.exceptions.ConnectionError("gone")
+
+    pool: StreamPool[Idle] = StreamPool(idle_seconds=5)
+    monkeypatch.setattr(engine, "pool", pool)
+    monkeypatch.setattr(selectors, "draining_nodes", fail)
+    pool.give("s", Idle("http://node"), announced=True, reusable=True, now=0)
+    assert engine.tidy(1) == 1
+    assert engine.tidy(6) == 0
