@@ -32,6 +32,7 @@ class TunnelConfig:
     role: Literal["client", "server"] = "client"
     trusted_proxies: tuple[Network, ...] = ()
     log_level: str = "info"
+    workers: int = 1  # processes under one parent, each with such a configuration of its own
     # Limits
     max_sessions: int = 20_000
     max_handshakes: int = 1024
@@ -74,6 +75,7 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             role=values["YAMUX_ROLE"],
             trusted_proxies=_networks(values["TRUSTED_PROXIES"]),
             log_level=values["LOG_LEVEL"],
+            workers=values["TUNNEL_WORKERS"],
             max_sessions=values["TUNNEL_MAX_SESSIONS"],
             max_handshakes=values["TUNNEL_MAX_HANDSHAKES"],
             max_streams=values["TUNNEL_MAX_STREAMS"],

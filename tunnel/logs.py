@@ -6,7 +6,9 @@ Never a token, never a query string: callers pass facts, not requests. It does n
 from __future__ import annotations
 
 import logging
+import select
 from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
@@ -74,8 +76,9 @@ class JsonLog:
 
     def _write(self, chunk: bytes) -> None:
         try:
-            self._out.write(chunk)
-            self._out.flush()
+            for piece in _pieces(chunk):
+                self._out.write(piece)
+                self._out.flush()
         except (OSError, ValueError):
             self.dropped += chunk.count(b"\n")  # nobody reads the log any more; that must not stop the tunnels
 
@@ -92,6 +95,15 @@ class JsonLog:
         finally:
             self._running = False
             self.flush()
+
+
+def _pieces(chunk: bytes) -> Iterator[bytes]:
+    """Whole lines, as many as a pipe takes at once: the workers of a host write to the same one."""
+    start = 0
+    while start < len(chunk):
+        end = chunk.rfind(b"\n", start, start + select.PIPE_BUF) + 1 or chunk.find(b"\n", start) + 1
+        yield chunk[start:end]
+        start = end
 
 
 class _Bridge(logging.Handler):

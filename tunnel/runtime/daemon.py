@@ -112,6 +112,11 @@ class Daemon:
         """Agents that are not in yet: reading their head, being authenticated, answered."""
         return self._slots.taken
 
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to end."""
+        return self._drain_asked.is_set()
+
     def drain(self) -> None:
         """As SIGTERM: end in order, agents are told 1012 (restart). Returns at once; a second call cuts it short."""
         self._ask(CLOSE_RESTART, self.config.drain_seconds)
