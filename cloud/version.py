@@ -3,6 +3,8 @@
 import os
 from typing import Final
 
-VERSION: Final = "0.1.0"
+from tunnel import __version__
+
+VERSION: Final = __version__
 COMMIT: Final = os.environ.get("BUILD_COMMIT", "")
 BUILT_AT: Final = os.environ.get("BUILD_TIME", "")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tunnel import __version__
+
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS = (
@@ -71,7 +73,8 @@ def test_it_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert run("version").startswith("visiona-agent 0.")
+    assert run("version").split()[:2] == ["visiona-agent", __version__]
+    assert wheel.name.startswith(f"visiona_agent-{__version__}-")
     assert "simulated box" in run("demo", "--help")
     probe = "import importlib.util as u; print([n for n in ('django', 'psycopg', 'httpx') if u.find_spec(n)])"
     done = subprocess.run([sys.executable, "-S", "-c", probe], env=env, capture_output=True, text=True, check=True)

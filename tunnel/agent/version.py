@@ -1,15 +1,9 @@
-"""The agent's version, as the wheel says it."""
+"""The agent's version: the project's."""
 
 from __future__ import annotations
 
-from importlib import metadata
+from typing import Final
 
+from tunnel import __version__
 
-def _find() -> str:
-    try:
-        return metadata.version("visiona-agent")
-    except metadata.PackageNotFoundError:
-        return "0.0.0+source"  # run from a checkout
-
-
-VERSION = _find()
+VERSION: Final = __version__
