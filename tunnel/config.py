@@ -39,11 +39,17 @@ class TunnelConfig:
     max_streams: int = 256  # in one tunnel
     max_internal: int = 8192  # connections to the internal port
     buffer_bytes: int = 1 << 30  # of all tunnels together
+    body_max: int = 1 << 30  # of a request on the fast lane, unless the API says otherwise
+    # Browsers
+    cors_origins: tuple[str, ...] = ()
     # Times
     drain_seconds: float = 30.0
     interrupt_seconds: float = 2.0  # the grace after SIGINT: somebody waits at a keyboard
     open_seconds: float = 10.0
-    idle_seconds: float = 300.0
+    answer_seconds: float = 60.0  # to the head of a box's answer, on the fast lane
+    exchange_idle_seconds: float = 300.0  # without a byte in either direction, on the fast lane
+    upgraded_idle_seconds: float = 3600.0  # the same, of an upgraded connection
+    idle_seconds: float = 300.0  # the same, of a stream that the switch carries
     head_seconds: float = 10.0  # for a whole request head
     queue_seconds: float = 5.0  # that a connection waits for a slot to begin its handshake
     admit_seconds: float = 10.0  # for Django's answer about a credential, queueing included
@@ -82,7 +88,12 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             buffer_bytes=values["TUNNEL_BUFFER_MB"] << 20,
             drain_seconds=values["TUNNEL_DRAIN_SECONDS"],
             open_seconds=values["PROXY_OPEN_SECONDS"],
+            answer_seconds=values["PROXY_HEAD_SECONDS"],
+            exchange_idle_seconds=values["PROXY_IDLE_SECONDS"],
+            upgraded_idle_seconds=values["PROXY_UPGRADE_IDLE_SECONDS"],
             idle_seconds=values["PROXY_IDLE_SECONDS"] + _BACKSTOP_SECONDS,
+            body_max=values["PROXY_BODY_MAX_BYTES"],
+            cors_origins=values["CORS_ALLOWED_ORIGINS"],
         ),
         warnings,
     )

@@ -40,6 +40,8 @@ class Control:
         self.code = "INTERNAL_ERROR"
         self.frozen = False
         self.hold: trio.Event | None = None  # authenticate waits for it
+        self.forbid: dict[str, Any] | None = None  # Forbidden: every caller of the fast lane is refused with it
+        self.grant: dict[str, Any] = {}  # keys laid over Authorized
         self.changed = trio.lowlevel.ParkingLot()
         self.headers: list[bytes] = []
 
@@ -59,6 +61,10 @@ class Control:
     @property
     def heartbeats(self) -> list[dict[str, Any]]:
         return [body for path, body in self.calls if path.endswith("/heartbeat")]
+
+    @property
+    def authorizations(self) -> list[dict[str, Any]]:
+        return [body for path, body in self.calls if path.endswith("/authorize")]
 
     @property
     def authentications(self) -> list[dict[str, Any]]:
@@ -115,11 +121,29 @@ class Control:
             if self.hold is not None:
                 await self.hold.wait()
             return reply(200, {"success": True, "data": {"results": [self._admit(c) for c in body["credentials"]]}})
+        if path.endswith("/authorize"):
+            return reply(200, {"success": True, "data": self._authorize(body)})
         if path.endswith("/heartbeat"):
             quiet = {"close": [], "send_sessions": False}
             answer = self.heartbeat_answers.pop(0) if self.heartbeat_answers else quiet
             return reply(200, {"success": True, "data": answer})
         return reply(200, {"success": True, "data": None})
+
+    def _authorize(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if self.forbid is not None:
+            return {"allowed": False, **self.forbid}
+        admitted = {
+            "allowed": True,
+            "device_id": asked["device"],
+            "epoch": self.epoch,
+            "session": "",
+            "node_url": "",
+            "user_id": "user",
+            "login": "login-of-" + asked["token"],
+            "ttl": 5.0,
+            "body_max": 1 << 30,
+        }
+        return admitted | self.grant
 
     def _admit(self, credential: dict[str, Any]) -> dict[str, Any]:
         token = credential["token"]

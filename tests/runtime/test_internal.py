@@ -325,7 +325,7 @@ async def test_a_bad_page_is_refused(query: str) -> None:
         ("POST", "/metrics", 405),
         ("GET", "/nothing", 404),
         ("GET", "/internal/", 404),
-        ("GET", "/internal/authz/invalidate", 404),
+        ("GET", "/internal/authz/invalidate", 405),
     ],
 )
 async def test_methods_and_unknown_routes(method: str, target: str, status: int) -> None:

@@ -150,8 +150,6 @@ async def test_djangos_refusal_is_told_before_the_upgrade(status: int, code: str
         ("GET", "/tunnel/connect/", "", None, 404, "NOT_FOUND"),
         ("GET", "/internal/sessions", "", None, 404, "NOT_FOUND"),
         ("GET", "/metrics", "", None, 404, "NOT_FOUND"),
-        ("GET", "/d/x/y", "", None, 501, "NOT_IMPLEMENTED"),
-        ("GET", "/ws/x", "", None, 501, "NOT_IMPLEMENTED"),
     ],
 )
 async def test_requests_that_are_no_agents_upgrade(

@@ -18,7 +18,10 @@ from tunnel.contract import (
     CONTRACT_VERSION,
     H_CONTRACT,
     Admitted,
+    Authorized,
+    AuthorizeRequest,
     Credential,
+    Forbidden,
     Heartbeat,
     HeartbeatAnswer,
     Refused,
@@ -99,6 +102,20 @@ class ControlPlane:
                 _ = result["status"] + 0
         except (KeyError, TypeError):
             raise ControlUnavailable("authenticate: an answer without the agreed keys") from None
+
+    async def authorize(self, asked: AuthorizeRequest) -> Authorized | Forbidden:
+        """Whether a caller may reach a device. Raises ControlUnavailable, as for an answer that lacks keys."""
+        data = await self._post("/internal/authorize", asked)
+        try:
+            if data["allowed"] is True:
+                texts = data["device_id"] + data["session"] + data["node_url"] + data["user_id"] + data["login"]
+                _ = texts + "", data["epoch"] + data["body_max"] + data["ttl"] + 0
+            else:
+                _ = data["code"] + data["message"] + "", data["status"] + 0
+        except (KeyError, TypeError):
+            raise ControlUnavailable("authorize: an answer without the agreed keys") from None
+        answer: Authorized | Forbidden = data
+        return answer
 
     async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatAnswer:
         """Say that this node lives. Raises ControlUnavailable."""

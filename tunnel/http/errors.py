@@ -108,10 +108,11 @@ def bad_request(detail: str) -> ProxyError:
     return ProxyError("BAD_REQUEST", detail)
 
 
-def error_body(error: ProxyError, request_id: str, language: Language = "en") -> bytes:
-    """The JSON envelope of `error` as bytes."""
-    english, chinese = _MESSAGES.get(error.code, _MESSAGES["INTERNAL_ERROR"])
-    message = chinese if language == "zh-hant" else english
+def error_body(error: ProxyError, request_id: str, language: Language = "en", message: str | None = None) -> bytes:
+    """The JSON envelope of `error` as bytes; with the code's own message unless one is given."""
+    if message is None:
+        english, chinese = _MESSAGES.get(error.code, _MESSAGES["INTERNAL_ERROR"])
+        message = chinese if language == "zh-hant" else english
     return orjson.dumps(error_envelope(error.code, message, request_id, error.details))
 
 
@@ -123,12 +124,14 @@ def error_response(
     keep_alive: bool = False,
     head_only: bool = False,
     extra: bytes = b"",
+    message: str | None = None,
 ) -> bytes:
     """A whole HTTP/1.1 answer for a driver that writes to the client's socket itself.
 
     `head_only` leaves the body out (the request was HEAD); `extra` are more header lines, each ended by CRLF (CORS).
+    `message` replaces the code's own.
     """
-    body = error_body(error, request_id, language)
+    body = error_body(error, request_id, language, message)
     lines = [
         b"HTTP/1.1 %d %b" % (error.status, REASONS.get(error.status, b"Error")),
         b"Content-Type: application/json",

@@ -181,14 +181,7 @@ class Connection:
         a refusal or timeout is raised by the first operation that meets it.
         Raises OpenTimeout, StreamRefused, GoingAway, TooManyStreams, SessionEnded. Cancelled, the stream is reset.
         """
-        try:
-            core = self.session.open(trio.current_time())
-        except OpenRefused as error:
-            raise open_error(error.why, self.session.ending) from None
-        stream = Stream(self, core)
-        self.kick()
-        if self._resting:
-            self._watch_sooner()
+        stream = self.open_nowait()
         if not wait_ack:
             return stream
         try:
@@ -198,10 +191,22 @@ class Connection:
             with trio.move_on_after(timeout):
                 await stream.wait_acknowledged()
                 return stream
-            raise OpenTimeout(f"stream {core.stream_id}: not accepted within {timeout} s")
+            raise OpenTimeout(f"stream {stream.stream_id}: not accepted within {timeout} s")
         except BaseException:
             stream.reset()
             raise
+
+    def open_nowait(self) -> Stream:
+        """`open_stream` that waits for nothing. Raises StreamRefused, GoingAway, TooManyStreams, SessionEnded."""
+        try:
+            core = self.session.open(trio.current_time())
+        except OpenRefused as error:
+            raise open_error(error.why, self.session.ending) from None
+        stream = Stream(self, core)
+        self.kick()
+        if self._resting:
+            self._watch_sooner()
+        return stream
 
     async def accept_stream(self) -> Stream:
         """The next stream that the peer opened. Raises trio.EndOfChannel when the session has ended."""

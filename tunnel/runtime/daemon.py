@@ -22,6 +22,7 @@ from tunnel.logs import JsonLog
 from tunnel.registry import Registry
 from tunnel.runtime.admission import Admission
 from tunnel.runtime.arrivals import Arrivals
+from tunnel.runtime.fast import FastLane
 from tunnel.runtime.heartbeat import Heart
 from tunnel.runtime.internal import InternalApi
 from tunnel.runtime.listener import Listener, identity_of
@@ -99,6 +100,7 @@ class Daemon:
             buffer_bytes=config.buffer_bytes,
         )
         self.admission: Admission | None = None
+        self.fast: FastLane | None = None
         self._slots = Slots(config.max_handshakes, wait_seconds=config.queue_seconds)
         self._drain_asked = trio.Event()
         self._grace = trio.CancelScope()
@@ -106,6 +108,11 @@ class Daemon:
         self._grace_seconds = config.drain_seconds
         self._background: trio.Nursery | None = None
         self._closing = trio.CapacityLimiter(_CLOSING_AT_ONCE)
+
+    @property
+    def streams_fast(self) -> int:
+        """Exchanges under way on the fast lane."""
+        return 0 if self.fast is None else len(self.fast)
 
     @property
     def handshakes(self) -> int:
@@ -161,6 +168,17 @@ class Daemon:
         )
         self.admission = admission
         arrivals = Arrivals()
+        fast = FastLane(
+            config,
+            control=control,
+            sessions=self.sessions,
+            arrivals=arrivals,
+            log=self._log,
+            full=lambda: self.switch.over_budget,
+        )
+        fast.node_url = self.node_url
+        self.fast = fast
+        self.metrics.fast = fast
         listener = Listener(
             config,
             admission=admission,
@@ -171,6 +189,7 @@ class Daemon:
             metrics=self.metrics,
             log=self._log,
             spawn=self._spawn,
+            fast=fast,
         )
         listener.node_url = self.node_url
         internal = InternalApi(
@@ -180,6 +199,7 @@ class Daemon:
             switch=self.switch,
             metrics=self.metrics,
             drain=self.drain,
+            fast=fast,
         )
         async with control, trio.open_nursery() as background:
             self._background = background
@@ -187,6 +207,7 @@ class Daemon:
             background.start_soon(outbox.run)
             background.start_soon(admission.run)
             async with trio.open_nursery() as sessions, trio.open_nursery() as accepting:
+                await sessions.start(fast.run)
                 accepting.start_soon(self._public(listener).run, sessions)
                 accepting.start_soon(self._internal(internal).run, sessions)
                 accepting.start_soon(heart.run)
@@ -212,22 +233,26 @@ class Daemon:
         # 1. Not ready: load balancers and Django send nothing more; both ports refuse what comes all the same.
         self.metrics.draining = True
         heart.beat_soon()
-        streams = len(self.switch)
+        streams = len(self.switch) + self.streams_fast
         self._log.info("draining", sessions=len(self.sessions), streams=streams, grace=self._grace_seconds)
         # 2. Agents learn that nothing more will be opened. What is in flight goes on.
         for session in self.sessions.all():
             session.connection.go_away(0)
+        if self.fast is not None:
+            self.fast.drain()
         # 3. Streams finish, within the grace; a second signal cuts it short.
         self._grace.deadline = trio.current_time() + self._grace_seconds
         with self._grace:
             await self.switch.wait_empty()
+            if self.fast is not None:
+                await self.fast.wait_empty()
         # 4. Only now the tunnels: an agent that is closed earlier would lose its streams.
         reason = "restart" if self._close_code == CLOSE_RESTART else "shutdown"
         for session in self.sessions.all():
             session.close(self._close_code, reason)
         with trio.move_on_after(_CLOSE_SECONDS):
             await listener.wait_empty()
-        self._log.info("drained", cut=len(self.switch), sessions_left=len(self.sessions))
+        self._log.info("drained", cut=len(self.switch) + self.streams_fast, sessions_left=len(self.sessions))
 
     def _spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Background work that a decision started: closing a session, here or elsewhere; bounded in number."""
@@ -272,7 +297,7 @@ class Daemon:
             version=self._version,
             started_at=self._started_at,
             sessions_count=len(self.sessions),
-            streams_count=len(self.switch),
+            streams_count=len(self.switch) + self.streams_fast,
             draining=self.metrics.draining,
             sessions=None,
         )

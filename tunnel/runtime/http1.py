@@ -15,12 +15,14 @@ import orjson
 import trio
 
 from tunnel.contract import ERROR_STATUS, H_REQUEST_ID, error_envelope, request_id_from
-from tunnel.http import ProxyError, RequestParser
+from tunnel.http import ProxyError, RequestHead, RequestParser
 from tunnel.runtime.sockets import ByteStream
 
 _LINGER_SECONDS: Final = 1.0
 _LINGER_BYTES: Final = 1 << 20
 _ANSWER_SECONDS: Final = 10.0
+
+_NO_HEAD: Final = RequestHead(b"", b"", [], http11=True)
 
 Lines = Sequence[tuple[str, str]]
 
@@ -57,6 +59,7 @@ class Request:
     fields: tuple[tuple[str, str], ...]
     request_id: str
     rest: bytes  # what was read behind the head
+    raw: RequestHead = _NO_HEAD  # the same as it came
 
     def header(self, name: str) -> str | None:
         """The first field of that (lower case) name."""
@@ -89,7 +92,7 @@ async def read_request(stream: ByteStream) -> Request | None:
     for name, value in parse_qsl(query, keep_blank_values=True, max_num_fields=None):
         first.setdefault(name, value)
     request_id = request_id_from(next((v for k, v in fields if k == H_REQUEST_ID.lower()), None))
-    return Request(head.method.decode(), path, first, fields, request_id, parser.rest)
+    return Request(head.method.decode(), path, first, fields, request_id, parser.rest, head)
 
 
 def answer(status: int, body: bytes, request_id: str, *, kind: str = "application/json", headers: Lines = ()) -> bytes:

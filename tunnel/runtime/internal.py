@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import orjson
 import trio
 
 from tunnel.config import TunnelConfig
@@ -22,6 +24,7 @@ from tunnel.contract import (
 )
 from tunnel.registry import Registry
 from tunnel.runtime.arrivals import Arrivals
+from tunnel.runtime.fast import FastLane
 from tunnel.runtime.http1 import Refusal, Request, answer, head, send_and_close, success
 from tunnel.runtime.metrics import CONTENT_TYPE, Metrics
 from tunnel.runtime.server import Rest
@@ -32,6 +35,9 @@ from tunnel.runtime.switch import Switch
 _SESSION: Final = "/internal/session/"
 _PAGE: Final = 100
 _MAX_PAGE: Final = 1000
+_MAX_BODY: Final = 1 << 20
+_BODY_SECONDS: Final = 5.0
+_DIGITS: Final = re.compile(r"[0-9]{1,9}\Z")
 
 
 class InternalApi:
@@ -46,6 +52,7 @@ class InternalApi:
         switch: Switch,
         metrics: Metrics,
         drain: Callable[[], None],
+        fast: FastLane,
     ) -> None:
         self._secrets = config.secrets
         self._node = config.node
@@ -55,6 +62,7 @@ class InternalApi:
         self._switch = switch
         self._metrics = metrics
         self._drain = drain
+        self._fast = fast
 
     async def serve(self, request: Request, stream: ByteStream, peer: str) -> Rest | None:
         """One connection; what is returned carries a stream. Raises Refusal."""
@@ -65,7 +73,11 @@ class InternalApi:
             if path == "/internal/forward/raw":
                 self._check_method(request, "POST")
                 return await self._forward(request, stream)
-            body = self._internal(request)
+            if path == "/internal/authz/invalidate":
+                self._check_method(request, "POST")
+                body = await self._invalidate(request, stream)
+            else:
+                body = self._internal(request)
         elif path == "/metrics":
             if not _is_loopback(peer):
                 self._check_secret(request)
@@ -132,6 +144,17 @@ class InternalApi:
             session.close(code, request.query.get("reason", "")[:100])
             return success(None, request.request_id)
         raise Refusal("NOT_FOUND", "there is nothing here")
+
+    async def _invalidate(self, request: Request, stream: ByteStream) -> bytes:
+        told = await _json_body(request, stream)
+        names: dict[str, list[str]] = {}
+        for name in ("users", "logins", "devices"):
+            values = told.get(name, []) if isinstance(told, dict) else None
+            if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+                raise Refusal("VALIDATION_ERROR", f"{name}: a list of strings", details={name: ["a list of strings"]})
+            names[name] = values
+        dropped, ended = self._fast.invalidate(**names)
+        return success({"dropped": dropped, "ended": ended}, request.request_id)
 
     def _page(self, request: Request) -> bytes:
         limit = _whole(request, "limit", _PAGE)
@@ -207,6 +230,28 @@ class InternalApi:
 
     def _named(self, session_id: str | None, device_id: str | None) -> TunnelSession | None:
         return self._sessions.get(session_id) if session_id else self._sessions.of_device(device_id or "")
+
+
+async def _json_body(request: Request, stream: ByteStream) -> object:
+    """The request's JSON, of a known and bounded length. Raises Refusal."""
+    length = _DIGITS.match(request.header("content-length") or "")
+    if length is None or request.header("transfer-encoding") is not None:
+        raise Refusal("BAD_REQUEST", "this route takes a JSON body of a known length")
+    if int(length.group()) > _MAX_BODY:
+        raise Refusal("PAYLOAD_TOO_LARGE", f"more than {_MAX_BODY} bytes")
+    body = request.rest
+    with trio.move_on_after(_BODY_SECONDS):
+        while len(body) < int(length.group()):
+            more = await stream.receive_some()
+            if not more:
+                break
+            body += more
+    if len(body) != int(length.group()):
+        raise Refusal("BAD_REQUEST", "the body has not the length that was said")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise Refusal("BAD_REQUEST", "no JSON") from None
 
 
 def _whole(request: Request, name: str, default: int) -> int:

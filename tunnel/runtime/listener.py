@@ -34,6 +34,8 @@ from tunnel.runtime.admission import Admission
 from tunnel.runtime.agent_head import check_upgrade, client_address, credential, upgrade_head
 from tunnel.runtime.arrivals import Arrival, Arrivals
 from tunnel.runtime.connection import Connection
+from tunnel.runtime.fast import FastLane
+from tunnel.runtime.fast_ask import is_lane_path
 from tunnel.runtime.http1 import Refusal, Request
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
@@ -61,6 +63,7 @@ class Listener:
         metrics: Metrics,
         log: JsonLog,
         spawn: Callable[..., None],
+        fast: FastLane,
     ) -> None:
         self._config = config
         self._admission = admission
@@ -71,6 +74,7 @@ class Listener:
         self._metrics = metrics
         self._log = log
         self._spawn = spawn
+        self._fast = fast
         self._role = Role.CLIENT if config.role == "client" else Role.SERVER
         self._limits = SessionConfig(max_outbound_streams=config.max_streams, open_timeout=config.open_seconds)
         self._admitting = 0
@@ -85,8 +89,8 @@ class Listener:
     async def serve(self, request: Request, stream: ByteStream, peer: str) -> Rest:
         """One connection up to its upgrade; what is returned carries the tunnel. Raises Refusal."""
         if request.path != TUNNEL_PATH:
-            if request.path.startswith(("/d/", "/ws/")):
-                raise Refusal("NOT_IMPLEMENTED", "this lane is not served yet; use the API's own routes")
+            if is_lane_path(request.path):
+                return partial(self._fast.serve, request.raw, request.rest, stream, peer)
             raise Refusal("NOT_FOUND", "there is nothing here")
         session_id = str(uuid.uuid4())
         with self._arrivals.expect(session_id) as arrival:

@@ -4,7 +4,7 @@ path pays for nothing but its own counters."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,6 +18,13 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
+class Source(Protocol):
+    """A part of the daemon that tells numbers of its own."""
+
+    def live(self) -> Iterator[Metric]:
+        """What is true now."""
+
+
 class Metrics:
     """One daemon's numbers, in a registry of its own."""
 
@@ -25,6 +32,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._sessions = sessions
         self.outbox: Outbox | None = None
+        self.fast: Source | None = None
         self.ready = False
         self.draining = False
         self.bytes_in = 0  # of sessions that have ended
@@ -79,6 +87,8 @@ class Metrics:
             "Times that a sender waited for credit",
             value=self.stalls + sum(one.window_stalls for one in seen),
         )
+        if self.fast is not None:
+            yield from self.fast.live()
         if self.outbox is not None:
             yield GaugeMetricFamily(name + "events_waiting", "Events not yet told to the API", value=len(self.outbox))
             yield CounterMetricFamily(name + "events_dropped", "Events lost", value=self.outbox.dropped)

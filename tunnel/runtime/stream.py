@@ -6,6 +6,7 @@ per call. Nothing awaits between a decision and its effect, so that a cancelled 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -36,7 +37,7 @@ class Stream(trio.abc.HalfCloseableStream):
     an end of stream.
     """
 
-    __slots__ = ("_closed", "_connection", "_core", "_receiver", "_receiving", "_sender", "_sending")
+    __slots__ = ("_closed", "_connection", "_core", "_receiver", "_receiving", "_sender", "_sending", "listener")
 
     def __init__(self, connection: Connection, core: MuxStream) -> None:
         self._connection = connection
@@ -46,6 +47,9 @@ class Stream(trio.abc.HalfCloseableStream):
         self._receiving = False
         self._sender: Task | None = None  # parked until the buffer has room or the ACK came
         self._receiver: Task | None = None  # parked until there is something to receive
+        self.listener: Callable[[], None] | None = None
+        """Called, instead of waking a task, when there may be something to receive, an end or a fault: on the tunnel's
+        own time, so it must neither wait nor raise."""
         core.context = self
 
     @property
@@ -163,11 +167,15 @@ class Stream(trio.abc.HalfCloseableStream):
         Clean if nothing is unread: what was sent goes out, then the end. Unread bytes, and such as still come, reset
         the stream, since they would stall the peer. To break off on purpose, use `reset`.
         """
+        self.close_nowait()
+        await checkpoint()
+
+    def close_nowait(self) -> None:
+        """`aclose` without its checkpoint."""
         if not self._closed:
             self._forget()
             self._connection.session.close(self._core)
             self._connection.kick()
-        await checkpoint()
 
     def reset(self) -> None:
         """Break the stream off at once: the peer sees a reset, never an end. Idempotent, does not wait."""
@@ -189,6 +197,8 @@ class Stream(trio.abc.HalfCloseableStream):
         if task is not None and (not core.send_blocked or core.fault is not None):
             self._sender = None
             reschedule(task)
+        if self.listener is not None and not self._closed:
+            self.listener()
 
     async def wait_acknowledged(self) -> None:
         """Return when the peer accepted the stream. Raises TunnelError (OpenTimeout, StreamRefused …) if it did not."""

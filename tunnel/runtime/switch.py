@@ -164,6 +164,11 @@ class Switch:
     def __len__(self) -> int:
         return len(self._forwards)
 
+    @property
+    def over_budget(self) -> bool:
+        """The buffers of all tunnels together hold as much as they may: no new streams now."""
+        return self._over_budget
+
     async def open(self, session: TunnelSession, deadline: float) -> Stream:
         """A stream that the agent has accepted by `deadline`. Raises Refusal: what the client is told."""
         began = trio.current_time()

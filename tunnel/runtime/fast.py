@@ -1,0 +1,381 @@
+"""The fast lane: `/d/{device_id}/{path}` and `/ws/*` on the daemon's public port. Contract: docs/fast-lane.md.
+
+Puts together who may (`fast_auth`), the client's connection (`fast_client`), the exchange (`fast_run`) and the streams
+(`fast_line`), and watches over all of them. What a proxied exchange is lives in `tunnel.http`, for both lanes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from ipaddress import ip_address
+from typing import Any, Final
+
+import trio
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from tunnel.adapters.control import ControlPlane
+from tunnel.config import TunnelConfig
+from tunnel.http import Exchange, Field, Limits, ProxyError, RequestHead, Via
+from tunnel.logs import JsonLog
+from tunnel.registry import Registry
+from tunnel.runtime.arrivals import Arrivals
+from tunnel.runtime.fast_ask import Asked, Said, read
+from tunnel.runtime.fast_auth import Authorizer, Grant, concerns
+from tunnel.runtime.fast_client import Client
+from tunnel.runtime.fast_edge import Cors, Ids, told
+from tunnel.runtime.fast_line import LocalLine
+from tunnel.runtime.fast_run import Carried, Run
+from tunnel.runtime.fast_types import BoxStream, Line
+from tunnel.runtime.session import TunnelSession
+from tunnel.runtime.sockets import ByteStream
+
+_LOOK_SECONDS: Final = 0.5
+REAUTHORIZE_SECONDS: Final = 5.0
+_REAUTHORIZING: Final = 8  # look-ups about running exchanges at once
+
+Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
+"""(client, what was asked, exchange, grant, request id): may take a GET without range or body over, or not (None)."""
+Remote = Callable[[Grant], Line]
+"""The way to a session that another daemon holds."""
+
+
+class FastLane:
+    """All client connections of this daemon's fast lane. `run` it; `serve` each connection."""
+
+    def __init__(
+        self,
+        config: TunnelConfig,
+        *,
+        control: ControlPlane,
+        sessions: Registry[TunnelSession],
+        arrivals: Arrivals,
+        log: JsonLog,
+        full: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config = config
+        self.head_seconds = config.head_seconds
+        self.node_url = config.node_url
+        self.draining = False
+        self.share: Share | None = None
+        self.remote: Remote | None = None
+        self.outcomes: Counter[str] = Counter()
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self._control = control
+        self._sessions = sessions
+        self._arrivals = arrivals
+        self._log = log
+        self._full = full
+        self._cors = Cors(config.cors_origins)
+        self._ids = Ids()
+        self._limits = Limits(
+            request_body=config.body_max,
+            open_seconds=config.open_seconds,
+            head_seconds=config.answer_seconds,
+            idle_seconds=config.exchange_idle_seconds,
+            upgraded_idle_seconds=config.upgraded_idle_seconds,
+        )
+        self._clients: set[Client] = set()
+        self._running: set[Run] = set()
+        self._lines: dict[str, LocalLine] = {}
+        self._nursery: trio.Nursery | None = None
+        self._authorizer: Authorizer | None = None
+        self._asking_anew: set[Run] = set()
+        self._asking = trio.CapacityLimiter(_REAUTHORIZING)
+        self._empty = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"<FastLane clients={len(self._clients)} running={len(self._running)}>"
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry what outlives a step: look-ups, slow readers, the watchdog. Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._authorizer = Authorizer(self._control, self._log, nursery, limits=self._limits)
+            task_status.started()
+            while True:
+                await trio.sleep(_LOOK_SECONDS)
+                self._look()
+
+    async def serve(self, head: RequestHead, rest: bytes, raw: ByteStream, address: str) -> None:
+        """One client connection, from its first head (read already) to its end."""
+        client = Client(self, raw, address)
+        self._clients.add(client)
+        try:
+            await client.serve(head, rest)
+        finally:
+            self._clients.discard(client)
+
+    def drain(self) -> None:
+        """Take no new requests, let the running ones finish, close idle connections and streams."""
+        self.draining = True
+        for line in self._lines.values():
+            line.close()
+
+    async def wait_empty(self) -> None:
+        """Return when nothing runs."""
+        while self._running:
+            await self._empty.park()
+
+    def spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Work that a step left over, bounded by the exchange that it belongs to."""
+        if self._nursery is not None:
+            self._nursery.start_soon(work, *args)
+
+    # --- who may ------------------------------------------------------------------------------------------------------
+    def cached(self, client: Client, head: RequestHead) -> Run | None:
+        """The exchange, if all that it needs is at hand; else None, and `begin` finds out why not."""
+        if self.draining or head.method == b"OPTIONS" or not head.target.startswith(b"/d/"):
+            return None
+        asked = read(head)
+        if not asked.key or self._authorizer is None:
+            return None
+        grant = self._authorizer.kept(asked.key)
+        if grant is None or trio.current_time() >= grant.refresh_at or self._outdated(grant):
+            return None
+        request_id = self._ids.request_id(asked.said.values[3])
+        try:
+            return self._started(client, asked, grant, request_id)
+        except ProxyError:
+            return None
+
+    def _outdated(self, grant: Grant) -> bool:
+        """The device was admitted anew since: it may be somebody else's by now."""
+        session = self._sessions.of_device(grant.device_id)
+        return session is not None and session.epoch > grant.epoch
+
+    async def begin(self, client: Client, head: RequestHead) -> Run | None:
+        """The exchange, or None once the client was told why there is none."""
+        request_id = self._ids.request_id(_field(head, b"x-request-id"))
+        try:
+            asked = read(head)
+            if self._preflight(client, asked, request_id):
+                return None
+            self._check()
+            grant = await self._grant(client, asked, request_id)
+            return self._started(client, asked, grant, request_id)
+        except ProxyError as error:
+            self.outcomes[error.code.lower()] += 1
+            self._log.info(
+                "forward_refused",
+                lane="fast",
+                request_id=request_id,
+                method=head.method.decode("latin-1"),
+                path=head.target.partition(b"?")[0].decode("latin-1"),
+                code=error.code,
+                problem=str(error),
+                address=client.address,
+            )
+            client.answer(self.told(error, head, keep=_bodyless(head), request_id=request_id), keep=_bodyless(head))
+            return None
+
+    def _preflight(self, client: Client, asked: Asked, request_id: str) -> bool:
+        if asked.head.method != b"OPTIONS" or not asked.said.values[10]:
+            return False
+        keep = _bodyless(asked.head)
+        client.answer(self._cors.preflight(asked.said.origin, request_id, keep_alive=keep), keep=keep)
+        return True
+
+    def _check(self) -> None:
+        if self.draining:
+            raise ProxyError("TUNNEL_UNAVAILABLE", "this daemon is going away")
+
+    async def _grant(self, client: Client, asked: Asked, request_id: str) -> Grant:
+        authorizer = self._authorizer
+        if authorizer is None:
+            raise ProxyError("TUNNEL_UNAVAILABLE", "not running")
+        question = asked.request(self.config.node, client.address, request_id)
+        grant = authorizer.kept(asked.key, question) if asked.key else None
+        if grant is None or self._outdated(grant):
+            if asked.mount or asked.upgrade:
+                grant = await authorizer.ask(asked.key, question)
+            else:  # /ws/* without an upgrade: a ticket is not spent for that
+                if asked.kind != b"ticket":
+                    await authorizer.ask(asked.key, question)
+                raise ProxyError("UPGRADE_REQUIRED", "no upgrade was asked for")
+        return grant
+
+    def _started(self, client: Client, asked: Asked, grant: Grant, request_id: str) -> Run:
+        """The exchange of an allowed caller. Raises ProxyError."""
+        if not asked.mount and not asked.upgrade:
+            raise ProxyError("UPGRADE_REQUIRED", "no upgrade was asked for")
+        via = Via(
+            scheme="http",
+            address=client.address,
+            request_id=request_id,
+            traceparent=self._ids.traceparent(asked.said.values[4]),
+            trusted=client.trusted,
+            mount=asked.mount,
+            upgrade=asked.upgrade,
+        )
+        exchange = Exchange(asked.head, via, grant.limits)
+        run: Run | None = None
+        if self.share is not None and self._sharable(asked, exchange):
+            run = self.share(client, asked, exchange, grant, request_id)
+        if run is None:
+            run = Carried(self, client, asked.head, exchange, grant, request_id)
+        self._running.add(run)
+        return run
+
+    @staticmethod
+    def _sharable(asked: Asked, exchange: Exchange) -> bool:
+        return (
+            asked.head.method == b"GET"
+            and not asked.said.values[7]
+            and not asked.upgrade
+            and exchange.request.body_length == 0
+        )
+
+    def invalidate(self, *, users: Iterable[str], logins: Iterable[str], devices: Iterable[str]) -> tuple[int, int]:
+        """Drop what is known of them and end what they run: how many of each."""
+        gone = set(users), set(logins) - {""}, set(devices)
+        dropped = 0
+        if self._authorizer is not None:
+            dropped = self._authorizer.invalidate(users=gone[0], logins=gone[1], devices=gone[2])
+        ended = [run for run in self._running if concerns(run.grant, *gone)]
+        for run in ended:
+            code = "NOT_FOUND" if run.grant.device_id in gone[2] else "UNAUTHENTICATED"
+            run.end_with(ProxyError(code, "no longer allowed"))
+        return dropped, len(ended)
+
+    # --- ways to the box ----------------------------------------------------------------------------------------------
+    def reach(self, grant: Grant) -> Line | None:
+        """The way to the device's session if it is held here and counts; None: see `wait_reach`."""
+        session = self._sessions.of_device(grant.device_id)
+        if session is None or session.closing or session.epoch < grant.epoch:
+            return None
+        line = self._lines.get(session.id)
+        if line is None:
+            line = self._lines[session.id] = LocalLine(session, self._full)
+        return line
+
+    async def wait_reach(self, grant: Grant) -> Line:
+        """The way to the device's session, wherever it is. Raises ProxyError TUNNEL_DISCONNECTED."""
+        if grant.node_url == self.node_url:
+            with trio.move_on_after(self.config.open_seconds):
+                await self._arrivals.wait_session(grant.session)
+            line = self.reach(grant)
+        else:
+            line = self.remote(grant) if self.remote is not None else None
+        if line is None:
+            self._forget(grant)
+            raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
+        return line
+
+    async def newer(self, grant: Grant, line: Line) -> Line | None:
+        """The way to a session of the device that came after that of `line`."""
+        self._forget(grant)
+        here = self.reach(grant)
+        return here if here is not None and here.session != line.session else None
+
+    def _forget(self, grant: Grant) -> None:
+        if self._authorizer is not None:
+            self._authorizer.forget(grant)
+
+    @staticmethod
+    def pumped(stream: BoxStream) -> bool:
+        """Whether a stream can't call back, so that a task has to wait for it."""
+        return not hasattr(stream, "listener")
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+    def cors_of(self, head: RequestHead) -> list[Field]:
+        """The CORS fields for the answer to a request."""
+        return self._cors.fields(_field(head, b"origin"))
+
+    def told(self, error: ProxyError, head: RequestHead | None, *, keep: bool, request_id: str = "") -> bytes:
+        """The envelope of an error as a whole answer."""
+        said = Said(head).values if head is not None else [b""] * 11
+        return told(
+            error,
+            request_id or self._ids.request_id(said[3]),
+            accepted=said[8],
+            keep_alive=keep,
+            head_only=head is not None and head.method == b"HEAD",
+            extra=self._cors.lines(said[1]),
+        )
+
+    def is_trusted(self, address: str) -> bool:
+        """Whether an address is a trusted proxy's."""
+        if not self.config.trusted_proxies:
+            return False
+        parsed = ip_address(address)
+        return any(parsed in network for network in self.config.trusted_proxies)
+
+    def ended(self, run: Carried) -> None:
+        """Count and log an exchange that is over."""
+        self._running.discard(run)
+        facts = run.facts()
+        self.outcomes[run.outcome] += 1
+        self.bytes_up += facts["bytes_up"]
+        self.bytes_down += facts["bytes_down"]
+        self._log.info("forward", **facts)
+        if not self._running:
+            self._empty.unpark_all()
+
+    def crashed(self, run: Carried, error: Exception) -> None:
+        """A bug of ours in one exchange."""
+        self._log.error("exchange_crashed", request_id=run.request_id, error=repr(error))
+        run.end_with(ProxyError("INTERNAL_ERROR", "crashed"))
+
+    def live(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        name = "visiona_fast_"
+        yield GaugeMetricFamily(name + "connections", "Client connections", value=len(self._clients))
+        yield GaugeMetricFamily(name + "exchanges", "Exchanges under way", value=len(self._running))
+        counted = CounterMetricFamily(name + "exchanges", "Exchanges that ended", labels=["outcome"])
+        for outcome, count in self.outcomes.items():
+            counted.add_metric([outcome], count)
+        yield counted
+        moved = CounterMetricFamily(name + "bytes", "Body bytes", labels=["direction"])
+        moved.add_metric(["up"], self.bytes_up)
+        moved.add_metric(["down"], self.bytes_down)
+        yield moved
+
+    # --- the watchdog -------------------------------------------------------------------------------------------------
+    def _look(self) -> None:
+        now = trio.current_time()
+        for client in list(self._clients):
+            client.look(now)
+        for run in self._running:
+            if now - run.checked >= REAUTHORIZE_SECONDS and run not in self._asking_anew:
+                self._asking_anew.add(run)
+                self.spawn(self._ask_anew, run)
+        for session, line in list(self._lines.items()):
+            if line.over:
+                del self._lines[session]
+            else:
+                line.expire()
+
+    async def _ask_anew(self, run: Run) -> None:
+        try:
+            async with self._asking:
+                if run.over or self._authorizer is None:
+                    return
+                began = trio.current_time()
+                denied = await self._authorizer.refusal(run.grant)
+                run.checked = began
+                if denied is not None:
+                    self._forget(run.grant)
+                    run.end_with(denied)
+        finally:
+            self._asking_anew.discard(run)
+
+
+def _field(head: RequestHead, wanted: bytes) -> bytes:
+    return next((value for name, value in head.fields if name.lower() == wanted), b"")
+
+
+def _bodyless(head: RequestHead) -> bool:
+    """Whether the request surely has no body and its connection may go on: what a refusal needs to know."""
+    for name, value in head.fields:
+        lower = name.lower()
+        if lower == b"transfer-encoding" or (lower == b"content-length" and value.strip() != b"0"):
+            return False
+        if lower == b"connection" and b"close" in value.lower():
+            return False
+    return head.http11

@@ -1,0 +1,225 @@
+"""Who may use the fast lane: Django's word on a caller and a device, kept for some seconds.
+
+It does not know sockets, exchanges or HTTP: a caller is an `AuthorizeRequest`, the word a `Grant` or a `Denied`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, Final
+
+import trio
+
+from tunnel.adapters.control import ControlPlane, ControlUnavailable
+from tunnel.contract import Authorized, AuthorizeRequest, Forbidden
+from tunnel.http import LIMITS, Limits, ProxyError
+from tunnel.logs import JsonLog
+
+SIZE: Final = 10_000
+"""Grants kept; the one used longest ago goes first."""
+FLIGHTS: Final = 1024
+"""Look-ups under way or waiting for their turn; more callers than that are refused."""
+_REFRESH_AT: Final = 0.7  # of a grant's life: it is asked for anew while it is still good
+_MAX_TTL: Final = 60.0
+_PASSED_ON: Final = frozenset({"DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE", "OVERLOADED"})
+
+
+class Denied(ProxyError):
+    """Django's refusal, told to the client with its own status and message."""
+
+    def __init__(self, said: Forbidden) -> None:
+        super().__init__("INTERNAL_ERROR", said["message"], retry_after=said.get("retry_after"))
+        self.code = said["code"]
+        self.status = said["status"] if 400 <= said["status"] <= 599 else 503
+        self.details = said.get("details")
+        self.message = said["message"]
+
+    @property
+    def definite(self) -> bool:
+        """Whether it says that the caller may not: not that something is down, nor to come again later."""
+        return self.status < 500 and self.status != 429
+
+
+class Grant:
+    """An allowed caller. `key` is empty for one that may not be kept (a ticket, which is spent)."""
+
+    __slots__ = (
+        "again", "checked_at", "device_id", "epoch", "expires", "key", "limits", "login", "node_url", "refresh_at",
+        "session", "user_id",
+    )  # fmt: skip
+
+    def __init__(self, key: bytes, asked: AuthorizeRequest, said: Authorized, limits: Limits, now: float) -> None:
+        self.key = key
+        self.again = asked.copy()  # how to ask anew, without keeping a token that Django can name otherwise
+        self.again["device"] = said["device_id"]
+        self.again["kind"] = "login" if said["login"] else "none"
+        self.again["token"] = said["login"]
+        self.device_id = said["device_id"]
+        self.epoch = said["epoch"]
+        self.session = said["session"]
+        self.node_url = said["node_url"]
+        self.user_id = said["user_id"]
+        self.login = said["login"]
+        self.limits = limits
+        ttl = min(max(float(said["ttl"]), 0.0), _MAX_TTL)
+        self.checked_at = now
+        self.expires = now + ttl
+        self.refresh_at = now + ttl * _REFRESH_AT
+
+    def __repr__(self) -> str:
+        return f"<Grant user={self.user_id} device={self.device_id} session={self.session}>"
+
+
+def key_of(*parts: bytes) -> bytes:
+    """What a grant is kept under: no token stands in it."""
+    return hashlib.sha256(b"\0".join(parts)).digest()
+
+
+class _Flight:
+    __slots__ = ("done", "error", "grant")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.grant: Grant | None = None
+        self.error: ProxyError | None = None
+
+
+class Authorizer:
+    """Asks Django, once at a time for each key, and keeps what is allowed. `nursery` carries the look-ups."""
+
+    def __init__(self, control: ControlPlane, log: JsonLog, nursery: trio.Nursery, *, limits: Limits = LIMITS) -> None:
+        self._control = control
+        self._log = log
+        self._nursery = nursery
+        self._base = limits
+        self._limits: dict[int, Limits] = {}
+        self._kept: OrderedDict[bytes, Grant] = OrderedDict()
+        self._flights: dict[bytes, _Flight] = {}
+        self._generation = 0  # raised by each invalidation: what was asked before it is not believed
+        self.asked = 0
+
+    def __repr__(self) -> str:
+        return f"<Authorizer kept={len(self._kept)} flights={len(self._flights)}>"
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def kept(self, key: bytes, asked: AuthorizeRequest | None = None) -> Grant | None:
+        """The grant under `key` if it is still good. With `asked` it is renewed in time, in the background."""
+        grant = self._kept.get(key)
+        if grant is None:
+            return None
+        now = trio.current_time()
+        if now >= grant.refresh_at:
+            if now >= grant.expires:
+                del self._kept[key]
+                return None
+            if asked is not None:
+                grant.refresh_at = grant.expires
+                self._fly(key, asked)
+        return grant
+
+    async def ask(self, key: bytes, asked: AuthorizeRequest) -> Grant:
+        """Django's word. Callers with the same key share one look-up. Raises Denied; ProxyError 503 without a word."""
+        if not key:
+            return await self._look_up(key, asked)
+        flight = self._flights.get(key) or self._fly(key, asked)
+        await flight.done.wait()
+        if flight.error is not None:
+            raise flight.error.with_traceback(None)
+        if flight.grant is None:
+            raise ProxyError("TUNNEL_UNAVAILABLE", "the look-up was given up")
+        return flight.grant
+
+    async def refusal(self, grant: Grant) -> Denied | None:
+        """Ask anew about a caller that is being served: the definite refusal, if there is one."""
+        try:
+            await self._look_up(b"", grant.again)
+        except Denied as denied:
+            return denied if denied.definite else None
+        except ProxyError:
+            return None
+        return None
+
+    def forget(self, grant: Grant) -> None:
+        """Drop one: it turned out to be out of date."""
+        if self._kept.get(grant.key) is grant:
+            del self._kept[grant.key]
+
+    def invalidate(self, *, users: Iterable[str], logins: Iterable[str], devices: Iterable[str]) -> int:
+        """Drop what is kept of them, and what is being asked about anybody just now; how many were dropped."""
+        self._generation += 1
+        gone = set(users), set(logins) - {""}, set(devices)
+        dropped = [key for key, grant in self._kept.items() if concerns(grant, *gone)]
+        for key in dropped:
+            del self._kept[key]
+        return len(dropped)
+
+    # Inside
+
+    def _fly(self, key: bytes, asked: AuthorizeRequest) -> _Flight:
+        flight = self._flights.get(key)
+        if flight is not None:
+            return flight
+        flight = _Flight()
+        if len(self._flights) >= FLIGHTS:
+            flight.error = ProxyError("OVERLOADED", "too many look-ups")
+            flight.done.set()
+            return flight
+        self._flights[key] = flight
+        self._nursery.start_soon(self._flown, key, asked, flight)
+        return flight
+
+    async def _flown(self, key: bytes, asked: AuthorizeRequest, flight: _Flight) -> None:
+        try:
+            flight.grant = await self._look_up(key, asked)
+        except Denied as denied:
+            self._kept.pop(key, None)
+            flight.error = denied
+        except ProxyError as error:
+            flight.error = error
+        finally:
+            del self._flights[key]
+            flight.done.set()
+
+    async def _look_up(self, key: bytes, asked: AuthorizeRequest) -> Grant:
+        while True:
+            generation = self._generation
+            now = trio.current_time()  # before the call: what it says is as old as the question
+            said = await self._call(asked)
+            if generation == self._generation or asked["kind"] == "ticket":
+                break
+        if not said["allowed"]:
+            raise Denied(said)
+        grant = Grant(key, asked, said, self._limits_of(said["body_max"]), now)
+        if key and grant.expires > now:
+            self._kept[key] = grant
+            self._kept.move_to_end(key)
+            if len(self._kept) > SIZE:
+                self._kept.popitem(last=False)
+        return grant
+
+    async def _call(self, asked: AuthorizeRequest) -> Authorized | Forbidden:
+        self.asked += 1
+        try:
+            return await self._control.authorize(asked)
+        except ControlUnavailable as error:
+            self._log.warning("authorize_failed", error=str(error), request_id=asked["request_id"])
+            code = error.code if error.code in _PASSED_ON else "TUNNEL_UNAVAILABLE"
+            raise ProxyError(code, "no word from the API", retry_after=error.retry_after or 2) from None
+
+    def _limits_of(self, body_max: int) -> Limits:
+        limits = self._limits.get(body_max)
+        if limits is None:
+            base: dict[str, Any] = {name: getattr(self._base, name) for name in Limits.__slots__}
+            limits = Limits(**base | {"request_body": body_max})
+            if len(self._limits) < 64:
+                self._limits[body_max] = limits
+        return limits
+
+
+def concerns(grant: Grant, users: set[str], logins: set[str], devices: set[str]) -> bool:
+    """Whether an invalidation of these takes the grant away."""
+    return grant.user_id in users or grant.login in logins or grant.device_id in devices

@@ -1,0 +1,329 @@
+"""A client's connection on the fast lane: heads in, answers out, one exchange at a time, in order.
+
+One task a connection, which reads. Answers are written by whoever has them, without a hop to this task; only where the
+client is slower than the box does a second task wait for it. It does not know boxes, tunnels or who may do what.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from tunnel.http import Buffer, FramingError, ProxyError, RequestHead, RequestParser
+from tunnel.runtime.sockets import ByteStream, shared_buffer
+
+if TYPE_CHECKING:
+    from tunnel.runtime.fast import FastLane
+    from tunnel.runtime.fast_run import Run
+
+IDLE_SECONDS: Final = 75.0
+"""A kept connection without a request. As browsers and proxies expect it."""
+LINGER_SECONDS: Final = 2.0
+"""What a client still sends after an answer that ends the connection is read away so long, so that it can read that."""
+_READ: Final = 64 * 1024
+_AHEAD: Final = 64 * 1024  # bytes of pipelined requests that are held
+
+IDLE, HEAD, RUN, LINGER = range(4)
+
+
+class Client:
+    """One connection. `run` is the exchange that is under way."""
+
+    __slots__ = (
+        "_keep", "_lane", "_parser", "_unsent", "_waiter", "address", "phase", "raw", "reading", "run",
+        "scope", "sent", "since", "sock", "trusted",
+    )  # fmt: skip
+
+    def __init__(self, lane: FastLane, raw: ByteStream, address: str) -> None:
+        self._lane = lane
+        self.raw = raw
+        self.sock = raw.sock
+        self.address = address
+        self.trusted = lane.is_trusted(address)
+        self.run: Run | None = None
+        self.phase = HEAD
+        self.since = trio.current_time()  # of the phase
+        self.sent = 0  # bytes to the client
+        self.reading = True  # False: nobody reads the socket now, so its end has to be asked for
+        self.scope = trio.CancelScope()
+        self._parser = RequestParser()
+        self._keep = False
+        self._unsent: list[Buffer] = []
+        self._waiter: Task | None = None
+
+    def __repr__(self) -> str:
+        return f"<Client {self.address} {('idle', 'head', 'run', 'linger')[self.phase]} {self.run!r}>"
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+    async def serve(self, head: RequestHead | None, rest: bytes) -> None:
+        """Carry the connection to its end; `head` is the first request's, `rest` what was read behind it."""
+        try:
+            with self.scope:
+                while head is not None:
+                    left = await self._request(head, rest)
+                    if left is None:
+                        await self._linger()
+                        break
+                    head, rest = await self._next(left)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it went away, or we reset it
+        finally:
+            if self.run is not None and not self.run.over:
+                self.run.client_left()
+            self.raw.close()
+
+    async def _read(self) -> bytes:
+        buffer = shared_buffer()
+        sock = self.sock
+        if sock.fileno() < 0:
+            raise trio.ClosedResourceError("this connection was closed")
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                size = sock.recv_into(buffer, _READ)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            return bytes(buffer[:size])
+
+    async def _next(self, data: bytes) -> tuple[RequestHead | None, bytes]:
+        """The next head and what is behind it; None: no more requests."""
+        parser = self._parser = RequestParser()
+        self._enter(HEAD if data else IDLE)
+        while True:
+            if data:
+                try:
+                    head = parser.feed(data)
+                except ProxyError as error:
+                    self.refuse(error, keep=False)
+                    await self._linger()
+                    return None, b""
+                if head is not None:
+                    return head, parser.rest
+            if self._lane.draining and not parser.started:
+                return None, b""
+            data = await self._read()
+            if self.phase == IDLE:
+                self._enter(HEAD)
+            elif self.phase == LINGER:  # it took too long, and was told so
+                await self._linger()
+                data = b""
+            if not data:
+                return None, b""
+
+    async def _request(self, head: RequestHead, rest: bytes) -> bytes | None:
+        """One exchange; what was read behind it, None if the connection ends with it."""
+        self._enter(RUN)
+        self._keep = False
+        run = self.run = self._lane.cached(self, head)
+        if run is None:
+            run = self.run = await self._lane.begin(self, head)
+        if run is None:
+            return rest if self._keep else None
+        await run.start()
+        if run.wants_body:
+            left = await self._body(run, rest)
+            if left is None:
+                return None
+            rest = left
+        return await self._to_end(run, rest)
+
+    async def _body(self, run: Run, data: bytes) -> bytes | None:
+        """Read the request's body and pass it on; what was read behind it. None: there is no next request."""
+        reader = run.body_reader()
+        run.expect_body()
+        while not run.over:
+            try:
+                pieces = reader.feed(data) if data else []
+            except FramingError as error:
+                run.end_with(ProxyError("BAD_REQUEST", str(error)))
+                return None
+            if pieces and not await self._send_body(run, pieces):
+                return None
+            if reader.done:
+                await run.end_body()
+                return bytes(reader.rest)
+            data = await self._read()
+            if not data:
+                run.client_left()
+                return None
+        return None
+
+    async def _send_body(self, run: Run, pieces: list[Buffer]) -> bool:
+        self.reading = False
+        try:
+            return await run.send_body(pieces)
+        finally:
+            self.reading = True
+
+    async def _to_end(self, run: Run, rest: bytes) -> bytes | None:
+        """Wait for the exchange to be over, watching for the client's end; None: the connection ends with it."""
+        while not run.over:
+            if run.upgraded:
+                await self._upgraded(run, rest)
+                return None
+            if len(rest) >= _AHEAD or (rest and run.request_done):
+                await self.wait_change()
+                continue
+            data = await self._read()
+            if not data and not run.over:
+                run.client_left()
+                return None
+            if not data:
+                return None
+            rest += data
+        return rest if self._keep else None
+
+    async def _upgraded(self, run: Run, data: bytes) -> None:
+        """Bytes as they come, until the client's end; then until the box's."""
+        while not run.over:
+            if data and not await self._send_body(run, [data]):
+                return
+            data = await self._read()
+            if not data:
+                break
+        if not run.over:
+            await run.half_close()
+            while not run.over:
+                await self.wait_change()
+
+    async def _linger(self) -> None:
+        """Read away what still comes, until the client ends too; closing at once could destroy the answer."""
+        if self.raw.sock.fileno() < 0:
+            return
+        self._enter(LINGER)
+        while await self._read():
+            pass
+
+    async def wait_change(self) -> None:
+        """Return when the exchange is over, or has become a switched protocol."""
+        self.reading = False
+
+        def abort(_: object) -> Abort:
+            self._waiter = None
+            return Abort.SUCCEEDED
+
+        self._waiter = current_task()
+        try:
+            await wait_task_rescheduled(abort)
+        finally:
+            self.reading = True
+
+    def changed(self) -> None:
+        """Wake the reading task if it waits for the exchange."""
+        task = self._waiter
+        if task is not None:
+            self._waiter = None
+            reschedule(task)
+
+    def _enter(self, phase: int) -> None:
+        self.phase = phase
+        self.since = trio.current_time()
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+    def write(self, pieces: Sequence[Buffer]) -> bool:
+        """Write what the kernel takes and keep the rest; whether that was all. Raises trio.BrokenResourceError."""
+        if self._unsent:
+            self._unsent += pieces
+            return False
+        try:
+            if len(pieces) == 1:
+                sent = self.sock.send(pieces[0])
+            else:
+                sent = self.sock.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        self.sent += sent
+        for index, piece in enumerate(pieces):
+            size = len(piece)
+            if sent < size:
+                self._unsent = [memoryview(piece)[sent:], *pieces[index + 1 :]]
+                return False
+            sent -= size
+        return True
+
+    async def flush(self) -> None:
+        """Wait until all is written. By one task at a time. Raises trio.BrokenResourceError, ClosedResourceError."""
+        while self._unsent:
+            await trio.lowlevel.wait_writable(self.sock)
+            pieces, self._unsent = self._unsent, []
+            self.write(pieces)
+
+    def refuse(self, error: ProxyError, *, keep: bool, head: RequestHead | None = None) -> None:
+        """Tell an error in the envelope: the whole answer."""
+        self.answer(self._lane.told(error, head, keep=keep), keep=keep)
+
+    def answer(self, data: bytes, *, keep: bool) -> None:
+        """Write a whole small answer and be done with the request."""
+        try:
+            self.write([data])
+        except trio.BrokenResourceError:
+            self.cut()
+            return
+        if self._unsent:
+            self._lane.spawn(self._flush_and_end)
+            return
+        self.finished(keep=keep)
+
+    async def _flush_and_end(self) -> None:
+        try:
+            await self.flush()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.cut()
+        else:
+            self.finished(keep=False)
+
+    def finished(self, *, keep: bool) -> None:
+        """The answer is out. Without `keep` our side ends; the reading task waits for the client's."""
+        self._keep = keep and not self._lane.draining
+        if not self._keep and self.sock.fileno() >= 0:
+            self._enter(LINGER)
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.raw.close()  # the client is gone already
+        self.changed()
+
+    def cut(self) -> None:
+        """Reset the connection: what was written must not look complete."""
+        self._keep = False
+        self.raw.reset()
+        self.changed()
+
+    # --- the watchdog -------------------------------------------------------------------------------------------------
+    def look(self, now: float) -> None:
+        """End what takes too long. Called about twice a second."""
+        waited = now - self.since
+        if self.phase == RUN:
+            if self.run is not None and not self.run.over:
+                if not self.reading and self._gone():
+                    self.run.client_left()
+                else:
+                    self.run.look(now)
+        elif self.phase == IDLE:
+            if waited > IDLE_SECONDS or self._lane.draining:
+                self.raw.close()
+        elif self.phase == HEAD:
+            if waited > self._lane.head_seconds:
+                self.refuse(ProxyError("REQUEST_TIMEOUT", "a head that does not come"), keep=False)
+        elif waited > LINGER_SECONDS:
+            self.raw.close()
+
+    def _gone(self) -> bool:
+        """Whether the client has left, asked of the kernel because nobody reads its socket."""
+        if self.sock.fileno() < 0:
+            return True
+        poll = select.poll()
+        gone = select.POLLHUP | select.POLLERR
+        if self.run is None or not self.run.upgraded:
+            gone |= select.POLLRDHUP
+        poll.register(self.sock, gone)
+        return bool(poll.poll(0))

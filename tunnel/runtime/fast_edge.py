@@ -1,0 +1,129 @@
+"""What the fast lane says for itself: CORS, preflights, refusals, ids. Pure: no sockets, no clock.
+
+The same answers as the API gives by its middleware (`cloud/settings.py`, CORS_*).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from tunnel.http import Field, ProxyError, error_response
+from tunnel.http.errors import Language
+from tunnel.runtime.fast_auth import Denied
+
+_METHODS: Final = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+_HEADERS: Final = (
+    b"accept, accept-language, authorization, cache-control, content-range, content-type, if-match, if-modified-since,"
+    b" if-none-match, if-range, last-event-id, range, traceparent, x-device-id, x-request-id, x-requested-with"
+)
+_EXPOSED: Final = (
+    b"X-Request-ID, Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, ETag, Content-Range,"
+    b" Accept-Ranges"
+)
+_VARY: Final[Field] = (b"Vary", b"Origin")
+_MAX_AGE: Final = 86400
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+_TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+_CHINESE: Final = (b"zh-hant", b"zh-tw", b"zh-hk")
+_POOL: Final = 4096
+
+
+class Cors:
+    """The fields that let pages of the allowed origins read an answer."""
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._none: list[Field] = [_VARY]
+        self._known: dict[bytes, list[Field]] = {}
+        for origin in origins:
+            raw = origin.encode("latin-1")
+            self._known[raw] = [
+                _VARY,
+                (b"Access-Control-Allow-Origin", raw),
+                (b"Access-Control-Expose-Headers", _EXPOSED),
+            ]
+
+    def fields(self, origin: bytes) -> list[Field]:
+        """For an answer to a page of `origin` (empty: none told)."""
+        return self._known.get(origin, self._none)
+
+    def lines(self, origin: bytes) -> bytes:
+        """The same as header lines, each with its CRLF."""
+        return b"".join(b"%b: %b\r\n" % field for field in self.fields(origin))
+
+    def preflight(self, origin: bytes, request_id: str, *, keep_alive: bool) -> bytes:
+        """The whole answer to a preflight, which needs no credential and never reaches a box."""
+        fields = [(b"Vary", b"Origin"), (b"Content-Length", b"0"), (b"X-Content-Type-Options", b"nosniff")]
+        if origin in self._known:
+            fields += [
+                (b"Access-Control-Allow-Origin", origin),
+                (b"Access-Control-Allow-Methods", _METHODS),
+                (b"Access-Control-Allow-Headers", _HEADERS),
+                (b"Access-Control-Max-Age", b"%d" % _MAX_AGE),
+            ]
+        fields += [
+            (b"X-Request-ID", request_id.encode("latin-1")),
+            (b"Connection", b"keep-alive" if keep_alive else b"close"),
+        ]
+        return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
+
+
+class Ids:
+    """Random ids, cut from blocks of randomness: a system call a request would cost more than the id."""
+
+    def __init__(self) -> None:
+        self._hex = ""
+        self._at = 0
+
+    def take(self, digits: int) -> str:
+        """That many random hex digits."""
+        at = self._at
+        if at + digits > len(self._hex):
+            self._hex = secrets.token_hex(_POOL)
+            at = 0
+        self._at = at + digits
+        return self._hex[at : at + digits]
+
+    def request_id(self, inbound: bytes) -> str:
+        """The inbound `X-Request-ID` if it is well formed, else a new one."""
+        if inbound and _REQUEST_ID.match(inbound):
+            return inbound.decode("ascii")
+        return "req_" + self.take(20)
+
+    def traceparent(self, inbound: bytes) -> str:
+        """Of our own call (W3C Trace Context §3.2): within the caller's trace if it sent one, else a new one."""
+        match = _TRACEPARENT.match(inbound) if inbound else None
+        if match and match.group(1) != b"0" * 32 and match.group(2) != b"0" * 16:
+            return f"00-{match.group(1).decode()}-{self.take(16)}-{match.group(3).decode()}"
+        return f"00-{self.take(32)}-{self.take(16)}-00"
+
+
+def language_of(accepted: bytes) -> Language:
+    """The language of messages that `Accept-Language` asks for first among those that we have."""
+    for part in accepted.lower().split(b","):
+        word = part.partition(b";")[0].strip()
+        if word.startswith(_CHINESE):
+            return "zh-hant"
+        if word.startswith(b"en"):
+            return "en"
+    return "en"
+
+
+def told(
+    error: ProxyError, request_id: str, *, accepted: bytes, keep_alive: bool, head_only: bool, extra: bytes
+) -> bytes:
+    """The whole answer that tells a refusal; Django's own ones with Django's words."""
+    if error.status == 426:
+        extra += b"Upgrade: websocket\r\n"
+    message = error.message if isinstance(error, Denied) else None
+    return error_response(
+        error,
+        request_id,
+        language=language_of(accepted),
+        keep_alive=keep_alive,
+        head_only=head_only,
+        extra=extra,
+        message=message,
+    )

@@ -1,0 +1,70 @@
+"""Streams to a box whose tunnel ends in this process. It does not know requests nor clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from tunnel.http import ProxyError
+from tunnel.runtime.connection import GoingAway, SessionEnded, Stream, TooManyStreams, TunnelError
+from tunnel.runtime.fast_pool import Lines
+from tunnel.runtime.fast_run import NotOpened
+from tunnel.runtime.fast_types import BoxStream
+from tunnel.runtime.session import TunnelSession
+
+
+class LocalLine:
+    """One tunnel session held here, with its idle streams."""
+
+    __slots__ = ("_full", "lines", "session", "tunnel")
+
+    def __init__(self, tunnel: TunnelSession, full: Callable[[], bool]) -> None:
+        self.tunnel = tunnel
+        self.session = tunnel.id
+        self.lines = Lines(announced="keepalive" in tunnel.identity.features)
+        self._full = full
+
+    def __repr__(self) -> str:
+        return f"<LocalLine {self.tunnel!r} {self.lines!r}>"
+
+    def take(self, *, repeatable: bool) -> BoxStream | None:
+        """An idle stream that may carry the request."""
+        return self.lines.take(repeatable=repeatable) if self.lines.idle else None
+
+    async def open(self, request_id: str) -> Stream:  # noqa: ARG002 - what a line to another daemon passes on
+        """A new stream, at once: what is sent goes out right behind the SYN. Raises ProxyError, NotOpened."""
+        if self._full():
+            raise ProxyError("OVERLOADED", "the daemon's buffers are full")
+        try:
+            if self.tunnel.closing:
+                raise NotOpened("TUNNEL_DISCONNECTED", "the tunnel is closing", retry_after=1)
+            return self.tunnel.connection.open_nowait()
+        except TooManyStreams as error:
+            raise ProxyError("OVERLOADED", str(error)) from None
+        except (GoingAway, SessionEnded, TunnelError) as error:
+            raise NotOpened("TUNNEL_DISCONNECTED", str(error), retry_after=1) from None
+
+    def give(self, stream: BoxStream, *, reusable: bool) -> None:
+        """Keep or close the stream of an exchange that is over."""
+        if self.tunnel.closing or self.tunnel.connection.peer_going_away:
+            stream.close_nowait()
+        else:
+            self.lines.give(stream, reusable=reusable)
+
+    def unanswered(self) -> None:
+        """A reused stream ended without one byte."""
+        self.lines.unanswered()
+
+    @property
+    def over(self) -> bool:
+        """The tunnel has ended."""
+        return self.tunnel.connection.end_reason is not None
+
+    def expire(self) -> None:
+        """Close what idled too long."""
+        self.lines.expire(trio.current_time())
+
+    def close(self) -> None:
+        """Close all idle streams."""
+        self.lines.close()

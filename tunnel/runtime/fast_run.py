@@ -1,0 +1,509 @@
+"""One exchange on the fast lane: a client's request on a stream to its box, and the answer on its way back.
+
+What it is (heads, framing, codes, what may be tried again) is `tunnel.http.Exchange`'s; here is when. What the box
+says is passed on by whoever brings it, the tunnel's own reader: no task wakes for a message. Only where the client
+takes less than comes does a task of its own (`_pump`) carry the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import trio
+
+from tunnel.http import (
+    CONTINUE,
+    BodyReader,
+    Buffer,
+    Exchange,
+    ExchangeError,
+    ProxyError,
+    RequestHead,
+)
+from tunnel.runtime.connection import (
+    GoingAway,
+    OpenTimeout,
+    StreamRefused,
+    TooManyStreams,
+    TunnelError,
+)
+from tunnel.runtime.fast_auth import Grant
+from tunnel.runtime.fast_types import BoxStream, Line
+
+if TYPE_CHECKING:
+    from tunnel.runtime.fast import FastLane
+    from tunnel.runtime.fast_client import Client
+
+_DOWN: Final = 128 * 1024  # taken from the box at once
+CUT: Final = "cut"
+
+
+class Run(Protocol):
+    """What a client's connection knows of the exchange that it carries; who shares streams writes another one."""
+
+    grant: Grant
+    over: bool
+    upgraded: bool
+    checked: float
+    """When the caller was last found allowed."""
+
+    @property
+    def wants_body(self) -> bool:
+        """The client sends a body."""
+
+    @property
+    def request_done(self) -> bool:
+        """The whole request was read."""
+
+    async def start(self) -> None:
+        """Begin; in the client's task. A fault is told to the client, not raised."""
+
+    def body_reader(self) -> BodyReader:
+        """For the raw bytes behind the head."""
+
+    def expect_body(self) -> None:
+        """The body is wanted now (100 Continue)."""
+
+    async def send_body(self, pieces: list[Buffer]) -> bool:
+        """Pass body bytes on; False: the exchange is over."""
+
+    async def end_body(self) -> None:
+        """The body was read to its end."""
+
+    async def half_close(self) -> None:
+        """The client's side of an upgraded connection ended."""
+
+    def client_left(self) -> None:
+        """The client is gone. Idempotent."""
+
+    def end_with(self, error: ProxyError) -> None:
+        """End it from outside: told if nothing was, else the client's connection is reset. Idempotent."""
+
+    def look(self, now: float) -> None:
+        """The watchdog: end it if nothing moved for too long."""
+
+
+class Carried:
+    """A request that is carried to its box."""
+
+    __slots__ = (
+        "_down", "_down_done", "_fresh_only", "_head", "_head_at", "_head_sent", "_lane", "_line", "_mark",
+        "_marked_at", "_moved_on", "_pumping", "_reused", "_stream", "_up", "_up_done", "attempts", "checked", "client",
+        "exchange", "grant", "outcome", "over", "problem", "request_id", "started", "upgraded",
+    )  # fmt: skip
+
+    def __init__(
+        self, lane: FastLane, client: Client, head: RequestHead, exchange: Exchange, grant: Grant, request_id: str
+    ) -> None:
+        self._lane = lane
+        self.client = client
+        self.exchange = exchange
+        self.grant = grant
+        self.request_id = request_id
+        self.over = False
+        self.upgraded = False
+        self.outcome = ""
+        self.problem = ""
+        self.attempts = 0
+        self.started = self.checked = self._marked_at = trio.current_time()
+        self._head = head
+        self._head_at = 0.0
+        self._head_sent = False
+        self._line: Line | None = None
+        self._stream: BoxStream | None = None
+        self._reused = False
+        self._fresh_only = False
+        self._moved_on = False
+        self._pumping = False
+        self._up = 0
+        self._down = 0
+        self._up_done = False
+        self._down_done = False
+        self._mark = -1
+
+    def __repr__(self) -> str:
+        return f"<Carried {self.outcome or 'running'} up={self._up} down={self._down} {self.exchange!r}>"
+
+    @property
+    def wants_body(self) -> bool:
+        return self.exchange.request.body_length != 0
+
+    @property
+    def request_done(self) -> bool:
+        return self.exchange.request_done
+
+    # --- towards the box ----------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Find a stream and send the head on it."""
+        try:
+            stream = self._idle_stream()
+            if stream is None:
+                stream = await self._new_stream()
+            if self.over:  # the client left, or was told, while the stream was opened
+                stream.reset()
+                return
+            self._begin(stream)
+        except ExchangeError as error:
+            self._fail(error)
+
+    def _idle_stream(self) -> BoxStream | None:
+        if self._line is None:
+            self._line = self._lane.reach(self.grant)
+        if self._line is None or self._fresh_only:
+            return None
+        request = self.exchange.request
+        stream = self._line.take(repeatable=request.idempotent and not request.body_length)
+        self._reused = stream is not None
+        return stream
+
+    async def _new_stream(self) -> BoxStream:
+        """A stream of the session that is known, else of the newest. Raises ProxyError."""
+        line = self._line or await self._lane.wait_reach(self.grant)
+        while True:
+            self._line = line
+            try:
+                return await line.open(self.request_id)
+            except NotOpened as error:
+                newer = None if self._moved_on else await self._lane.newer(self.grant, line)
+                self._moved_on = True
+                if newer is None:
+                    raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
+                line = newer
+
+    def _begin(self, stream: BoxStream) -> None:
+        """Send the request's head; from here on the box's words come by `_spoke`."""
+        self._stream = stream
+        self.attempts += 1
+        head = self.exchange.start()
+        try:
+            if stream.send_nowait(head) < len(head):
+                raise ProxyError("OVERLOADED", "a new stream that takes no head")
+        except (TunnelError, trio.ClosedResourceError) as error:
+            self._broken(error)
+            return
+        if self._lane.pumped(stream):
+            self._pump()
+        else:
+            stream.listener = self._spoke
+
+    def body_reader(self) -> BodyReader:
+        return self.exchange.request.body_reader()
+
+    def expect_body(self) -> None:
+        if self.exchange.request.expects_continue and not self._head_sent and not self.over:
+            try:
+                self.client.write([CONTINUE])
+            except trio.BrokenResourceError:
+                self.client_left()
+
+    async def send_body(self, pieces: list[Buffer]) -> bool:
+        stream = self._stream
+        if stream is None:
+            return not self.over
+        try:
+            for piece in pieces:
+                framed = [piece] if self.upgraded else self.exchange.send_body(piece)
+                self._up += len(piece)
+                for part in framed:
+                    sent = stream.send_nowait(part)
+                    if sent < len(part):
+                        await stream.send_all(memoryview(part)[sent:])
+        except ProxyError as error:
+            self.end_with(error)
+        except (TunnelError, trio.ClosedResourceError) as error:
+            self._sending_failed(stream, error)
+        return not self.over
+
+    def _sending_failed(self, stream: BoxStream, error: Exception) -> None:
+        """The box takes no more; what it said before that still counts."""
+        if not self.over and stream is self._stream:
+            self._spoke()
+        if not self.over and stream is self._stream:
+            self._broken(error)
+
+    async def end_body(self) -> None:
+        stream = self._stream
+        if self.over or stream is None:
+            return
+        last = self.exchange.end_body()
+        self._mark_progress()
+        if last:
+            try:
+                await stream.send_all(last)
+            except (TunnelError, trio.ClosedResourceError) as error:
+                self._sending_failed(stream, error)
+
+    async def half_close(self) -> None:
+        self._up_done = True
+        stream = self._stream
+        if stream is None or self.over:
+            return
+        try:
+            await stream.send_eof()
+        except (TunnelError, trio.ClosedResourceError) as error:
+            self._sending_failed(stream, error)
+        self._both_ended()
+
+    # --- from the box -------------------------------------------------------------------------------------------------
+    def _spoke(self) -> None:
+        """Something came, or the stream ended or broke: called by the tunnel's reader, so nothing may leave here."""
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            while not (self.over or self._pumping or self._down_done) and stream is self._stream:
+                data = stream.receive_nowait(_DOWN)
+                if data is None:
+                    return
+                self._take(data)
+        except (TunnelError, trio.ClosedResourceError) as error:
+            if stream is self._stream:
+                self._broken(error)
+        except trio.BrokenResourceError:
+            self.client_left()
+        except Exception as error:  # noqa: BLE001 - a bug here must end this exchange, not the tunnel
+            self._lane.crashed(self, error)
+
+    def _take(self, data: bytes) -> None:
+        """Pass on what the box said. Raises trio.BrokenResourceError when the client is gone."""
+        exchange = self.exchange
+        try:
+            if data:
+                pieces = exchange.receive(data)
+            else:
+                exchange.receive_end()
+                pieces = []
+        except ExchangeError as error:
+            self._fail(error)
+            return
+        out: list[Buffer] = []
+        if not self._head_sent:
+            if exchange.answer is None:
+                return
+            self._head_sent = True
+            self._head_at = trio.current_time()
+            out.append(exchange.client_head(self._lane.cors_of(self._head)))
+            if exchange.upgraded:
+                self.upgraded = True
+                self.client.changed()
+        if pieces:
+            out += exchange.client_body(pieces)
+            self._down += sum(map(len, pieces))
+        complete = exchange.complete
+        if complete and (last := exchange.client_end()):
+            out.append(last)
+        whole = self.client.write([b"".join(out)] if len(out) > 1 and len(data) < 4096 else out) if out else True
+        if not whole:
+            self._pump()
+        elif complete:
+            self._done()
+        elif not data and self.upgraded:
+            self._box_ended()
+
+    def _box_ended(self) -> None:
+        """The box half-closed an upgraded connection."""
+        self._down_done = True
+        self.client.raw.send_eof()
+        self._both_ended()
+
+    def _both_ended(self) -> None:
+        if self._up_done and self._down_done and not self.over:
+            self._end("ok")
+            self._drop(clean=True)
+            self.client.finished(keep=False)
+
+    def _pump(self) -> None:
+        """Go on in a task that can wait for the client."""
+        if not self._pumping:
+            self._pumping = True
+            if self._stream is not None:
+                self._stream.listener = None
+            self._lane.spawn(self._pumped)
+
+    async def _pumped(self) -> None:
+        stream = self._stream
+        try:
+            await self.client.flush()
+            while not self.over and stream is not None and not self._down_done:
+                if self.exchange.complete:
+                    self._done()
+                    return
+                self._take(await stream.receive_some(_DOWN))
+                await self.client.flush()
+            if self.exchange.complete and not self.over:
+                self._done()
+        except (TunnelError, trio.ClosedResourceError) as error:
+            if not self.over and stream is self._stream:
+                self._broken(error)
+        except trio.BrokenResourceError:
+            self.client_left()
+
+    def _done(self) -> None:
+        """The answer is out, whole."""
+        exchange = self.exchange
+        keep = exchange.client_keep_alive
+        self._end("ok")
+        stream, self._stream = self._stream, None
+        if stream is not None and self._line is not None:
+            stream.listener = None
+            if not exchange.request_done:
+                stream.reset()  # the box must not take a part of the request for the whole
+            else:
+                self._line.give(stream, reusable=exchange.reusable)
+        self.client.finished(keep=keep)
+
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
+    def _broken(self, error: Exception) -> None:
+        """The stream was refused, reset or lost."""
+        code = _not_taken(error)
+        if code is not None and not self.exchange.answered:
+            if isinstance(error, GoingAway) and not self._up and self._move_on():  # it was never sent
+                self._restart()
+            else:
+                self._fail(ProxyError(code, str(error)))
+            return
+        self._fail(self.exchange.reset_by_box())
+
+    def _fail(self, error: ExchangeError) -> None:
+        if self.over:
+            return
+        if error.code == "AGENT_UNREACHABLE" and not self._head_sent and self._may_try_again():
+            self._restart()
+            return
+        if isinstance(error, ProxyError):
+            self.end_with(error)
+        elif not self._head_sent:  # the fault came with the head, of which the client has seen nothing
+            self.end_with(ProxyError(error.code, str(error)))
+        else:
+            self.problem = f"{error.code}: {error}"
+            self._end(CUT)
+            self._drop()
+            self.client.cut()
+
+    def _may_try_again(self) -> bool:
+        """A reused stream that ended unanswered: on a new one. A new one: if the device has a newer session by now."""
+        if self.exchange.answered or self._line is None:
+            return False
+        if self._reused:
+            self._line.unanswered()
+            return self.exchange.may_retry(reused=True)
+        return self.exchange.may_retry(reused=True) and self._move_on()
+
+    def _move_on(self) -> bool:
+        """Turn to a newer session of the device, once."""
+        if self._moved_on or self._line is None:
+            return False
+        newer = self._lane.reach(self.grant)
+        if newer is None or newer.session == self._line.session:
+            return False
+        self._moved_on = True
+        self._line = newer
+        return True
+
+    def _restart(self) -> None:
+        """Make the exchange again, on a new stream."""
+        self._drop()
+        self.exchange.restart()
+        self._fresh_only = True
+        self._lane.spawn(self._again)
+
+    async def _again(self) -> None:
+        self._pumping = False
+        await self.start()
+
+    def end_with(self, error: ProxyError) -> None:
+        if self.over:
+            return
+        self.problem = f"{error.code}: {error}"
+        self._drop()
+        if self._head_sent:
+            self._end(CUT)
+            self.client.cut()
+            return
+        self._end("refused")
+        keep = self.exchange.request.client_keep_alive and self._request_read()
+        self.client.refuse(error, keep=keep, head=self._head)
+
+    def _request_read(self) -> bool:
+        return not self.wants_body or self.exchange.request_done
+
+    def client_left(self) -> None:
+        if not self.over:
+            self._end("client_left")
+            self._drop()
+            self.client.cut()
+
+    def _drop(self, *, clean: bool = False) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.listener = None
+            if clean:
+                stream.close_nowait()
+            else:
+                stream.reset()
+
+    def _end(self, outcome: str) -> None:
+        self.over = True
+        self.outcome = outcome
+        self._lane.ended(self)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+    def _mark_progress(self) -> None:
+        self._marked_at = trio.current_time()
+
+    def look(self, now: float) -> None:
+        moved = self._up + self._down + self.client.sent
+        if moved != self._mark:
+            self._mark = moved
+            self._marked_at = max(self._marked_at, self.started) if self._mark < 0 else now
+            return
+        idle = now - self._marked_at
+        limits = self.grant.limits
+        if self.upgraded:
+            if idle >= limits.upgraded_idle_seconds:
+                self.end_with(ProxyError("TUNNEL_TIMEOUT", "an idle connection"))
+        elif self.exchange.answer is None and (self.exchange.request_done or not self.wants_body):
+            if idle >= limits.head_seconds:
+                self.end_with(ProxyError("TUNNEL_TIMEOUT", "no head of an answer"))
+        elif idle >= limits.idle_seconds:
+            waits_for_client = self.exchange.answer is None and self.client.reading
+            code = "REQUEST_TIMEOUT" if waits_for_client else "TUNNEL_TIMEOUT"
+            self.end_with(ProxyError(code, "nothing moves"))
+
+    def facts(self) -> dict[str, Any]:
+        """The log line of an exchange that is over: never the query, which may hold a ticket."""
+        now = trio.current_time()
+        answer = self.exchange.answer
+        return {
+            "lane": "fast",
+            "request_id": self.request_id,
+            "outcome": self.outcome,
+            "problem": self.problem or None,
+            "method": self._head.method.decode("latin-1"),
+            "path": self._head.target.partition(b"?")[0].decode("latin-1"),
+            "status": None if answer is None else answer.status,
+            "device": self.grant.device_id,
+            "user": self.grant.user_id,
+            "session": self.grant.session if self._line is None else self._line.session,
+            "attempts": self.attempts,
+            "reused": self._reused,
+            "bytes_up": self._up,
+            "bytes_down": self._down,
+            "head_ms": round((self._head_at - self.started) * 1000, 3) if self._head_at else None,
+            "ms": round((now - self.started) * 1000, 3),
+        }
+
+
+class NotOpened(ProxyError):
+    """No stream, and nothing was sent: a newer session of the device may still take the request."""
+
+
+def _not_taken(error: Exception) -> str | None:
+    """The code for a stream that the agent never took; None for one that it had."""
+    if isinstance(error, OpenTimeout):
+        return "TUNNEL_TIMEOUT"
+    if isinstance(error, (TooManyStreams, StreamRefused)):
+        return "OVERLOADED"
+    if isinstance(error, GoingAway):
+        return "TUNNEL_DISCONNECTED"
+    return None
