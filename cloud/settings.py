@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.templatetags.static import static
+
 from apps.common.redis import cache_settings
 from cloud import environment, navigation
 from cloud.version import BUILT_AT, COMMIT, VERSION
@@ -48,7 +50,8 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "apps.common.middleware.RequestContextMiddleware",  # outermost: every answer has its id and its log line
+    "apps.proxy.middleware.CarriedMiddleware",  # outermost: sees what the server gets
+    "apps.common.middleware.RequestContextMiddleware",  # every answer has its id and its log line
     "apps.common.middleware.SecurityHeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "corsheaders.middleware.CorsMiddleware",
@@ -122,15 +125,18 @@ LOGGING = {"level": VISIONA["LOG_LEVEL"]}
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
+FORMAT_MODULE_PATH = ["cloud.formats"]
 
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # straight from the packages: nothing to collect, nothing to forget
+WHITENOISE_ALLOW_ALL_ORIGINS = False  # pages of other origins have the allow-list, on the API alone
 
 _PUBLIC = urlsplit(VISIONA["PUBLIC_URL"])
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_HSTS_SECONDS = 31_536_000 if _PUBLIC.scheme == "https" else 0
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _PUBLIC.scheme == "https"
 SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "visiona_admin", "visiona_csrf"
+CSRF_FAILURE_VIEW = "apps.common.views.csrf_failure"
 CSRF_TRUSTED_ORIGINS = [f"{_PUBLIC.scheme}://{_PUBLIC.netloc}"]
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_000  # an admin action on a long list
 SILENCED_SYSTEM_CHECKS = [
@@ -202,6 +208,8 @@ UNFOLD = {
     "SITE_TITLE": "VisionA Cloud",
     "SITE_HEADER": "VisionA Cloud",
     "SITE_SYMBOL": "hub",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda _request: static("console/icon.svg")}],
+    "COLORS": {"primary": navigation.TEAL},
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": True,
     "SITE_URL": "/",

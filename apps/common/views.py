@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
-from django.views import defaults
+from django.views import csrf, defaults
 
 from apps.common.errors import DomainError
 from apps.common.failures import domain_error
@@ -21,6 +21,13 @@ def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
     if request.path.startswith("/admin/"):
         return defaults.permission_denied(request, exception)
     return error_response(request, domain_error(exception))
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """403: a page for a person in the admin (whose form grew old), the envelope elsewhere."""
+    if request.path.startswith("/admin/"):
+        return csrf.csrf_failure(request, reason)
+    return error_response(request, DomainError("FORBIDDEN"))
 
 
 def unknown_route(request: HttpRequest, exception: Exception) -> HttpResponse:

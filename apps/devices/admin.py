@@ -79,7 +79,7 @@ def _entries(devices: Iterable[Device]) -> Mapping[str, Entry] | None:
 @admin.register(Device)
 class DeviceAdmin(ReadOnlyAdmin):
     list_display: ClassVar[Any] = (
-        "name", "link", "connected_since", "serial", "chip", "owner", "agent_version", "address", "last_seen_at",
+        "box", "link", "connected_since", "last_seen_at", "chip", "owner", "agent",
     )  # fmt: skip
     list_filter: ClassVar[Any] = (LinkFilter, "device_status", "chip", ("last_seen_at", RangeDateTimeFilter))
     list_filter_submit = True
@@ -141,6 +141,14 @@ class DeviceAdmin(ReadOnlyAdmin):
         if getattr(device, "tunnel_entries", None) is None:
             return "unknown"
         return "online" if _entry(device) else "offline"
+
+    @display(description="Device", ordering="name", header=True)  # type: ignore[untyped-decorator]  # unfold is untyped
+    def box(self, device: Device) -> list[str]:
+        return [device.name, device.serial or "no serial"]
+
+    @display(description="Agent", ordering="agent_version", header=True)  # type: ignore[untyped-decorator]  # unfold is untyped
+    def agent(self, device: Device) -> list[str]:
+        return [device.agent_version or "-", device.address]
 
     @display(description="Connected since")  # type: ignore[untyped-decorator]  # unfold is untyped
     def connected_since(self, device: Device) -> Any:

@@ -271,3 +271,26 @@ def test_a_crash_is_logged_once_with_its_trace_and_the_id(anonymous, log):
     assert [line["event"] for line in lines] == ["request_failed", "request"]
     assert {line["request_id"] for line in lines} == {"the-id"}
     assert "RuntimeError: secret detail" in lines[0]["exception"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [("/", 405, "METHOD_NOT_ALLOWED"), ("/api/docs/", 405, "METHOD_NOT_ALLOWED"), ("/favicon.ico", 403, "FORBIDDEN")],
+)
+def test_a_post_without_a_csrf_token_is_refused_in_the_envelope(path, status, code):
+    answer = Client(enforce_csrf_checks=True).post(path)
+    assert answer.status_code == status
+    assert json.loads(answer.content)["error"]["code"] == code
+
+
+@pytest.mark.django_db
+def test_the_admins_own_csrf_refusal_is_a_page():
+    answer = Client(enforce_csrf_checks=True).post("/admin/login/")
+    assert answer.status_code == 403
+    assert answer.headers["Content-Type"].startswith("text/html")
+
+
+def test_static_files_are_not_opened_to_other_origins():
+    answer = Client().head("/static/console/console.css", headers={"Origin": "https://elsewhere.example"})
+    assert answer.status_code == 200
+    assert "Access-Control-Allow-Origin" not in answer.headers

@@ -189,3 +189,10 @@ def test_a_checkbox_that_names_no_row(staff, box):
         answer = staff.post("/admin/pairing/pairingtoken/", {"action": "revoke", "_selected_action": [chosen]})
         assert answer.status_code == 403
     assert row(box[1]).status == PairingStatus.CONSUMED
+
+
+def test_the_list_of_devices_says_the_most_in_few_columns(staff, box):
+    shown = page(staff, "devices/device/")
+    for text in ("Shop", "S-1", "KL720", timezone.now().strftime("%Y-%m-%d")):
+        assert text in shown
+    assert shown.count("column-") <= 2 * 7 + 3  # more of them scroll sideways on a laptop
