@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from tunnel.agent.backoff import Backoff, ceiling
-from tunnel.agent.verdict import after_close, after_refusal, parse_retry_after
+from tunnel.agent.verdict import RESTART_SPREAD, after_close, after_refusal, parse_retry_after
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -108,3 +110,19 @@ def test_close_codes(code: int | None, exit_code: int | None, least: float, spre
     assert "because" in verdict.message
     if code in (4401, 4403):
         assert str(code) in verdict.message
+
+
+def told_in_the_papers() -> dict[int, str]:
+    """Close code → what `docs/wire.md` says that the agent does."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "wire.md").read_text()
+    rows = re.findall(r"^\| (\d{4})\b[^|]*\|[^|]*\| ([^|]*) \|$", text[text.index("## 8.") : text.index("## 9.")], re.M)
+    return {int(code): does for code, does in rows}
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1009, 1012, 4401, 4403, 4408, 4409, 4429])
+def test_the_papers_say_what_is_done(code: int) -> None:
+    says, does = told_in_the_papers()[code], after_close(code)
+    assert ("stops" in says) == (does.exit_code is not None)
+    assert ("at least 30 s" in says) == (does.at_least == 30)
+    assert ("soon" in says) == (does.spread == RESTART_SPREAD)
+    assert ("dials again with backoff" in says) == (does.exit_code is None and not does.at_least and not does.spread)
