@@ -22,12 +22,24 @@ from benchmarks.effort import FULL, QUICK, Effort
 from benchmarks.outcome import Outcome
 from benchmarks.plot import svg
 from benchmarks.processes import ROOT, BenchError
-from benchmarks.scenarios import agents, bulk, control, core, latency, neighbours, requests, single, storm, tunnels
+from benchmarks.scenarios import (
+    agents,
+    bulk,
+    control,
+    core,
+    flames,
+    latency,
+    neighbours,
+    requests,
+    single,
+    storm,
+    tunnels,
+)
 from benchmarks.table import markdown
 
 SCENARIOS: dict[str, Callable[[Bench], Outcome]] = {
     module.NAME: module.run
-    for module in (core, latency, requests, single, bulk, neighbours, agents, control, tunnels, storm)
+    for module in (core, latency, requests, single, bulk, neighbours, agents, control, flames, tunnels, storm)
 }
 
 
@@ -94,6 +106,8 @@ def write(folder: Path, about: dict[str, str], outcomes: Sequence[Outcome], fail
     for outcome in outcomes:
         for curve in outcome.curves:
             (folder / f"{curve.slug}.svg").write_text(svg(curve))
+        for slug, (_, picture) in outcome.pictures.items():
+            (folder / f"{slug}.svg").write_text(picture)
     return result
 
 

@@ -81,6 +81,7 @@ class Outcome:
     curves: list[Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    pictures: dict[str, tuple[str, str]] = field(default_factory=dict)  # title and SVG by slug
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -95,12 +94,6 @@ def _frp(stack: ExitStack, var: Path, upstream: int, binary: str) -> list[Side]:
     ]
 
 
-def version(binary: str) -> str:
-    """The first line of what a program says of its version."""
-    done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return (done.stdout or done.stderr).strip().partition("\n")[0]
-
-
 @contextmanager
 def others(var: Path, upstream: int) -> Iterator[tuple[list[Side], list[str]]]:
     """The sides of those that are installed, and a line for each that is not, or that did not come up."""
@@ -111,7 +104,12 @@ def others(var: Path, upstream: int) -> Iterator[tuple[list[Side], list[str]]]:
             if path is None or (name == "frp" and shutil.which("frpc") is None):
                 missing.append(f"{name} is not on the PATH, and was left out.")
                 continue
-            for side in start(stack, var, upstream, os.fspath(path)):
+            try:
+                started = start(stack, var, upstream, os.fspath(path))
+            except BenchError as error:
+                missing.append(f"{name} did not start, and was left out: {error}")
+                continue
+            for side in started:
                 if _settled(side):
                     sides.append(side)
                 else:

@@ -49,5 +49,6 @@ def markdown(title: str, facts: Iterable[str], outcomes: Iterable[Outcome]) -> s
         if outcome.figures:
             text += HEAD + "".join(map(row, outcome.figures))
         text += "".join(f"\n![{curve.title}]({curve.slug}.svg)\n" for curve in outcome.curves)
+        text += "".join(f"\n![{title}]({slug}.svg)\n" for slug, (title, _) in outcome.pictures.items())
         text += "".join(f"\n{note}\n" for note in outcome.notes)
     return text
