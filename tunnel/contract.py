@@ -321,6 +321,7 @@ class SettingError(ValueError):
 DEV_SECRET_KEY: Final = "development-only-secret-key-that-production-refuses"  # noqa: S105 - public on purpose
 DEV_INTERNAL_SECRET: Final = "development-only-internal-secret"  # noqa: S105 - public on purpose
 DEV_SIGNING_SECRET: Final = "development-only-signing-secret"  # noqa: S105 - public on purpose
+_LANGUAGES = (("en", "en"), ("zh-hant", "zh-hant"), ("zh-tw", "zh-hant"), ("zh-hk", "zh-hant"))
 _LEVELS = (("debug", "debug"), ("info", "info"), ("warn", "warning"), ("warning", "warning"), ("error", "error"))
 
 
@@ -366,7 +367,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("SEED_DEMO_DATA", "bool", "false", "true: seed demo data when the API starts"),
     _S("STATIC_USER_ID", "str", "", "development only: calls without a credential act as this demo user"),
     _S("REGISTRATION", "choice", "open", "whether anybody may register", _words("open", "closed")),
-    _S("LANGUAGE", "str", "en", "default language of messages"),
+    _S("LANGUAGE", "choice", "en", "default language of messages", _LANGUAGES),
     _S("CORS_ALLOWED_ORIGINS", "csv", "http://localhost:3000", "origins that may call the API from a browser"),
     _S("ALLOWED_HOSTS", "csv", "", "host names served; empty: any in development, PUBLIC_URL's in production"),
     _S("TRUSTED_PROXIES", "csv", "", "addresses or networks whose X-Forwarded-* is believed"),
@@ -426,6 +427,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "how long a daemon may keep an authorisation of its fast lane",
         low=0.1,
         high=5,
+    ),
+    _S(
+        "SHARE_SSE",
+        "bool",
+        "false",
+        "true: viewers of one event stream on the fast lane share it; who comes later misses the first events",
     ),
     _S("PROXY_BODY_MAX_BYTES", "int", str(1 << 30), "largest request body through the proxy, inclusive", low=0),
     _S("AGENT_URL", "url", "", "agent: the daemon's public URL, ws:// or wss:// (http and https are taken alike)"),
