@@ -115,7 +115,8 @@ def test_close_codes(code: int | None, exit_code: int | None, least: float, spre
 def told_in_the_papers() -> dict[int, str]:
     """Close code → what `docs/wire.md` says that the agent does."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "wire.md").read_text()
-    rows = re.findall(r"^\| (\d{4})\b[^|]*\|[^|]*\| ([^|]*) \|$", text[text.index("## 8.") : text.index("## 9.")], re.M)
+    section = text[text.index("## 8.") : text.index("## 9.")]
+    rows = re.findall(r"^\| (\d{4})\b[^|]*\|[^|]*\| ([^|]*) \|$", section, re.MULTILINE)
     return {int(code): does for code, does in rows}
 
 

@@ -401,3 +401,25 @@ async def test_the_stream_transport_does_the_same_on_a_stream_in_memory() -> Non
         assert await read_exactly(client, 70_000) == b"q" * 70_000
         await client.aclose(1001, "done")
     assert server.close_code == 1001
+
+
+async def test_two_ends_that_cannot_half_close_do_not_wait_for_each_other(autojump_clock: trio.abc.Clock) -> None:
+    """TLS through a front: the close frames were exchanged, and neither end learns of the other's end of stream."""
+    left, right = trio.testing.memory_stream_pair()
+    server, client = t.StreamTransport(left, Wire(client=False)), t.StreamTransport(right, Wire(client=True))
+    took: list[float] = []
+
+    async def answer() -> None:
+        while await client.receive_some():
+            pass
+        await client.aclose()
+        took.append(trio.current_time() - began)
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        await server.send_all(b"x" * 100_000)
+        await server.aclose(1012, "restart")
+        took.append(trio.current_time() - began)
+    assert took == [0, 0]
+    assert (server.close_code, client.close_code, client.close_reason) == (1012, 1012, "restart")
