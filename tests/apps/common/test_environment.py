@@ -53,6 +53,7 @@ def test_the_example_unchanged_is_the_defaults():
         ("DB_POOL_MIN", "17"),
         ("API_PORT", "none"),
         ("DB_AUTO_MIGRATE", "perhaps"),
+        ("LANGUAGE", "tlh"),
         ("DB_HOST", "alone.example"),
     ],
 )
