@@ -34,11 +34,11 @@ class Node:
 
 
 def parse(lines: Iterable[str]) -> dict[tuple[str, ...], int]:
-    """Samples by stack, without those that waited. Line numbers within a function are put together."""
+    """Samples by stack, without those that waited or were misread. Lines of one function are put together."""
     found: dict[tuple[str, ...], int] = {}
     for line in lines:
         text, _, count = line.strip().rpartition(" ")
-        if not text or any(idle in text.rpartition(";")[2] for idle in IDLE):
+        if not text or not text.isprintable() or any(idle in text.rpartition(";")[2] for idle in IDLE):
             continue
         stack = tuple(frame.rpartition(":")[0] + ")" if ":" in frame else frame for frame in text.split(";"))
         found[stack] = found.get(stack, 0) + int(count)

@@ -13,7 +13,7 @@ from benchmarks.scenarios.bulk import asks
 from benchmarks.sides import Ask, Side, command
 
 NAME, TITLE = "flames", "Where the time goes"
-_SAMPLES_A_SECOND: Final = 400
+_SAMPLES_A_SECOND: Final = 200
 _TOP: Final = 12
 
 
@@ -50,14 +50,14 @@ def _one(
     load = subprocess.Popen(command(side, ask, seconds + 3.0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         words = [sampler, "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(_SAMPLES_A_SECOND)]
-        words += ["--format", "raw", "--output", str(raw), "--nonblocking"]
+        words += ["--format", "raw", "--output", str(raw)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 30, check=False)
     finally:
         load.kill()
         load.wait(10)
     if done.returncode:
         raise BenchError(f"py-spy: {done.stderr[-500:]}")
-    stacks = flame.parse(wait_for(lambda: Path(raw).read_text(), 5, "samples").splitlines())
+    stacks = flame.parse(wait_for(lambda: Path(raw).read_text(errors="replace"), 5, "samples").splitlines())
     if not stacks:
         raise BenchError(f"{title}: no sample")
     outcome.pictures[slug] = (title, flame.svg(flame.tree(stacks, skip=skip), title))

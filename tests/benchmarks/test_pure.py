@@ -129,10 +129,11 @@ main (a.py:1);work (a.py:10) 30
 main (a.py:1);work (a.py:12);send (b.py:3) 60
 main (a.py:1);EpollSelector.select (selectors.py:468) 500
 boot (x.py:1);main (a.py:2) 10
+main (a.py:1);\x01garbage (b.py:3) 7
 """
 
 
-def test_samples_are_put_together_by_function_and_waiting_is_left_out() -> None:
+def test_samples_are_put_together_by_function_and_what_waited_or_was_misread_is_left_out() -> None:
     stacks = flame.parse(STACKS.splitlines())
     assert stacks == {
         ("main (a.py)", "work (a.py)"): 30,
