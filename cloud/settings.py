@@ -50,7 +50,8 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "apps.common.middleware.RequestContextMiddleware",  # outermost: every answer has its id and its log line
+    "apps.proxy.middleware.CarriedMiddleware",  # outermost: sees what the server gets
+    "apps.common.middleware.RequestContextMiddleware",  # every answer has its id and its log line
     "apps.common.middleware.SecurityHeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "corsheaders.middleware.CorsMiddleware",

@@ -129,10 +129,19 @@ def ticket_holder(text: str, *, now: dt.datetime) -> tuple[User, tickets.Ticket]
     return _user_of(sessions.use_hash(ticket.login, now=now)), ticket
 
 
-def check_ticket(ticket: tickets.Ticket, *, device_id: str, path: bytes) -> None:
-    """Raise FORBIDDEN where the ticket is not for this device, or not for this path (raw, as the box will see it)."""
-    if ticket.device_id != device_id:
-        raise DomainError("FORBIDDEN", "The ticket is for another device.")
+def device_of_ticket(ticket: tickets.Ticket, named: str | None) -> str:
+    """The ticket's device, if the request names that or none. Raises FORBIDDEN for another, NOT_FOUND for no id."""
+    if named:
+        asked = as_uuid(named)
+        if asked is None:
+            raise not_found()
+        if str(asked) != ticket.device_id:
+            raise DomainError("FORBIDDEN", "The ticket is for another device.")
+    return ticket.device_id
+
+
+def check_path(ticket: tickets.Ticket, path: bytes) -> None:
+    """Raise FORBIDDEN where the ticket is not for this path (raw, as the box will see it)."""
     if not ticket.covers(path):
         raise DomainError("FORBIDDEN", "The ticket is for another path.")
 
@@ -149,10 +158,8 @@ def _by_ticket(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
     _check_origin(ask)
     if ask["method"] != "GET":
         raise DomainError("UNAUTHENTICATED", "A ticket stands for a login on GET alone.")
-    named = as_uuid(ask["device"])
-    if ask["device"] and named is None:
-        raise not_found()
-    check_ticket(ticket, device_id=str(named) if named else ticket.device_id, path=ask["path"].encode("latin-1"))
-    target = choose_device(user.pk, header=ticket.device_id, query=None)
+    device_id = device_of_ticket(ticket, ask["device"])
+    check_path(ticket, ask["path"].encode("ascii"))
+    target = choose_device(user.pk, header=device_id, query=None)
     spend_ticket(ticket)
     return Reach(user.pk, ticket.login, target.entry)

@@ -50,6 +50,11 @@ class BoxAnswer(StreamingHttpResponse):
         self._forward.to_end(extra)
         yield from ()
 
+    def abandon(self) -> None:
+        """Another answer takes this one's place: the server writes it on the connection, which is given back."""
+        self._forward.refuse("INTERNAL_ERROR")
+        self.close()
+
     def close(self) -> None:
         """Called by the server in any case."""
         super().close()

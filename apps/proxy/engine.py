@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -22,7 +23,7 @@ from apps.common.errors import DomainError
 from apps.common.responses import request_id_of
 from apps.proxy import raw, selectors
 from apps.proxy.answer import BoxAnswer
-from apps.proxy.running import Gate, Running, Watchdog
+from apps.proxy.running import RETRY_AFTER, Gate, Running, Watchdog
 from apps.tunnels.forwarder import (
     AnswerHead,
     ClientLeft,
@@ -71,6 +72,7 @@ def _engine() -> Engine:
         open_seconds=values["PROXY_OPEN_SECONDS"],
         head_seconds=values["PROXY_HEAD_SECONDS"],
         idle_seconds=values["PROXY_IDLE_SECONDS"],
+        upgraded_idle_seconds=values["PROXY_UPGRADE_IDLE_SECONDS"],
     )
     return Engine(gate, Watchdog(gate.running, check, tidy), limits, values["INTERNAL_SECRET"][0])
 
@@ -117,18 +119,28 @@ def forward(
     target: bytes | None = None,
     mount: bytes = b"",
     tap: Tap | None = None,
+    upgrade: bool = False,
+    admit: Callable[[], None] | None = None,
 ) -> HttpResponseBase:
     """Carry the request to the device of `route` and answer with what its box says.
 
-    `target` replaces the raw one; `mount` is the raw prefix that the box does not see. Raises DomainError.
+    Args:
+        target: in the place of the raw one.
+        mount: the raw prefix that the box does not see.
+        upgrade: the request must be one for an upgrade; it is passed on as such.
+        admit: the last word before the request goes out, when all else has been checked (a ticket is spent).
+
+    Raises DomainError.
     """
     own = engine()
     client = raw.connection(request)
     try:
         head = raw.request_head(request, raw.raw_target(request) if target is None else target)
-        exchange = Exchange(head, raw.via(request, mount=mount), own.limits)
+        exchange = Exchange(head, raw.via(request, mount=mount, upgrade=upgrade), own.limits)
     except ProxyError as error:
         raise refusal(error) from error
+    if upgrade and not exchange.request.upgrade:
+        raise DomainError("UPGRADE_REQUIRED")
     running = Running(own.gate, device_id=route.device_id, epoch=route.epoch, user_id=user_id, login=login)
     forwarded = Forward(
         exchange,
@@ -143,6 +155,10 @@ def forward(
     )
     with own.gate.held(running):
         own.watchdog.wake()
+        if upgrade and not own.gate.claim_long(running):  # it will be a long one: no box is asked in vain
+            raise DomainError("OVERLOADED", retry_after=RETRY_AFTER)
+        if admit is not None:
+            admit()
         release_database()
         answer = _head(own, running, forwarded, request)
         if answer is None:
@@ -150,10 +166,12 @@ def forward(
             return HttpResponse(status=CLIENT_CLOSED)
 
         def done() -> None:
-            own.gate.leave(running)
-            log(request, forwarded)
+            if own.gate.leave(running):
+                log(request, forwarded)
 
-        return BoxAnswer(forwarded, answer, done)
+        carried = BoxAnswer(forwarded, answer, done)
+        request.carried = carried  # type: ignore[attr-defined]  # read by CarriedMiddleware
+        return carried
 
 
 def _head(own: Engine, running: Running, forwarded: Forward, request: HttpRequest) -> AnswerHead | None:

@@ -38,6 +38,11 @@ def raw_target(request: HttpRequest) -> bytes:
         raise WrongServer(f"no {RAW_TARGET}: serve with cloud/gunicorn_worker.py") from None
 
 
+def target_or_nothing(request: Any) -> bytes:
+    """As `raw_target`, of a Django or DRF request; empty where the server is another."""
+    return _bytes(request.META.get(RAW_TARGET, b""))
+
+
 def request_head(request: HttpRequest, target: bytes) -> RequestHead:
     """The head for `tunnel.http`, with `target` in the place of the raw one. Raises ProxyError, WrongServer."""
     try:
@@ -60,7 +65,7 @@ def connection(request: HttpRequest) -> Client:
         raise WrongServer(f"no {CONNECTION}: serve with cloud/gunicorn_worker.py") from None
 
 
-def via(request: HttpRequest, *, mount: bytes = b"") -> Via:
+def via(request: HttpRequest, *, mount: bytes = b"", upgrade: bool = False) -> Via:
     """What this lane adds to the request: who sent it, its id, its trace."""
     address = str(request.META.get("REMOTE_ADDR", ""))
     return Via(
@@ -70,6 +75,7 @@ def via(request: HttpRequest, *, mount: bytes = b"") -> Via:
         traceparent=child_traceparent(request.META.get("HTTP_TRACEPARENT")),
         trusted=is_trusted_proxy(address),
         mount=mount,
+        upgrade=upgrade,
     )
 
 

@@ -108,14 +108,16 @@ class Gate:
                 self._long += 1
             return True
 
-    def leave(self, running: Running) -> None:
-        """Give the room back; again changes nothing."""
+    def leave(self, running: Running) -> bool:
+        """Give the room back; whether it held any: again changes nothing."""
         with self._changed:
-            if running in self._running:
+            held = running in self._running
+            if held:
                 self._running.remove(running)
                 self._long -= running.long
                 self._moved_at = time.monotonic()
                 self._changed.notify()
+            return held
 
 
 class Watchdog:

@@ -3,9 +3,11 @@
 from django.urls import path, re_path
 
 from apps.proxy import views
+from apps.proxy.ticket_view import TicketView
 
 # The roots without a tail are left out of the schema, where `{path}` may be empty.
 urlpatterns = [
+    path("api/ws/ticket", TicketView.as_view()),
     path("api/cameras", views.CamerasView.as_view(schema=None)),
     re_path(r"^api/cameras/(?P<path>[\s\S]*)\Z", views.CamerasView.as_view()),
     path("api/inference", views.InferenceView.as_view(schema=None)),

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.permissions import IsAuthenticated
+from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from apps.accounts.api.authentication import LoginTokenAuthentication
 from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.common.api import id_or_404
 from apps.common.errors import DomainError, invalid
 from apps.devices.selectors import Target, choose_device, device_of, target_of
-from apps.proxy import engine, raw, selectors
+from apps.proxy import access, engine, origins, raw, selectors
+from apps.proxy.authentication import TicketAuthentication
 from apps.proxy.scan import ScanTap
 from apps.proxy.schema import DEVICE, proxied, sockets
+from apps.proxy.tickets import Ticket
 from apps.tunnels.forwarder import Tap, own_params
 
 _MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
@@ -42,8 +48,6 @@ class ProxyView(APIView):
         response: HttpResponseBase
         try:
             self.initial(self.request, *args, **kwargs)
-            if self.methods is not None and request.method not in self.methods:
-                raise MethodNotAllowed(request.method or "")
             return self.forward(request, **kwargs)
         except Exception as exc:  # noqa: BLE001 - as DRF's own dispatch: handle_exception raises what it cannot map
             response = self.handle_exception(exc)
@@ -51,6 +55,12 @@ class ProxyView(APIView):
             response["Allow"] = ", ".join(sorted(self.methods))
         self.response = self.finalize_response(self.request, response, *args, **kwargs)
         return self.response
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Credential (401), then method (405)."""
+        super().initial(request, *args, **kwargs)
+        if self.methods is not None and request.method not in self.methods:
+            raise MethodNotAllowed(request.method or "")
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
         """Path for path to the device that `X-Device-Id`, then `?device_id=`, names, or to the only one online."""
@@ -61,13 +71,19 @@ class ProxyView(APIView):
         """Who asks; strangers were refused before."""
         return cast("User", self.request.user)
 
+    @property
+    def ticket(self) -> Ticket | None:
+        """What the request came in by, if it is a ticket."""
+        found = self.request.auth
+        return found if isinstance(found, Ticket) else None
+
     def chosen(self, request: HttpRequest) -> Target:
-        """The device that the request names, or the only one online. Raises DomainError 404, 409, 503."""
-        return choose_device(
-            self.user.pk,
-            header=request.headers.get("X-Device-Id"),
-            query=own_params(raw.raw_target(request)).device_id,
-        )
+        """The device that the request names, its ticket's, or the only one online. Raises DomainError 403 to 409, 503."""
+        header = request.headers.get("X-Device-Id")
+        query = own_params(raw.raw_target(request)).device_id
+        if self.ticket is not None:
+            header = access.device_of_ticket(self.ticket, header.strip() if header is not None else query)
+        return choose_device(self.user.pk, header=header, query=query)
 
     def carry(
         self,
@@ -77,36 +93,71 @@ class ProxyView(APIView):
         path: bytes | None = None,
         mount: bytes = b"",
         tap: Tap | None = None,
+        upgrade: bool = False,
     ) -> HttpResponseBase:
         """Run it as the request's user. `path` replaces the raw target; `mount` is what the box does not see."""
-        login = self.request.auth
+        raw_path = raw.raw_target(request) if path is None else path
         return engine.forward(
             request,
             selectors.as_route(target.entry),
             user_id=str(self.user.pk),
-            login=login.token_hash if isinstance(login, LoginSession) else "",
-            target=path,
+            login=self._login(),
+            target=raw_path,
             mount=mount,
             tap=tap,
+            upgrade=upgrade,
+            admit=self._admission(raw_path.partition(b"?")[0][len(mount) :] or b"/"),
         )
+
+    def _login(self) -> str:
+        by = self.request.auth
+        if isinstance(by, Ticket):
+            return by.login
+        return by.token_hash if isinstance(by, LoginSession) else ""
+
+    def _admission(self, path: bytes) -> Callable[[], None] | None:
+        """What spends the ticket, if it was one. Raises FORBIDDEN where it is not for this path."""
+        ticket = self.ticket
+        if ticket is None:
+            return None
+        access.check_path(ticket, path)
+        return partial(access.spend_ticket, ticket)
+
+
+class BrowserView(ProxyView):
+    """A proxy view that takes tickets."""
+
+    authentication_classes = (TicketAuthentication, LoginTokenAuthentication)
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """After these: which page asks (403), where no CORS answer keeps it from reading ours."""
+        super().initial(request, *args, **kwargs)
+        if self.ticket is not None or self.websocket:
+            origins.require_allowed(request.headers.get("Origin", ""), request.META.get("HTTP_HOST", ""))
+
+    websocket = False
+    """Whether browsers open it as a WebSocket, which asks no page for its leave."""
 
 
 @proxied("Cameras", "A camera of the box, path for path", parameters=DEVICE)
-class CamerasView(ProxyView):
+class CamerasView(BrowserView):
     """`/api/cameras/*`."""
 
 
 @proxied("Inference", "Inference on the box, path for path", parameters=DEVICE)
-class InferenceView(ProxyView):
+class InferenceView(BrowserView):
     """`/api/inference/*`."""
 
 
 @proxied("Devices", "Any path of the box's local server")
-class DeviceProxyView(ProxyView):
+class DeviceProxyView(BrowserView):
     """`/api/devices/{id}/proxy/{path}`: the generic proxy to the agent's local server."""
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
-        device = device_of(self.user.pk, id_or_404(kwargs["device_id"]))
+        device_id = id_or_404(kwargs["device_id"])
+        if self.ticket is not None:
+            access.device_of_ticket(self.ticket, str(device_id))
+        device = device_of(self.user.pk, device_id)
         match = _MOUNT.match(raw.raw_target(request))
         if match is None:  # Django decodes before it routes: `/api/%64evices/…` comes here too
             raise DomainError("BAD_REQUEST")
@@ -128,14 +179,18 @@ class ScanView(ProxyView):
 
 
 @sockets()
-class SocketView(ProxyView):
-    """`/ws/*`: what asks for no upgrade is told so; upgrades are not carried yet."""
+class SocketView(BrowserView):
+    """`/ws/*`: WebSockets, path for path; whatever asks for no upgrade to one is told so."""
+
+    methods = frozenset({"GET"})
+    websocket = True
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
-        options = request.headers.get("Connection", "").lower()
-        if "upgrade" not in {option.strip() for option in options.split(",")} or not request.headers.get("Upgrade"):
+        options = {option.strip() for option in request.headers.get("Connection", "").lower().split(",")}
+        # WebSocket alone: of another protocol (h2c) nobody here knows what it lets through.
+        if "upgrade" not in options or request.headers.get("Upgrade", "").strip().lower() != "websocket":
             raise DomainError("UPGRADE_REQUIRED")
-        raise DomainError("NOT_IMPLEMENTED")
+        return self.carry(request, self.chosen(request), upgrade=True)
 
     def handle_exception(self, exc: Exception) -> Response:
         response = super().handle_exception(exc)

@@ -18,6 +18,7 @@ from apps.tunnels.forwarder_pool import StreamPool
 from apps.tunnels.forwarder_relay import Relay as Relay
 from apps.tunnels.forwarder_relay import Tap as Tap
 from apps.tunnels.forwarder_stream import BoxStream, ClientLeft, Control, Ended, OpenFailed, Route, Watch, open_stream
+from apps.tunnels.forwarder_switch import Switch
 from tunnel.http import AnswerCut as AnswerCut
 from tunnel.http import AnswerHead as AnswerHead
 from tunnel.http import Buffer as Buffer
@@ -94,6 +95,7 @@ class Forward:
         self._tap = tap
         self._relay: Relay | None = None
         self._stream: BoxStream | None = None
+        self._switch: Switch | None = None
         self._renewed = False
 
     def __repr__(self) -> str:
@@ -101,12 +103,16 @@ class Forward:
 
     @property
     def bytes_up(self) -> int:
-        """Body bytes taken from the client."""
+        """Body bytes taken from the client; of an upgraded connection all behind the head."""
+        if self._switch is not None:
+            return self._switch.bytes_up
         return 0 if self._relay is None else self._relay.bytes_up
 
     @property
     def bytes_down(self) -> int:
-        """Body bytes of the box's answer."""
+        """Body bytes of the box's answer; of an upgraded connection all behind the head."""
+        if self._switch is not None:
+            return self._switch.bytes_down
         return 0 if self._relay is None else self._relay.bytes_down
 
     def to_head(self) -> AnswerHead:
@@ -222,7 +228,10 @@ class Forward:
             return
         keep_alive = self.exchange.client_keep_alive
         try:
-            relay.to_end(extra)
+            if self.exchange.upgraded:
+                self._join(relay, extra)
+            else:
+                relay.to_end(extra)
         except AnswerCut as error:
             self._over("cut", f"{error.code}: {error}")
         except ClientLeft:
@@ -232,13 +241,28 @@ class Forward:
         else:
             self._rest_stream(relay)
             self.outcome = "ok"
-            self._client.give_back(relay.rest, answered=True, keep_alive=keep_alive, sent=relay.sent)
+            rest = relay.rest if self._switch is None else b""
+            self._client.give_back(rest, answered=True, keep_alive=keep_alive, sent=relay.sent)
             return
         self._client.cut(relay.sent)
+
+    def _join(self, relay: Relay, extra: list[Field]) -> None:
+        """The box switched protocols: from here on its bytes and the client's pass as they are."""
+        if self._stream is None:
+            return
+        to_client, from_client, from_box = relay.take_over(extra)
+        idle = self._limits.upgraded_idle_seconds
+        client, box = self._client.sock, self._stream.sock
+        self._switch = Switch(client, box, self._control, idle_seconds=idle, to_client=to_client)
+        self._switch.begin(from_client, from_box)
+        self._switch.run()
 
     def _rest_stream(self, relay: Relay) -> None:
         stream, self._stream = self._stream, None
         if stream is None:
+            return
+        if self._switch is not None:
+            stream.close()  # both sides have ended
             return
         if not relay.exchange.request_done:
             stream.reset()  # the box must not take a part of the request for the whole

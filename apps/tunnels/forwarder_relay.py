@@ -198,6 +198,14 @@ class Relay:
                 return
             self._turn()
 
+    def take_over(self, extra: list[Field]) -> tuple[Outbox, bytes, list[Buffer]]:
+        """For an answer that switched protocols: its head as it waits for the client, with `extra` fields of ours, and
+        what was read of the client and of the box behind their heads. The relay is done."""
+        self._watch.set_box(None)
+        self._to_client.put(self.exchange.client_head(extra))
+        held, self._held = self._held, []
+        return self._to_client, self.rest, held
+
     def _leave_box(self) -> None:
         """The answer is whole: nothing of the stream is waited for any more, be its end or the rest of an upload."""
         self._watch.set_box(None)

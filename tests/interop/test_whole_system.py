@@ -112,9 +112,6 @@ def test_the_calls_of_the_prototypes_description(stack: Stack, go_agent: Path, t
         "success": True,
         "data": None,
     }
-    socket = curl(
-        *bearer, "-H", "Connection: Upgrade", "-H", "Upgrade: websocket", "-H", "Sec-WebSocket-Version: 13",
-        "-H", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "http://localhost:3721/ws/inference",
-    )  # fmt: skip
-    assert isinstance(socket["error"], dict)
-    assert socket["error"]["code"] == "NOT_IMPLEMENTED"
+    plain = curl(*bearer, "http://localhost:3721/ws/inference")
+    assert isinstance(plain["error"], dict)
+    assert plain["error"]["code"] == "UPGRADE_REQUIRED"

@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from tests.system.stack import Stack, eventually
 from tunnel.contract import error_envelope
@@ -165,13 +167,20 @@ def test_a_stream_runs_on_beside_small_calls(shared_system: Stack) -> None:
     assert all(stream.result() > 10_000 for stream in streams)
 
 
-def test_websockets_are_not_there_yet(shared_system: Stack) -> None:
-    """A plain GET is told to upgrade; an upgrade that it is not implemented."""
+def test_a_websocket_to_the_box(shared_system: Stack) -> None:
+    """A plain GET is told to upgrade; a real client talks to the box, with its login, and with a ticket."""
     assert shared_system.call("GET", "/ws/inference").code == "UPGRADE_REQUIRED"
-    with socket.create_connection(("127.0.0.1", shared_system.port), timeout=5) as sock:
-        sock.sendall(
-            b"GET /ws/inference HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-            + f"Authorization: Bearer {shared_system.token}\r\n\r\n".encode()
-        )
-        assert b" 501 " in sock.recv(4096).split(b"\r\n")[0]
+    url = f"ws://127.0.0.1:{shared_system.port}/ws/inference?mode=echo"
+    body = {"device_id": shared_system.device_id(), "path_prefix": "/ws"}
+    ticket = shared_system.call("POST", "/api/ws/ticket", body).data["ticket"]
+    for address, headers in (
+        (url, {"Authorization": f"Bearer {shared_system.token}"}),
+        (f"{url}&ticket={ticket}", {}),
+    ):
+        with connect(address, additional_headers=headers, max_size=1 << 24) as socket:
+            for message in ("hello", "x" * 4_000_000, b"\x00" * 4_000_000, ""):
+                socket.send(message)
+                assert socket.recv() == message
+    with pytest.raises(InvalidStatus) as spent:
+        connect(f"{url}&ticket={ticket}").close()
+    assert spent.value.response.status_code == 401

@@ -135,11 +135,6 @@ def test_what_asks_for_no_upgrade_is_told_so(lane: Lane) -> None:
     assert (got.status, got.code, got.one("upgrade")) == (426, "UPGRADE_REQUIRED", "websocket")
 
 
-def test_an_upgrade_is_not_carried_yet(lane: Lane) -> None:
-    got = lane.ask("GET", "/ws/inference", "Upgrade: websocket", "Connection: Upgrade", prefix="", close=False)
-    assert (got.status, got.code) == (501, "NOT_IMPLEMENTED")
-
-
 def test_an_upgrade_under_the_proxy_reaches_the_box_as_a_plain_request(lane: Lane) -> None:
     got = lane.ask("GET", "/x", "Upgrade: websocket", "Connection: Upgrade, close", close=False)
     names = [name.lower() for name, _ in got.json["fields"]]

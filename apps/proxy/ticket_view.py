@@ -1,0 +1,69 @@
+"""`POST /api/ws/ticket`: a ticket for a browser's `WebSocket` and `<img>`, which can send no header."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django.utils import timezone
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from apps.accounts.sessions import LoginSession
+from apps.common.api import ApiView
+from apps.common.responses import ok
+from apps.common.schema import describe
+from apps.devices.selectors import as_uuid, device_of
+from apps.proxy import tickets
+
+
+class DeviceIdField(serializers.UUIDField):
+    """A JSON string that is a UUID in its usual form (DRF's own takes numbers and other forms too)."""
+
+    def to_internal_value(self, data: Any) -> uuid.UUID:
+        found = as_uuid(data) if isinstance(data, str) else None
+        if found is None:
+            self.fail("invalid", value=data)
+        return found
+
+
+class PathPrefixField(serializers.RegexField):
+    """A raw path: from `/` on, percent-encoded, without query or fragment."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(r"^/[!-\"$->@-~]*$", max_length=tickets.PREFIX_MAX, trim_whitespace=False, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str) or data.endswith("\n"):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class TicketBody(serializers.Serializer[Any]):
+    device_id = DeviceIdField()
+    path_prefix = PathPrefixField(
+        default="/", help_text="As the box sees paths; the ticket is good below it, by whole segments."
+    )
+
+
+class TicketAnswer(serializers.Serializer[Any]):
+    ticket = serializers.CharField(help_text="For `?ticket=`, once.")
+    expires_at = serializers.DateTimeField()
+
+
+class TicketView(ApiView):
+    @describe("Tickets", body=TicketBody, answer=TicketAnswer, status=201, errors=("NOT_FOUND",))
+    def post(self, request: Request) -> Response:
+        """Make a ticket: one use within 60 s, for this device and path; it dies with the login that made it."""
+        body = self.body(TicketBody)
+        device = device_of(self.user.pk, body["device_id"])
+        login = request.auth
+        ticket, expires_at = tickets.issue(
+            user_id=self.user.pk,
+            login=login.token_hash if isinstance(login, LoginSession) else "",
+            device_id=device.pk,
+            path_prefix=body["path_prefix"],
+            now=timezone.now(),
+        )
+        return ok({"ticket": ticket, "expires_at": expires_at}, status=201)

@@ -1,0 +1,398 @@
+"""`/ws/*` on 3721: refusals before the upgrade, bytes both ways after it, and who ends it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from django.utils import timezone
+
+from apps.accounts import sessions
+from apps.proxy import tickets
+from tests.apps.proxy.kit import Peer, Wire
+from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in
+from tunnel.contract import hash_token
+
+pytestmark = pytest.mark.system
+pytest_plugins = ["tests.apps.proxy.fixtures"]
+LANES = ["stand-in", "tunnel"]
+API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "6", "PROXY_UPGRADE_IDLE_SECONDS": "4"}
+
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n"
+WS = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA==")
+
+
+def echo(peer: Peer) -> bool:
+    """Upgrade, then every byte back until the end, and "bye" after it."""
+    peer.sock.sendall(SWITCH + b"\r\n" + peer.buffer)
+    while data := peer.sock.recv(1 << 16):
+        peer.sock.sendall(data)
+    peer.sock.sendall(b"bye")
+    return False
+
+
+@pytest.fixture
+def upgraded(lane: Lane) -> Iterator[Callable[..., Wire]]:
+    """Opens a connection to `/ws/echo`, upgraded."""
+    lane.box.on("/ws/echo", echo)
+    with ExitStack() as open_ones:
+
+        def make(path: str = "/ws/echo", *fields: str, early: bytes = b"") -> Wire:
+            wire = open_ones.enter_context(lane.wire())
+            wire.send(lane.head("GET", path, *WS, *fields, prefix="") + early)
+            got = wire.read_head()
+            assert (got.status, got.one("upgrade"), got.one("connection")) == (101, "websocket", "Upgrade"), got.head
+            return wire
+
+        yield make
+
+
+def receive(wire: Wire, count: int) -> bytes:
+    """The next bytes, those behind the head first."""
+    while len(wire.buffer) < count:
+        assert wire.more(), f"ended after {wire.buffer[:80]!r}"
+    found, wire.buffer = wire.buffer[:count], wire.buffer[count:]
+    return bytes(found)
+
+
+def ticket_for(lane: Lane, prefix: str = "/", device: str = "", login: str | None = None) -> str:
+    text, _ = tickets.issue(
+        user_id=uuid.UUID(lane.user_id),
+        login=hash_token(lane.token) if login is None else login,
+        device_id=uuid.UUID(device or lane.device_id),
+        path_prefix=prefix,
+        now=timezone.now(),
+    )
+    return text
+
+
+# --- what passes ------------------------------------------------------------------------------------------------------
+def test_bytes_pass_both_ways(upgraded: Callable[..., Wire]) -> None:
+    wire = upgraded()
+    for size in (1, 125, 70_000, 3_000_000):
+        sent = os.urandom(size)
+        thread = threading.Thread(target=wire.send, args=(sent,))
+        thread.start()
+        assert receive(wire, size) == sent
+        thread.join()
+
+
+def test_what_was_sent_with_the_head_is_not_lost(upgraded: Callable[..., Wire]) -> None:
+    wire = upgraded(early=b"early bird")
+    assert receive(wire, 10) == b"early bird"
+
+
+def test_the_handshake_passes_as_it_came(lane: Lane) -> None:
+    seen: list[bytes] = []
+
+    def script(peer: Peer) -> bool:
+        seen.append(peer.head)
+        peer.sock.sendall(SWITCH + b"Sec-WebSocket-Protocol: b\r\nSet-Cookie: a=b\r\n\r\nfirst")
+        peer.wait_gone()
+        return False
+
+    lane.box.on("/ws/a%2Fb", script)
+    with lane.wire() as wire:
+        path = f"/ws/a%2Fb?x=1&device_id={lane.device_id}&y=%20"
+        wire.send(lane.head("GET", path, *WS, "Sec-WebSocket-Protocol: a, b", "Cookie: c=d", prefix=""))
+        got = wire.read_head()
+        assert (got.status, got.one("sec-websocket-protocol"), got.all("set-cookie")) == (101, "b", [])
+        assert got.all("x-request-id")
+        assert receive(wire, 5) == b"first"
+    (head,) = seen
+    assert head.startswith(b"GET /ws/a%2Fb?x=1&y=%20 HTTP/1.1\r\n")
+    lower = head.lower()
+    assert b"connection: upgrade\r\n" in lower
+    assert b"sec-websocket-protocol: a, b\r\n" in lower
+    assert b"authorization" not in lower
+    assert b"cookie" not in lower
+
+
+def test_a_half_close_passes_and_the_other_way_goes_on(upgraded: Callable[..., Wire]) -> None:
+    wire = upgraded()
+    wire.send(b"last")
+    wire.sock.shutdown(socket.SHUT_WR)
+    assert receive(wire, 7) == b"lastbye"
+    assert wire.wait_end() == "closed"
+
+
+def test_the_box_may_refuse_the_handshake(lane: Lane) -> None:
+    lane.box.on("/ws/no", lambda peer: peer.answer(b"not here", "403 Nope", "X-Why: because"))
+    got = lane.ask("GET", "/ws/no", *WS, prefix="", close=False)
+    assert (got.status, got.reason, got.body, got.one("x-why")) == (403, "Nope", b"not here", "because")
+
+
+# --- refusals before the upgrade --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (), ("Connection: Upgrade",), ("Upgrade: websocket",), ("Connection: close", "Upgrade: websocket"),
+        ("Connection: Upgrade", "Upgrade: h2c"), ("Connection: Upgrade", "Upgrade: websocket, h2c"),
+    ],
+)  # fmt: skip
+def test_without_an_upgrade_to_websocket(lane: Lane, fields: tuple[str, ...]) -> None:
+    got = lane.ask("GET", "/ws/echo", *fields, prefix="", close=False)
+    assert (got.status, got.code, got.one("upgrade")) == (426, "UPGRADE_REQUIRED", "websocket")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE"])
+def test_another_method(lane: Lane, method: str) -> None:
+    got = lane.ask(method, "/ws/echo", *WS, prefix="", close=False)
+    assert (got.status, got.one("allow")) == (405, "GET")
+
+
+def test_an_upgrade_with_a_body(lane: Lane) -> None:
+    got = lane.ask("GET", "/ws/echo", *WS, body=b"x", prefix="", close=False)
+    assert (got.status, got.code) == (400, "BAD_REQUEST")
+
+
+def test_http_1_0_cannot_upgrade(lane: Lane) -> None:
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/ws/echo", *WS, prefix="").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        while b"\r\n\r\n" not in wire.buffer:
+            assert wire.more()
+        assert wire.buffer.startswith(b"HTTP/1.0 426 ")
+
+
+@pytest.mark.parametrize("token", ["", "vAu_" + "0" * 32])
+def test_strangers(lane: Lane, token: str) -> None:
+    lane.token = token
+    got = lane.ask("GET", "/ws/echo", *WS, prefix="", close=False)
+    assert (got.status, got.code) == (401, "UNAUTHENTICATED")
+
+
+def test_another_users_device_and_an_offline_one(lane: Lane, stack: Stack) -> None:
+    offline = add_device(stack, lane.user_id)
+    got = lane.ask("GET", f"/ws/echo?device_id={offline}", *WS, prefix="", close=False)
+    assert (got.status, got.code) == (503, "TUNNEL_DISCONNECTED")
+    lane.token = log_in(add_user(stack))
+    got = lane.ask("GET", f"/ws/echo?device_id={lane.device_id}", *WS, prefix="", close=False)
+    assert (got.status, got.code) == (404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    "origin,status",
+    [("http://front.example", 101), ("http://127.0.0.1:{port}", 101), ("http://evil.example", 403), ("null", 403)],
+)
+@pytest.mark.parametrize("by", ["bearer", "ticket"])
+def test_the_page_that_asks(lane: Lane, origin: str, status: int, by: str) -> None:
+    lane.box.on("/ws/echo", echo)
+    path, shown = "/ws/echo", lane.token
+    if by == "ticket":
+        ticket = ticket_for(lane)
+        path += f"?ticket={ticket}"
+    with lane.wire() as wire:
+        head = lane.head("GET", path, *WS, "Origin: " + origin.format(port=lane.port), prefix="")
+        if by == "ticket":
+            head = head.replace(f"Authorization: Bearer {shown}\r\n".encode(), b"")
+        wire.send(head)
+        assert wire.read_head().status == status
+    if by == "ticket":
+        assert (tickets.find(ticket) is None) == (status == 101)
+
+
+# --- tickets ----------------------------------------------------------------------------------------------------------
+def by_ticket(lane: Lane, path: str, *fields: str, method: str = "GET", prefix: str = "") -> tuple[int, str]:
+    """Status and code (empty for what is no refusal of ours) of a request without a header of ours."""
+    with lane.wire() as wire:
+        lines = [f"{method} {prefix}{path} HTTP/1.1", f"Host: 127.0.0.1:{lane.port}", *fields, "", ""]
+        wire.send("\r\n".join(lines).encode())
+        got = wire.read_head()
+        if got.status < 400:
+            return got.status, ""
+    with lane.wire() as wire:
+        wire.send("\r\n".join(lines).encode())
+        got = wire.read()
+        return got.status, got.code
+
+
+@pytest.mark.parametrize("where", ["/api/cameras/0/stream", "/api/inference/x", "{proxy}/deep/x"])
+def test_a_ticket_for_an_img(lane: Lane, where: str) -> None:
+    path = where.format(proxy=lane.prefix)
+    seen = path.removeprefix(lane.prefix)
+    said: list[bytes] = []
+    lane.box.on(seen, lambda peer: (said.append(peer.head), peer.answer(b"picture"))[1])
+    ticket = ticket_for(lane, seen.rpartition("/")[0])
+    assert by_ticket(lane, f"{path}?a=1&ticket={ticket}&b=2") == (200, "")
+    assert said[0].startswith(f"GET {seen}?a=1&b=2 HTTP/1.1\r\n".encode())
+    assert by_ticket(lane, f"{path}?ticket={ticket}") == (401, "UNAUTHENTICATED")
+    assert len(said) == 1
+
+
+def test_what_a_ticket_is_not_for(lane: Lane, stack: Stack) -> None:
+    other = add_device(stack, lane.user_id)
+    ticket = ticket_for(lane, "/api/cameras/0")
+    for path, said in (
+        (f"/api/cameras/1?ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/cameras/01?ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/cameras?ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/cameras/0%2Fx?ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/cameras/0/../1?ticket={ticket}", (400, "BAD_REQUEST")),
+        (f"/api/cameras/0?device_id={other}&ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/devices/{other}/proxy/api/cameras/0?ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/devices/scan?ticket={ticket}", (401, "UNAUTHENTICATED")),
+        (f"/api/devices?ticket={ticket}", (401, "UNAUTHENTICATED")),
+        ("/api/cameras/0?ticket=", (401, "UNAUTHENTICATED")),
+        ("/api/cameras/0?ticket=%ff", (401, "UNAUTHENTICATED")),
+    ):
+        assert by_ticket(lane, path) == said, path
+    assert by_ticket(lane, f"/api/cameras/0?ticket={ticket}", "X-Device-Id: x") == (404, "NOT_FOUND")
+    assert by_ticket(lane, f"/api/cameras/0?ticket={ticket}", "Content-Length: 0", method="POST")[0] == 401
+    assert by_ticket(lane, f"/api/cameras/0?device_id={lane.device_id}&ticket={ticket}") == (200, "")
+
+
+def test_of_twenty_uses_at_once_one_wins(lane: Lane) -> None:
+    lane.box.on("/ws/echo", echo)
+    path = f"/ws/echo?ticket={ticket_for(lane)}"
+
+    def use(_: int) -> int:
+        with lane.wire() as wire:
+            lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{lane.port}", *WS, "", ""]
+            wire.send("\r\n".join(lines).encode())
+            return wire.read_head().status
+
+    with ThreadPoolExecutor(20) as pool:
+        found = sorted(pool.map(use, range(20)))
+    assert found.count(101) == 1
+    assert set(found) <= {101, 401, 503}  # some may have found all places of this small server taken
+
+
+# --- who ends it ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", ["logout", "disabled", "unpaired"])
+@pytest.mark.parametrize("by", ["bearer", "ticket"])
+def test_who_may_no_longer_is_cut_within_five_seconds(
+    lane: Lane, stack: Stack, upgraded: Callable[..., Wire], how: str, by: str
+) -> None:
+    if by == "ticket":
+        wire = upgraded(f"/ws/echo?ticket={ticket_for(lane)}")
+    else:
+        wire = upgraded()
+    wire.send(b"x")
+    receive(wire, 1)
+    started = time.monotonic()
+    if how == "logout":
+        session = sessions.use(lane.token, now=timezone.now())
+        assert session is not None
+        sessions.end(session)
+    elif how == "disabled":
+        stack.rows("UPDATE users SET is_active = false WHERE id = %s", lane.user_id)
+    else:
+        stack.rows("UPDATE devices SET deleted_at = now() WHERE id = %s", lane.device_id)
+    try:
+        stop = threading.Event()
+        busy = threading.Thread(target=keep_talking, args=(wire, stop))  # or the idle time of this test would end it
+        busy.start()
+        assert wire.wait_end(8) == "reset"
+        assert time.monotonic() - started < 5
+        stop.set()
+        busy.join()
+    finally:
+        stack.rows("UPDATE users SET is_active = true WHERE id = %s", lane.user_id)
+        stack.rows("UPDATE devices SET deleted_at = NULL WHERE id = %s", lane.device_id)
+
+
+def keep_talking(wire: Wire, stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        try:
+            wire.send(b"x")
+        except OSError:
+            return
+
+
+def test_the_client_is_gone(lane: Lane) -> None:
+    ended: list[str] = []
+    done = threading.Event()
+
+    def script(peer: Peer) -> bool:
+        peer.sock.sendall(SWITCH + b"\r\n")
+        ended.append(peer.wait_gone())
+        done.set()
+        return False
+
+    lane.box.on("/ws/x", script)
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/ws/x", *WS, prefix=""))
+        assert wire.read_head().status == 101
+    assert done.wait(2)
+
+
+def test_the_box_resets(lane: Lane) -> None:
+    def script(peer: Peer) -> bool:
+        peer.sock.sendall(SWITCH + b"\r\nsome")
+        time.sleep(0.2)  # the head must be out before the reset overtakes it
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peer.sock.close()
+        return False
+
+    lane.box.on("/ws/x", script)
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/ws/x", *WS, prefix=""))
+        assert wire.read_head().status == 101
+        assert wire.wait_end(3) == "reset"
+
+
+def test_silence_ends_it_and_talk_keeps_it(upgraded: Callable[..., Wire]) -> None:
+    quiet, loud = upgraded(), upgraded()
+    started = time.monotonic()
+    stop = threading.Event()
+    thread = threading.Thread(target=keep_talking, args=(loud, stop))
+    thread.start()
+    assert quiet.wait_end(10) == "reset"
+    assert 3.5 < time.monotonic() - started < 7
+    stop.set()
+    thread.join()
+    loud.buffer = b""
+    loud.send(b"still here")
+    found = b""
+    while not found.endswith(b"still here"):
+        found += receive(loud, 1)
+
+
+def test_beyond_the_long_places_it_is_overloaded_and_the_rest_answers(
+    lane: Lane, upgraded: Callable[..., Wire]
+) -> None:
+    wires = [upgraded() for _ in range(6)]
+    got = lane.ask("GET", "/ws/echo", *WS, prefix="", close=False)
+    assert (got.status, got.code) == (503, "OVERLOADED")
+    assert got.all("retry-after")
+    assert lane.ask("GET", "/healthz?live=1", prefix="").status == 200
+    wires[0].sock.shutdown(socket.SHUT_WR)
+    assert wires[0].wait_end() == "closed"
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with lane.wire() as wire:
+            wire.send(lane.head("GET", "/ws/echo", *WS, prefix=""))
+            if wire.read_head().status == 101:
+                return
+    pytest.fail("the place was not given back")
+
+
+def test_accept_key_arithmetic_is_the_boxs_business(lane: Lane) -> None:
+    """A real handshake: the key goes to the box and its answer comes back, whole."""
+    key = base64.b64encode(b"0123456789abcdef").decode()
+
+    def script(peer: Peer) -> bool:
+        given = peer.fields("sec-websocket-key")[0]
+        digest = hashlib.sha1((given + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode(), usedforsecurity=False).digest()
+        accept = base64.b64encode(digest).decode()
+        peer.sock.sendall(SWITCH.replace(b"Accept: x", f"Accept: {accept}".encode()) + b"\r\n")
+        peer.wait_gone()
+        return False
+
+    lane.box.on("/ws/x", script)
+    with lane.wire() as wire:
+        fields = [field for field in WS if not field.startswith("Sec-WebSocket-Key")]
+        wire.send(lane.head("GET", "/ws/x", *fields, f"Sec-WebSocket-Key: {key}", prefix=""))
+        expected = base64.b64encode(
+            hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode(), usedforsecurity=False).digest()
+        )
+        assert wire.read_head().one("sec-websocket-accept") == expected.decode()
