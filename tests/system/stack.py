@@ -183,7 +183,7 @@ class Stack:
             self.start(self._server(name))
 
     def _server(self, name: str) -> Program:
-        now, account = state.load(self.var), server_account()
+        now, account = state.load(self.var), server_account(self.var / "postgres")
         if name == "valkey":
             return valkey.program(self.var / "valkey", now.valkey, account, self.var / "log" / "valkey.log")
         log = self.var / "log" / "postgres.log"
