@@ -40,6 +40,7 @@ class TunnelConfig:
     max_internal: int = 8192  # connections to the internal port
     buffer_bytes: int = 1 << 30  # of all tunnels together
     body_max: int = 1 << 30  # of a request on the fast lane, unless the API says otherwise
+    share_events: bool = False  # event streams too, not only pictures
     # Browsers
     cors_origins: tuple[str, ...] = ()
     # Times
@@ -93,6 +94,7 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             upgraded_idle_seconds=values["PROXY_UPGRADE_IDLE_SECONDS"],
             idle_seconds=values["PROXY_IDLE_SECONDS"] + _BACKSTOP_SECONDS,
             body_max=values["PROXY_BODY_MAX_BYTES"],
+            share_events=values["SHARE_SSE"],
             cors_origins=values["CORS_ALLOWED_ORIGINS"],
         ),
         warnings,

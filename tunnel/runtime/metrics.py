@@ -33,6 +33,7 @@ class Metrics:
         self._sessions = sessions
         self.outbox: Outbox | None = None
         self.fast: Source | None = None
+        self.shares: Source | None = None
         self.ready = False
         self.draining = False
         self.bytes_in = 0  # of sessions that have ended
@@ -87,8 +88,9 @@ class Metrics:
             "Times that a sender waited for credit",
             value=self.stalls + sum(one.window_stalls for one in seen),
         )
-        if self.fast is not None:
-            yield from self.fast.live()
+        for source in (self.fast, self.shares):
+            if source is not None:
+                yield from source.live()
         if self.outbox is not None:
             yield GaugeMetricFamily(name + "events_waiting", "Events not yet told to the API", value=len(self.outbox))
             yield CounterMetricFamily(name + "events_dropped", "Events lost", value=self.outbox.dropped)

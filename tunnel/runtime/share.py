@@ -1,0 +1,124 @@
+"""Shared camera streams: one pull from a box, any number of viewers on the fast lane (docs/shared-streams.md).
+
+A viewer's exchange reads from a `View` as if it were a stream of its own to the box; behind all of them is one `Pull`.
+How bodies are cut and who misses what is `tunnel.http.parts` and `.fanout`; what a viewer's exchange is, `fast_run`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import trio
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from tunnel.http import Exchange
+from tunnel.runtime.fast_auth import Grant
+from tunnel.runtime.share_pull import Pull, Verdict
+from tunnel.runtime.share_run import Watched
+
+if TYPE_CHECKING:
+    from tunnel.runtime.fast import FastLane
+    from tunnel.runtime.fast_ask import Asked
+    from tunnel.runtime.fast_client import Client
+    from tunnel.runtime.fast_run import Run
+
+PLAIN_SECONDS: Final = 60.0
+"""So long an answer that was no endless one lets others ask for the same at once, each for itself."""
+PATHS: Final = 4096
+"""Paths of which is remembered what they answered."""
+
+Key = tuple[str, str, int, bytes]
+"""Device, user, the device's epoch, and the request line for the box. Cookies and credentials never reach a box."""
+
+
+class Shares:
+    """All shared streams of the daemon, by who may see what: the lane asks it first for each GET."""
+
+    def __init__(self, lane: FastLane, *, events: bool) -> None:
+        self.lane = lane
+        self.events = events
+        self.pulls_total = 0
+        self.views_total = 0
+        self.skipped_total = 0
+        self._pulls: dict[Key, Pull] = {}
+        self._plain: OrderedDict[Key, float] = OrderedDict()
+        self._endless: OrderedDict[Key, None] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Shares {list(self._pulls.values())}>"
+
+    def __len__(self) -> int:
+        return len(self._pulls)
+
+    def take_over(self, client: Client, asked: Asked, exchange: Exchange, grant: Grant, request_id: str) -> Run | None:
+        """The run of a viewer; None for what is surely no endless stream. The lane's `Share`."""
+        head = exchange.request.head
+        key = grant.device_id, grant.user_id, grant.epoch, head[: head.index(b"\r\n")]
+        until = self._plain.get(key)
+        if until is not None:
+            if trio.current_time() < until:
+                return None
+            del self._plain[key]
+        if not _takes_any(asked):
+            return None
+        return Watched(self, key, client, asked.head, exchange, grant, request_id)
+
+    def find(self, key: Key) -> Pull | None:
+        """The pull that a new viewer can join."""
+        return self._pulls.get(key)
+
+    def begin(self, key: Key) -> Pull:
+        """A pull that has no stream yet: from now on others wait for it."""
+        pull = self._pulls[key] = Pull(self, key)
+        return pull
+
+    def known(self, key: Key) -> bool:
+        """Whether it was an endless stream before."""
+        return key in self._endless
+
+    def settled(self, pull: Pull, verdict: Verdict) -> None:
+        """The head of a pull's answer is known."""
+        key = pull.key
+        if verdict is Verdict.ENDLESS:
+            self.pulls_total += 1
+            self._endless[key] = None
+            if len(self._endless) > PATHS:
+                self._endless.popitem(last=False)
+        elif verdict is Verdict.PLAIN:
+            self._plain[key] = trio.current_time() + PLAIN_SECONDS
+            if len(self._plain) > PATHS:
+                self._plain.popitem(last=False)
+
+    def over(self, pull: Pull) -> None:
+        """Nobody joins it any more. Idempotent."""
+        if self._pulls.get(pull.key) is pull:
+            del self._pulls[pull.key]
+            self.skipped_total += pull.skipped
+
+    def live(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        name = "visiona_shared_"
+        yield GaugeMetricFamily(name + "pulls", "Endless streams pulled from boxes", value=len(self._pulls))
+        viewers = sum(len(pull.views) for pull in self._pulls.values())
+        yield GaugeMetricFamily(name + "viewers", "Viewers of shared streams", value=viewers)
+        yield CounterMetricFamily(name + "pulls", "Endless streams pulled from boxes", value=self.pulls_total)
+        yield CounterMetricFamily(name + "viewers", "Viewers that joined", value=self.views_total)
+        skipped = self.skipped_total + sum(pull.skipped for pull in self._pulls.values())
+        yield CounterMetricFamily(name + "units_skipped", "Frames that slow viewers missed", value=skipped)
+
+
+def _takes_any(asked: Asked) -> bool:
+    """Whether the client takes an endless answer, and asks for no condition."""
+    accepted = []
+    for name, value in asked.head.fields:
+        lower = name.lower()
+        if lower.startswith(b"if-") or lower == b"last-event-id":
+            return False
+        if lower == b"accept":
+            accepted.append(value)
+    if not accepted:
+        return True
+    said = b",".join(accepted).lower()
+    return b"*/*" in said or b"multipart/" in said or b"text/event-stream" in said

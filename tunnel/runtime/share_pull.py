@@ -1,0 +1,359 @@
+"""The one stream behind all viewers of an endless answer, and what each of them reads from instead of a stream.
+
+Driven by the tunnel's reader, as all of the fast lane: no task wakes for a frame. It does not know clients.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tunnel.http import LIMITS, NO_LENGTH, AnswerHead, ExchangeError, ResponseReader
+from tunnel.http.fanout import Fanout, Viewer
+from tunnel.http.parts import EventReader, PartError, PartReader, UnitReader, boundary_of, is_event_stream
+from tunnel.protocol.inbound import Bytes
+from tunnel.runtime.connection import StreamReset, TunnelError
+from tunnel.runtime.fast_types import BoxStream
+
+if TYPE_CHECKING:
+    from tunnel.runtime.share import Key, Shares
+
+_DOWN: Final = 128 * 1024
+_EVENTS: Final = 256
+_EVENT_BYTES: Final = 1 << 20
+_CODING: Final = re.compile(rb"\r\ntransfer-encoding[ \t]*:[^\r\n]*", re.IGNORECASE)
+
+
+class Verdict(Enum):
+    """What the head of an answer says of it."""
+
+    ENDLESS = 1
+    PLAIN = 2
+    TROUBLE = 3
+    """An error, or no head at all: it says nothing about the path."""
+
+
+class Alone(Exception):
+    """The answer is not shared. `stream` is the one it comes on, for the one viewer who gets it, with the `data` that
+    came already; the others, without one, ask for themselves."""
+
+    def __init__(self, stream: BoxStream | None, data: bytes) -> None:
+        super().__init__("not shared")
+        self.stream = stream
+        self.data = data
+
+
+class Pull:
+    """One answer of a box for many. Made before its stream is open, so that who comes meanwhile waits for it."""
+
+    __slots__ = (
+        "_closes", "_fanout", "_raw", "_reader", "_shares", "_stream", "_units", "broken", "head", "key", "leader",
+        "over", "views",
+    )  # fmt: skip
+
+    def __init__(self, shares: Shares, key: Key) -> None:
+        self._shares = shares
+        self.key = key
+        self.views: dict[View, None] = {}  # in the order of coming
+        self.leader: View | None = None
+        self.head: bytes | None = None
+        """The box's raw head for each viewer, once the answer is known to be endless."""
+        self.over = False
+        self.broken: TunnelError | None = None
+        self._stream: BoxStream | None = None
+        self._reader = ResponseReader(b"GET")
+        self._raw = b""
+        self._units: UnitReader | None = None
+        self._fanout: Fanout | None = None
+
+    def __repr__(self) -> str:
+        state = "over" if self.over else "waiting" if self.head is None else "running"
+        return f"<Pull {state} views={len(self.views)} {self._fanout!r}>"
+
+    @property
+    def skipped(self) -> int:
+        """Units that viewers missed."""
+        return 0 if self._fanout is None else self._fanout.skipped
+
+    def join(self) -> View:
+        """One more viewer."""
+        view = View(self)
+        self.views[view] = None
+        self._shares.views_total += 1
+        if self._fanout is not None:
+            view.viewer = self._fanout.add()
+        return view
+
+    def carry(self, stream: BoxStream) -> View:
+        """The stream is open: its request is sent by the viewer who gets the answer if it is not shared."""
+        self._stream = stream
+        self.leader = self.join()
+        if self._shares.lane.pumped(stream):
+            self._shares.lane.spawn(self._pump)
+        else:
+            stream.listener = self.spoke
+        return self.leader
+
+    def give_up(self) -> None:
+        """There is no stream: everybody asks for himself."""
+        self._settle(Verdict.TROUBLE)
+
+    def leave(self, view: View) -> None:
+        """A viewer is gone; with the last one the pull ends."""
+        if view not in self.views:
+            return
+        del self.views[view]
+        if self._fanout is not None and view.viewer is not None:
+            self._fanout.remove(view.viewer)
+        if view is self.leader:
+            self.leader = None
+        if not self.views and not self.over:
+            self._end()
+            self._drop()
+
+    # --- from the box -------------------------------------------------------------------------------------------------
+    def spoke(self) -> None:
+        """Something came: called by the tunnel's reader. Neither waits nor raises."""
+        stream = self._stream
+        try:
+            while stream is not None and stream is self._stream:
+                data = stream.receive_nowait(_DOWN)
+                if data is None:
+                    return
+                self._take(data)
+        except (TunnelError, trio.ClosedResourceError) as error:
+            self._broke(error)
+
+    async def _pump(self) -> None:
+        stream = self._stream
+        try:
+            while stream is not None and stream is self._stream:
+                self._take(await stream.receive_some(_DOWN))
+        except (TunnelError, trio.ClosedResourceError) as error:
+            self._broke(error)
+
+    def _take(self, data: bytes) -> None:
+        if self.head is None:
+            self._raw += data
+        if not data and self.head is None:
+            self._settle(Verdict.TROUBLE)  # who gets the stream meets its end
+            return
+        try:
+            pieces = self._reader.receive(data) if data else []
+            if not data:
+                self._reader.receive_end()
+        except ExchangeError as error:
+            self._broke(StreamReset(str(error)))
+            return
+        head = self._reader.head
+        if head is None:
+            return
+        if self.head is None:
+            verdict = self._judge(head)
+            if verdict is not Verdict.ENDLESS:
+                self._settle(verdict)
+                return
+            self._start()
+        self._share(b"".join(pieces))
+
+    def _judge(self, head: AnswerHead) -> Verdict:
+        if head.status != 200:
+            return Verdict.TROUBLE if head.status >= 300 else Verdict.PLAIN
+        said = {name.lower(): value for name, value in head.fields}
+        kind = said.get(b"content-type", b"")
+        if head.length != NO_LENGTH or said.get(b"content-encoding", b"identity").strip() != b"identity":
+            return Verdict.PLAIN
+        boundary = boundary_of(kind)
+        if boundary is not None:
+            self._units = PartReader(boundary)
+            self._fanout = Fanout()
+            return Verdict.ENDLESS
+        if self._shares.events and is_event_stream(kind):
+            self._units = EventReader()
+            self._fanout = Fanout(units=_EVENTS, size=_EVENT_BYTES, replay=False)
+            return Verdict.ENDLESS
+        return Verdict.PLAIN
+
+    def _start(self) -> None:
+        """The answer is an endless one: everybody gets its head."""
+        self.head = _final_head(self._raw)
+        self._raw = b""
+        self.leader = None
+        self._shares.settled(self, Verdict.ENDLESS)
+        for view in self.views:
+            if self._fanout is not None:
+                view.viewer = self._fanout.add()
+
+    def _share(self, body: bytes) -> None:
+        fanout, units = self._fanout, self._units
+        if fanout is None or units is None:
+            return
+        try:
+            if body:
+                fanout.feed(units.feed(body))
+            if self._reader.complete:
+                fanout.feed(units.end())
+                fanout.end()
+        except PartError as error:
+            self._broke(StreamReset(str(error)))
+            return
+        if fanout.ended:
+            self._end()
+            self._drop(clean=True)
+        self._wake()
+
+    def _settle(self, verdict: Verdict) -> None:
+        """It is not shared: the leader gets the stream as it is, the others ask for themselves."""
+        self._shares.settled(self, verdict)
+        self._end()
+        stream, self._stream = self._stream, None
+        leader = self.leader
+        if stream is not None:
+            if not self._shares.lane.pumped(stream):
+                stream.listener = None
+            if leader is None:
+                stream.reset()
+        views, self.views = list(self.views), {}
+        for view in views:
+            view.alone = Alone(stream if view is leader else None, self._raw if view is leader else b"")
+        self._raw = b""
+        for view in views:
+            view.wake()
+
+    def _broke(self, error: Exception) -> None:
+        if self.over:
+            return
+        if self.head is None:
+            self._settle(Verdict.TROUBLE)
+            return
+        self.broken = error if isinstance(error, TunnelError) else StreamReset(str(error))
+        self._end()
+        self._drop()
+        self._wake()
+
+    def _wake(self) -> None:
+        for view in list(self.views):
+            view.wake()
+
+    def _end(self) -> None:
+        self.over = True
+        self._shares.over(self)
+
+    def _drop(self, *, clean: bool = False) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            if not self._shares.lane.pumped(stream):
+                stream.listener = None
+            if clean:
+                stream.close_nowait()
+            else:
+                stream.reset()
+
+    def send_nowait(self, data: Bytes) -> int:
+        """The leader's request."""
+        if self._stream is None:
+            raise StreamReset("the stream is gone")
+        try:
+            return self._stream.send_nowait(data)
+        except (TunnelError, trio.ClosedResourceError):
+            self._drop()
+            self.leader = None
+            self.give_up()
+            raise
+
+
+class View:
+    """A viewer's side, as a stream to the box: the head, then whole units as fast as the viewer takes them."""
+
+    __slots__ = ("_changed", "_headed", "_left", "_pull", "alone", "listener", "viewer")
+
+    def __init__(self, pull: Pull) -> None:
+        self._pull = pull
+        self._changed = trio.lowlevel.ParkingLot()
+        self._headed = False
+        self._left = False
+        self.alone: Alone | None = None
+        self.viewer: Viewer | None = None
+        self.listener: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<View {self.viewer!r} of {self._pull!r}>"
+
+    @property
+    def waiting(self) -> bool:
+        """No head has come yet."""
+        return self.viewer is None
+
+    @property
+    def leads(self) -> bool:
+        """The answer is this viewer's if it is not shared."""
+        return self._pull.leader is self
+
+    def send_nowait(self, data: Bytes) -> int:
+        """The request's head: the leader's goes out, the others' are the same."""
+        return self._pull.send_nowait(data) if self.leads else len(data)
+
+    async def send_all(self, data: Bytes) -> None:
+        """As `send_nowait`: a request without a body has one piece."""
+        await trio.lowlevel.checkpoint()
+        self.send_nowait(data)
+
+    async def send_eof(self) -> None:
+        """Nothing: the box's end of the request is not the viewers'."""
+        await trio.lowlevel.checkpoint()
+
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:  # noqa: ARG002 - a unit is never cut
+        """What this viewer gets next. Raises Alone, and TunnelError when the answer broke off."""
+        if self.alone is not None:
+            raise self.alone
+        if self._left:
+            raise trio.ClosedResourceError("this viewer has left")
+        pull = self._pull
+        if pull.broken is not None:
+            raise pull.broken.with_traceback(None)
+        if self.viewer is None or pull.head is None:
+            return None
+        if not self._headed:
+            self._headed = True
+            return pull.head
+        return self.viewer.take()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The same, waiting for it."""
+        while True:
+            data = self.receive_nowait(max_bytes)
+            if data is not None:
+                await trio.lowlevel.checkpoint()
+                return data
+            await self._changed.park()
+
+    def wake(self) -> None:
+        """There may be something to receive."""
+        if self.listener is not None:
+            self.listener()
+        self._changed.unpark_all()
+
+    def reset(self) -> None:
+        """Leave; the others go on."""
+        if not self._left:
+            self._left = True
+            self._pull.leave(self)
+            self._changed.unpark_all()
+
+    def close_nowait(self) -> None:
+        """Leave."""
+        self.reset()
+
+
+def _final_head(raw: bytes) -> bytes:
+    """The head of the answer behind interim ones, without its coding: a viewer's body ends with its stream."""
+    start = 0
+    while True:
+        end = raw.index(b"\r\n\r\n", start, start + LIMITS.head_bytes + 4) + 4
+        if raw[start + 9 : start + 10] != b"1":
+            return _CODING.sub(b"", raw[start:end])
+        start = end

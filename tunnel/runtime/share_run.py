@@ -1,0 +1,122 @@
+"""A viewer's exchange on the fast lane: as any other, but that its stream may be one of many on the same answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tunnel.http import Exchange, ExchangeError, RequestHead
+from tunnel.runtime.fast_auth import Grant
+from tunnel.runtime.fast_run import Carried
+from tunnel.runtime.share_pull import Alone, View
+
+if TYPE_CHECKING:
+    from tunnel.runtime.fast_client import Client
+    from tunnel.runtime.share import Key, Shares
+
+WAIT_SECONDS: Final = 5.0
+"""How long one waits for the answer to another of which nobody knows yet whether it is endless, or plain and slow."""
+
+
+class Watched(Carried):
+    """A GET that may be a viewer's."""
+
+    __slots__ = ("_alone", "_key", "_shares", "_view")
+
+    def __init__(
+        self,
+        shares: Shares,
+        key: Key,
+        client: Client,
+        head: RequestHead,
+        exchange: Exchange,
+        grant: Grant,
+        request_id: str,
+    ) -> None:
+        super().__init__(shares.lane, client, head, exchange, grant, request_id)
+        self._shares = shares
+        self._key = key
+        self._view: View | None = None
+        self._alone = False
+
+    async def start(self) -> None:
+        """Join the others, or be the first."""
+        if self._alone:
+            await super().start()
+            return
+        pull = self._shares.find(self._key)
+        if pull is not None:
+            self._view = pull.join()
+            self._begin(self._view)
+            self._spoke()
+            return
+        pull = self._shares.begin(self._key)
+        try:
+            stream = self._idle_stream()
+            if stream is None:
+                stream = await self._new_stream()
+        except ExchangeError as error:
+            pull.give_up()
+            self._fail(error)
+            return
+        except BaseException:
+            pull.give_up()
+            raise
+        if self.over:
+            stream.reset()
+            pull.give_up()
+            return
+        self._view = pull.carry(stream)
+        self._begin(self._view)
+
+    def look(self, now: float) -> None:
+        view = self._view
+        if (
+            view is not None
+            and view is self._stream
+            and view.waiting
+            and not view.leads
+            and now - self.started >= WAIT_SECONDS
+            and not self._shares.known(self._key)
+        ):
+            self._go_alone()
+            return
+        super().look(now)
+
+    def _spoke(self) -> None:
+        view = self._view
+        if view is not None and view is self._stream and view.alone is not None:
+            self._told(view.alone)
+            return
+        super()._spoke()
+
+    def _told(self, alone: Alone) -> None:
+        """The answer is not shared."""
+        if alone.stream is None:
+            self._go_alone()
+            return
+        self._alone = True
+        self._view = None
+        self._stream = stream = alone.stream
+        if self._lane.pumped(stream):
+            if alone.data:
+                self._take(alone.data)
+            if not self.over and stream is self._stream:
+                self._pump()
+            return
+        stream.listener = self._spoke
+        try:
+            if alone.data:
+                self._take(alone.data)
+        except trio.BrokenResourceError:
+            self.client_left()
+            return
+        self._spoke()
+
+    def _go_alone(self) -> None:
+        self._alone = True
+        self._drop()
+        self._view = None
+        self.exchange.restart()
+        self._lane.spawn(self._again)
