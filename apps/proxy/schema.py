@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 
-from apps.common.schema import error_responses, error_schema
+from apps.common.schema import error_schema
 from tunnel.contract import ERROR_STATUS
 
 View = TypeVar("View", bound=type)
@@ -33,10 +33,16 @@ DEVICE: Final = (
 )  # fmt: skip
 
 
-def _responses() -> dict[Any, Any]:
+TICKET: Final = OpenApiParameter(
+    "ticket", OpenApiTypes.STR, OpenApiParameter.QUERY,
+    description="Of `POST /api/ws/ticket`, in the place of a login, where a browser can send no header.",
+)  # fmt: skip
+
+
+def _responses(*more: str) -> dict[Any, Any]:
     """Per status: our envelope, or what the box says, which may be anything of the same status."""
     by_status: dict[int, list[str]] = {}
-    for code in REFUSALS:
+    for code in (*REFUSALS, *more):
         by_status.setdefault(ERROR_STATUS[code], []).append(code)
     found: dict[Any, Any] = {
         ("default", "*/*"): OpenApiResponse({}, description="Whatever the box answers, unchanged.")
@@ -49,18 +55,24 @@ def _responses() -> dict[Any, Any]:
 
 
 def proxied(
-    tag: str, summary: str, *, parameters: Iterable[OpenApiParameter] = (), methods: Iterable[str] = METHODS
+    tag: str,
+    summary: str,
+    *,
+    parameters: Iterable[OpenApiParameter] = (),
+    methods: Iterable[str] = METHODS,
+    tickets: bool = False,
 ) -> Callable[[View], View]:
     """Declares a proxy view's methods; the view's own `dispatch` serves them, and all others."""
 
     def declare(view: View) -> View:
         for method in methods:
+            by_ticket = tickets and method == "get"
             handler = extend_schema(
                 tags=[tag],
                 summary=summary,
-                parameters=[*parameters],
+                parameters=[*parameters, *([TICKET] if by_ticket else [])],
                 request=None if method in ("get", "delete") else {"application/octet-stream": OpenApiTypes.BINARY},
-                responses=_responses(),
+                responses=_responses(*(["FORBIDDEN"] if by_ticket else [])),
                 auth=_LOGIN,
             )(_handler(method))
             setattr(view, method, handler)
@@ -78,15 +90,18 @@ def _handler(method: str) -> Callable[..., Any]:
 
 
 def sockets() -> Callable[[View], View]:
-    """Declares `/ws/*`, which answers nothing but refusals yet."""
+    """Declares `/ws/*`: a switch of protocols, or a refusal before it, ours or the box's."""
 
     def declare(view: View) -> View:
-        refusals = error_responses(
-            ("UNAUTHENTICATED", "BAD_REQUEST", "VALIDATION_ERROR", "UPGRADE_REQUIRED", "NOT_IMPLEMENTED",
-             "RATE_LIMITED", "INTERNAL_ERROR", "DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE")
-        )  # fmt: skip
+        responses = _responses("FORBIDDEN", "UPGRADE_REQUIRED")
+        responses[101] = OpenApiResponse(None, description="From here on the WebSocket is the box's.")
         declared = extend_schema(
-            tags=["WebSocket"], summary="WebSockets to the box", request=None, responses=refusals, auth=_LOGIN
+            tags=["WebSocket"],
+            summary="A WebSocket to the box, path for path",
+            parameters=[*DEVICE, TICKET],
+            request=None,
+            responses=responses,
+            auth=_LOGIN,
         )
         setattr(view, "get", declared(_handler("get")))  # noqa: B010 - a handler that only the schema looks at
         return view

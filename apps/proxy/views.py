@@ -78,7 +78,7 @@ class ProxyView(APIView):
         return found if isinstance(found, Ticket) else None
 
     def chosen(self, request: HttpRequest) -> Target:
-        """The device that the request names, its ticket's, or the only one online. Raises DomainError 403 to 409, 503."""
+        """The device that the request names, its ticket's, or the only one online. Raises 403, 404, 409, 503."""
         header = request.headers.get("X-Device-Id")
         query = own_params(raw.raw_target(request)).device_id
         if self.ticket is not None:
@@ -139,17 +139,17 @@ class BrowserView(ProxyView):
     """Whether browsers open it as a WebSocket, which asks no page for its leave."""
 
 
-@proxied("Cameras", "A camera of the box, path for path", parameters=DEVICE)
+@proxied("Cameras", "A camera of the box, path for path", parameters=DEVICE, tickets=True)
 class CamerasView(BrowserView):
     """`/api/cameras/*`."""
 
 
-@proxied("Inference", "Inference on the box, path for path", parameters=DEVICE)
+@proxied("Inference", "Inference on the box, path for path", parameters=DEVICE, tickets=True)
 class InferenceView(BrowserView):
     """`/api/inference/*`."""
 
 
-@proxied("Devices", "Any path of the box's local server")
+@proxied("Devices", "Any path of the box's local server", tickets=True)
 class DeviceProxyView(BrowserView):
     """`/api/devices/{id}/proxy/{path}`: the generic proxy to the agent's local server."""
 
