@@ -28,7 +28,6 @@ from tunnel.runtime.internal import InternalApi
 from tunnel.runtime.listener import Listener, identity_of
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
-from tunnel.runtime.remote_line import RemoteLines
 from tunnel.runtime.server import HttpServer, Slots
 from tunnel.runtime.session import TunnelSession, never_connected, rfc3339
 from tunnel.runtime.share import Shares
@@ -179,8 +178,6 @@ class Daemon:
             full=lambda: self.switch.over_budget,
         )
         fast.node_url = self.node_url
-        remote = RemoteLines(config.secrets[0], open_seconds=config.open_seconds)
-        fast.remote = remote
         self.fast = fast
         self.metrics.fast = fast
         shares = Shares(fast, events=config.share_events)
