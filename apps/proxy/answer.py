@@ -53,10 +53,13 @@ class BoxAnswer(StreamingHttpResponse):
     def abandon(self) -> None:
         """Another answer takes this one's place: the server writes it on the connection, which is given back."""
         self._forward.refuse("INTERNAL_ERROR")
-        self.close()
+        self._let_go()
 
     def close(self) -> None:
         """Called by the server in any case."""
         super().close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._forward.close()
         self._done()
