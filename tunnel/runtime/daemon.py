@@ -28,6 +28,7 @@ from tunnel.runtime.internal import InternalApi
 from tunnel.runtime.listener import Listener, identity_of
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
+from tunnel.runtime.remote_line import RemoteLines
 from tunnel.runtime.server import HttpServer, Slots
 from tunnel.runtime.session import TunnelSession, never_connected, rfc3339
 from tunnel.runtime.share import Shares
@@ -178,6 +179,8 @@ class Daemon:
             full=lambda: self.switch.over_budget,
         )
         fast.node_url = self.node_url
+        remote = RemoteLines(config.secrets[0], open_seconds=config.open_seconds)
+        fast.remote = remote
         self.fast = fast
         self.metrics.fast = fast
         shares = Shares(fast, events=config.share_events)
@@ -210,6 +213,7 @@ class Daemon:
             background.start_soon(self._log.run)
             background.start_soon(outbox.run)
             background.start_soon(admission.run)
+            background.start_soon(remote.run)
             async with trio.open_nursery() as sessions, trio.open_nursery() as accepting:
                 await sessions.start(fast.run)
                 accepting.start_soon(self._public(listener).run, sessions)

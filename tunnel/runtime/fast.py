@@ -27,6 +27,7 @@ from tunnel.runtime.fast_edge import Cors, Ids, told
 from tunnel.runtime.fast_line import LocalLine
 from tunnel.runtime.fast_run import Carried, Run
 from tunnel.runtime.fast_types import BoxStream, Line
+from tunnel.runtime.remote import RemoteStream
 from tunnel.runtime.session import TunnelSession
 from tunnel.runtime.sockets import ByteStream
 
@@ -245,10 +246,10 @@ class FastLane:
 
     # --- ways to the box ----------------------------------------------------------------------------------------------
     def reach(self, grant: Grant) -> Line | None:
-        """The way to the device's session if it is held here and counts; None: see `wait_reach`."""
+        """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
         session = self._sessions.of_device(grant.device_id)
         if session is None or session.closing or session.epoch < grant.epoch:
-            return None
+            return self.remote(grant) if self.remote is not None and grant.node_url != self.node_url else None
         line = self._lines.get(session.id)
         if line is None:
             line = self._lines[session.id] = LocalLine(session, self._full)
@@ -268,9 +269,19 @@ class FastLane:
         return line
 
     async def newer(self, grant: Grant, line: Line) -> Line | None:
-        """The way to a session of the device that came after that of `line`."""
+        """The way to a session of the device that came after that of `line`, as far as is known here or to Django."""
         self._forget(grant)
+        session = self._sessions.of_device(grant.device_id)
+        if session is None or session.id == line.session or session.closing:
+            if self._authorizer is None or not grant.key:  # a ticket is spent: nobody can be asked again
+                return None
+            try:
+                grant = await self._authorizer.ask(grant.key, grant.again)
+            except ProxyError:
+                return None  # what was wrong with the line tells the client more
         here = self.reach(grant)
+        if here is None and grant.session != line.session:
+            here = await self.wait_reach(grant)
         return here if here is not None and here.session != line.session else None
 
     def _forget(self, grant: Grant) -> None:
@@ -280,7 +291,7 @@ class FastLane:
     @staticmethod
     def pumped(stream: BoxStream) -> bool:
         """Whether a stream can't call back, so that a task has to wait for it."""
-        return not hasattr(stream, "listener")
+        return isinstance(stream, RemoteStream)
 
     # --- what is told -------------------------------------------------------------------------------------------------
     def cors_of(self, head: RequestHead) -> list[Field]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -52,7 +53,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
     What broke it is raised as StreamReset: a reset or a daemon that died is never an end of stream.
     """
 
-    __slots__ = ("_broken", "_closed", "_early", "_ended", "_raw", "features", "last_progress", "session")
+    __slots__ = ("_broken", "_closed", "_early", "_ended", "_raw", "features", "last_progress", "listener", "session")
 
     def __init__(self, raw: ByteStream, session: str, features: frozenset[str], early: bytes) -> None:
         self._raw = raw
@@ -62,6 +63,8 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         self._broken: OSError | trio.BrokenResourceError | None = None
         self.session = session
         self.features = features
+        self.listener: Callable[[], None] | None = None
+        """Never called: nobody watches the socket for it, so a task has to wait for this stream."""
         self.last_progress = trio.current_time()
 
     def __repr__(self) -> str:
@@ -72,6 +75,13 @@ class RemoteStream(trio.abc.HalfCloseableStream):
     def acknowledged(self) -> bool:
         """True: the other daemon answers only when the agent has accepted."""
         return True
+
+    def quiet(self) -> bool:
+        """Whether it is open and nothing came: bytes that nobody asked for, an end or a fault make it useless."""
+        try:
+            return self.receive_nowait(1) is None
+        except (StreamReset, trio.ClosedResourceError):
+            return False
 
     async def wait_acknowledged(self) -> None:
         """Return: see `acknowledged`."""
@@ -139,10 +149,14 @@ class RemoteStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Be done with it, both ways: clean if nothing is unread. Idempotent; done even if cancelled."""
+        self.close_nowait()
+        await trio.lowlevel.checkpoint()
+
+    def close_nowait(self) -> None:
+        """As `aclose`, without a checkpoint."""
         if not self._closed:
             self._closed = True
             self._raw.close()  # the kernel delivers what was sent; bytes that still come are answered with a reset
-        await trio.lowlevel.checkpoint()
 
     def reset(self) -> None:
         """Break it off at once: the box sees a reset, never an end. Idempotent, does not wait."""
