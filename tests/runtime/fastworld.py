@@ -93,7 +93,7 @@ class Visitor:
         if head_only or got.status in (204, 304):
             return got
         if got.all("transfer-encoding"):
-            while not (size := int(await self.until(b"\r\n"), 16)) == 0:
+            while (size := int(await self.until(b"\r\n"), 16)) != 0:
                 while len(self.buffer) < size + 2:
                     assert await self.more()
                 got.body += self.buffer[:size]

@@ -16,7 +16,7 @@ from tests.apps.proxy.stack import Lane
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel"]
+LANES = ["stand-in", "tunnel", "fast"]
 
 REQUEST_ID = "X-Request-ID: test-7.a_b"
 

@@ -44,6 +44,14 @@ class Idle:
             self.lines.left()
 
 
+def _spoken(stream: BoxStream) -> bool:
+    """Whether the end, or anything else, came right behind the answer: nobody would call again for that."""
+    try:
+        return stream.receive_nowait() is not None
+    except trio.BrokenResourceError:
+        return True
+
+
 class Lines:
     """The idle streams of one tunnel session, used last first."""
 
@@ -113,7 +121,7 @@ class Lines:
     def give(self, stream: BoxStream, *, reusable: bool) -> None:
         """Take back a stream whose exchange is over: kept if the policy and the bounds allow it, else closed."""
         then = self.policy.after_answer(reusable=reusable)
-        if then is AfterAnswer.CLOSE or len(self.idle) >= PER_SESSION:
+        if then is AfterAnswer.CLOSE or len(self.idle) >= PER_SESSION or _spoken(stream):
             stream.close_nowait()
             return
         self.idle.append(Idle(self, stream, trio.current_time(), probing=then is AfterAnswer.PROBE))

@@ -66,6 +66,8 @@ def tunnel(stack: Stack, free_port: Callable[[], int]) -> Iterator[Tunnel]:
         made = Tunnel(stack, Path(folder), (free_port(), free_port(), free_port()), {})
         yield made
         made.stop()
+        if os.environ.get("SHOW_API_LOG"):
+            print(made.daemon.text())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -76,18 +78,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
-    """A way to the box: `stand-in` for the daemon, with a fresh user; `tunnel`, through the real daemon and agent."""
-    if request.param == "tunnel":
+    """A way to the box: `stand-in` for the daemon, with a fresh user; `tunnel`, through the real daemon and agent;
+    `fast`, the same without the API in the way."""
+    if request.param in ("tunnel", "fast"):
         tunnel: Tunnel = request.getfixturevalue("tunnel")
         box = Box(tunnel.box_port)
         try:
             tunnel.ensure_agent()
             box.heads.clear()
             user, device = tunnel.user_id, tunnel.device_id
-            prefix = f"/api/devices/{device}/proxy"
-            yield Lane(
-                stack.port, prefix, log_in(user), box, stack.process.pid, device, user, cut_tunnel=tunnel.kill_agent
-            )
+            port, prefix, pid = stack.port, f"/api/devices/{device}/proxy", stack.process.pid
+            if request.param == "fast":
+                port, prefix, pid = tunnel.public, f"/d/{device}", tunnel.daemon.pid
+            yield Lane(port, prefix, log_in(user), box, pid, device, user, cut_tunnel=tunnel.kill_agent)
         finally:
             box.close()
         return

@@ -86,6 +86,7 @@ class Tunnel:
             "tunnel", folder / "tunnel.log", ["tunnel"],
             TUNNEL_PORT=str(self.public), PROXY_INTERNAL_PORT=str(self.internal),
             API_INTERNAL_URL=f"http://127.0.0.1:{stack.port}", NODE_URL=f"http://127.0.0.1:{self.internal}",
+            CORS_ALLOWED_ORIGINS="http://front.example",
         )  # fmt: skip
         self.daemon.wait_for_http(f"http://127.0.0.1:{self.internal}/readyz", 30)
         self.agent: Started | None = None
