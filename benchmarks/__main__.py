@@ -32,6 +32,7 @@ from benchmarks.scenarios import (
     neighbours,
     requests,
     single,
+    sockets,
     storm,
     tunnels,
 )
@@ -39,7 +40,7 @@ from benchmarks.table import markdown
 
 SCENARIOS: dict[str, Callable[[Bench], Outcome]] = {
     module.NAME: module.run
-    for module in (core, latency, requests, single, bulk, neighbours, agents, control, flames, tunnels, storm)
+    for module in (core, latency, requests, single, bulk, neighbours, agents, control, sockets, flames, tunnels, storm)
 }
 
 

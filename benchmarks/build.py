@@ -10,7 +10,7 @@ from benchmarks.processes import ROOT, BenchError
 
 PEERS: Final = ROOT / "benchmarks" / "peers"
 BIN: Final = ROOT / "benchmarks" / "bin"
-PROGRAMS: Final = ("load", "upstream", "agent", "relay")
+PROGRAMS: Final = ("load", "upstream", "agent", "relay", "sockets")
 BUILD_SECONDS: Final = 300
 
 

@@ -19,6 +19,7 @@ class Effort:
     storm: int  # agents that come back at once
     storm_rounds: int
     events: int  # first events awaited, each on a connection of its own
+    sockets: tuple[int, ...]  # WebSockets held at once, growing
     micro: float  # seconds of one microbenchmark
 
 
@@ -35,6 +36,7 @@ FULL = Effort(
     storm=5_000,
     storm_rounds=3,
     events=20,
+    sockets=(10, 100, 1_000),
     micro=1.0,
 )
 
@@ -51,5 +53,6 @@ QUICK = Effort(
     storm=500,
     storm_rounds=1,
     events=3,
+    sockets=(10, 200),
     micro=0.2,
 )

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/gorilla/websocket"
 )
 
 func main() {
@@ -52,6 +54,23 @@ func main() {
 			case <-r.Context().Done():
 				return
 			case <-ticker.C:
+			}
+		}
+	})
+	upgrade := websocket.Upgrader{ReadBufferSize: 1024, WriteBufferSize: 1024, CheckOrigin: func(*http.Request) bool { return true }}
+	mux.HandleFunc("/ws/echo", func(w http.ResponseWriter, r *http.Request) {
+		conn, err := upgrade.Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		for {
+			kind, data, err := conn.ReadMessage()
+			if err == nil {
+				err = conn.WriteMessage(kind, data)
+			}
+			if err != nil {
+				return
 			}
 		}
 	})
