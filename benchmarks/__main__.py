@@ -35,12 +35,27 @@ from benchmarks.scenarios import (
     sockets,
     storm,
     tunnels,
+    workers,
 )
 from benchmarks.table import markdown
 
 SCENARIOS: dict[str, Callable[[Bench], Outcome]] = {
     module.NAME: module.run
-    for module in (core, latency, requests, single, bulk, neighbours, agents, control, sockets, flames, tunnels, storm)
+    for module in (
+        core,
+        latency,
+        requests,
+        single,
+        bulk,
+        neighbours,
+        agents,
+        control,
+        sockets,
+        flames,
+        tunnels,
+        storm,
+        workers,
+    )
 }
 
 

@@ -22,6 +22,7 @@ class Side:
     headers: tuple[str, ...] = ()
     relay: tuple[int, ...] = ()
     agent: tuple[int, ...] = ()
+    more: tuple[str, ...] = ()  # further URLs, which connections are spread over
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,9 @@ class Ask:
 
 def command(side: Side, ask: Ask, seconds: float) -> list[str]:
     """The load's command line."""
-    words = [str(program("load")), "-url", side.url + ask.path, "-c", str(ask.connections), "-d", f"{seconds}s"]
+    words = [str(program("load")), "-c", str(ask.connections), "-d", f"{seconds}s"]
+    for url in (side.url, *side.more):
+        words += ["-url", url + ask.path]
     words += ["-method", ask.method, "-body", str(ask.body)]
     for header in side.headers:
         words += ["-H", header]

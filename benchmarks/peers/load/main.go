@@ -36,7 +36,7 @@ type tally struct {
 
 type load struct {
 	address string
-	head    []byte
+	heads   [][]byte // a connection asks for one of them, always the same
 	body    int64
 	block   []byte
 	until   time.Time
@@ -52,7 +52,7 @@ func (l *load) count(t *tally, what string) {
 func (l *load) over() bool { return !time.Now().Before(l.until) }
 
 // work asks until the time is up; a connection that broke is made anew after a short pause.
-func (l *load) work(t *tally) {
+func (l *load) work(t *tally, head []byte) {
 	for !l.over() {
 		conn, err := net.DialTimeout("tcp", l.address, 5*time.Second)
 		if err != nil {
@@ -61,7 +61,7 @@ func (l *load) work(t *tally) {
 			continue
 		}
 		_ = conn.SetDeadline(l.until)
-		err = l.exchanges(conn, t)
+		err = l.exchanges(conn, t, head)
 		_ = conn.Close()
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			l.count(t, reason(err))
@@ -77,11 +77,11 @@ func reason(err error) string {
 	return err.Error()
 }
 
-func (l *load) exchanges(conn net.Conn, t *tally) error {
+func (l *load) exchanges(conn net.Conn, t *tally, head []byte) error {
 	reader := bufio.NewReaderSize(conn, 64<<10)
 	for !l.over() {
 		begun := time.Now()
-		if _, err := conn.Write(l.head); err != nil {
+		if _, err := conn.Write(head); err != nil {
 			return err
 		}
 		for left := l.body; left > 0; {
@@ -219,22 +219,25 @@ func at(sorted []uint32, share float64) float64 {
 }
 
 func main() {
-	var fields headers
-	to := flag.String("url", "", "what is asked for")
+	var urls, fields headers
+	flag.Var(&urls, "url", "what is asked for; may be repeated, on one host: connections are spread over them")
 	connections := flag.Int("c", 1, "connections")
 	lasting := flag.Duration("d", 3*time.Second, "how long")
 	method := flag.String("method", "GET", "method")
 	body := flag.Int64("body", 0, "bytes sent with each request")
 	flag.Var(&fields, "H", "a header field, as 'Name: value'; may be repeated")
 	flag.Parse()
-	target, err := url.Parse(*to)
-	if err != nil || target.Host == "" {
-		log.Fatal("-url: no URL")
-	}
 	begun := time.Now()
-	l := &load{
-		address: target.Host, head: request(target, fields, *method, *body), body: *body,
-		block: make([]byte, 256<<10), until: begun.Add(*lasting),
+	l := &load{body: *body, block: make([]byte, 256<<10), until: begun.Add(*lasting)}
+	for _, one := range urls {
+		target, err := url.Parse(one)
+		if err != nil || target.Host == "" {
+			log.Fatal("-url: no URL")
+		}
+		l.address, l.heads = target.Host, append(l.heads, request(target, fields, *method, *body))
+	}
+	if len(l.heads) == 0 {
+		log.Fatal("-url: none")
 	}
 	tallies := make([]tally, *connections)
 	var all sync.WaitGroup
@@ -242,7 +245,7 @@ func main() {
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			l.work(&tallies[i])
+			l.work(&tallies[i], l.heads[i%len(l.heads)])
 		}()
 	}
 	all.Wait()
