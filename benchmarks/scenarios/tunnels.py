@@ -7,7 +7,7 @@ from benchmarks.bench import NO_FAST_LANE, Bench
 from benchmarks.figures import alone, growing
 from benchmarks.outcome import RATIO, Figure, Outcome, Sample, at_most
 from benchmarks.peers import Reference
-from benchmarks.processes import memory
+from benchmarks.processes import cpu_seconds, memory
 from benchmarks.sides import Ask, Side, measure
 from benchmarks.stats import Spread, slope
 
@@ -28,13 +28,15 @@ def run(bench: Bench) -> Outcome:
     outcome.figures += [
         Figure("memory a tunnel", Spread(value, value, value), at_most(0.7), RATIO, mine, its, "KB"),
         Figure(f"memory with {max(ours):g}", *_whole(ours, theirs)),
-        _flat("CPU a request, most tunnels by one", ours, "relay_cpu_us"),
+        _flat("CPU a request, most tunnels by one", ours, "net_cpu_us"),
+        alone(f"CPU of {max(ours):g} idle tunnels, a second", [ours[max(ours)][0]["idle_ms_s"]], "ms"),
+        alone("the same, Go reference", [theirs[max(theirs)][0]["idle_ms_s"]], "ms"),
         _flat("p50, most tunnels by one", ours, "p50_ms"),
     ]
     lines = {"ours": ours, "Go reference": theirs}
     outcome.curves += [
         growing("tunnels-memory", "Resident memory of the relay", "tunnels held", "MB", "memory_mb", lines),
-        growing("tunnels-cost", "CPU of the relay a request, c=16", "tunnels held", "µs", "relay_cpu_us", lines),
+        growing("tunnels-cost", "CPU of the relay a request, c=16", "tunnels held", "µs", "net_cpu_us", lines),
     ]
     return outcome
 
@@ -58,6 +60,13 @@ def _each(steps: Steps) -> float:
     return slope(grown if len(grown) > 1 else points)
 
 
+def _idle(pid: int, seconds: float) -> float:
+    """Seconds of CPU a second while nobody asks for anything."""
+    before, begun = cpu_seconds([pid]), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_seconds([pid]) - before) / (time.monotonic() - begun)
+
+
 def _steps(bench: Bench, side: Side, pid: int, more: Callable[[int, int], None]) -> Steps:
     """Memory at rest first, then the load: what the load leaves behind belongs to no tunnel, so it ran once before."""
     ask, steps, held = Ask(connections=16), Steps(), 1
@@ -67,9 +76,18 @@ def _steps(bench: Bench, side: Side, pid: int, more: Callable[[int, int], None])
             more(held, count)
             held = count
         time.sleep(bench.effort.settle)
-        resting = memory(pid) / 1e6
-        rounds = [measure(side, ask, bench.effort.seconds) for _ in range(min(3, bench.effort.rounds))]
-        steps[count] = [sample | {"memory_mb": resting} for sample in rounds]
+        resting, idle = memory(pid) / 1e6, _idle(pid, 2 * bench.effort.settle)
+        rounds = [measure(side, ask, bench.effort.seconds) for _ in range(bench.effort.rounds)]
+        steps[count] = [
+            # Pings and their answers go on beside the requests: they belong to the tunnels
+            sample
+            | {
+                "memory_mb": resting,
+                "idle_ms_s": idle * 1000,
+                "net_cpu_us": sample["relay_cpu_us"] - idle / sample["rps"] * 1e6,
+            }
+            for sample in rounds
+        ]
         bench.say(f"{side.name}: {count} tunnels, {resting:.0f} MB")
     return steps
 
