@@ -183,7 +183,7 @@ class Daemon:
         fast.remote = remote
         self.fast = fast
         self.metrics.fast = fast
-        shares = Shares(fast, events=config.share_events)
+        shares = Shares(fast, self._log, events=config.share_events)
         fast.share = shares.take_over
         self.metrics.shares = shares
         listener = Listener(

@@ -14,6 +14,7 @@ import trio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tunnel.http import Exchange
+from tunnel.logs import JsonLog
 from tunnel.runtime.fast_auth import Grant
 from tunnel.runtime.share_pull import Pull, Verdict
 from tunnel.runtime.share_run import Watched
@@ -36,8 +37,9 @@ Key = tuple[str, str, int, bytes]
 class Shares:
     """All shared streams of the daemon, by who may see what: the lane asks it first for each GET."""
 
-    def __init__(self, lane: FastLane, *, events: bool) -> None:
+    def __init__(self, lane: FastLane, log: JsonLog, *, events: bool) -> None:
         self.lane = lane
+        self._log = log
         self.events = events
         self.pulls_total = 0
         self.views_total = 0
@@ -96,6 +98,10 @@ class Shares:
         if self._pulls.get(pull.key) is pull:
             del self._pulls[pull.key]
             self.skipped_total += pull.skipped
+
+    def crashed(self, error: Exception) -> None:
+        """A bug of ours in one pull."""
+        self._log.error("pull_crashed", error=repr(error))
 
     def live(self) -> Iterator[Metric]:
         """What Prometheus is told."""

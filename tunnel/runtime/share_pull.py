@@ -83,8 +83,8 @@ class Pull:
         """One more viewer."""
         view = View(self)
         self.views[view] = None
-        self._shares.views_total += 1
         if self._fanout is not None:
+            self._shares.views_total += 1
             view.viewer = self._fanout.add()
         return view
 
@@ -111,7 +111,8 @@ class Pull:
             self._fanout.remove(view.viewer)
         if view is self.leader:
             self.leader = None
-        if not self.views and not self.over:
+        # Without a stream yet its leader is still coming, and waits for nobody.
+        if not self.views and not self.over and self._stream is not None:
             self._end()
             self._drop()
 
@@ -126,6 +127,9 @@ class Pull:
                     return
                 self._take(data)
         except (TunnelError, trio.ClosedResourceError) as error:
+            self._broke(error)
+        except Exception as error:  # noqa: BLE001 - a bug here must end this answer, not the tunnel
+            self._shares.crashed(error)
             self._broke(error)
 
     async def _pump(self) -> None:
@@ -184,6 +188,7 @@ class Pull:
         self._raw = b""
         self.leader = None
         self._shares.settled(self, Verdict.ENDLESS)
+        self._shares.views_total += len(self.views)
         for view in self.views:
             if self._fanout is not None:
                 view.viewer = self._fanout.add()

@@ -86,10 +86,15 @@ class Watched(Carried):
 
     def _spoke(self) -> None:
         view = self._view
-        if view is not None and view is self._stream and view.alone is not None:
-            self._told(view.alone)
+        if view is None or view is not self._stream or view.alone is None:
+            super()._spoke()
             return
-        super()._spoke()
+        try:
+            self._told(view.alone)
+        except trio.BrokenResourceError:
+            self.client_left()
+        except Exception as error:  # noqa: BLE001 - as in the other `_spoke`: it must not end the tunnel
+            self._lane.crashed(self, error)
 
     def _told(self, alone: Alone) -> None:
         """The answer is not shared."""
@@ -106,12 +111,8 @@ class Watched(Carried):
                 self._pump()
             return
         stream.listener = self._spoke
-        try:
-            if alone.data:
-                self._take(alone.data)
-        except trio.BrokenResourceError:
-            self.client_left()
-            return
+        if alone.data:
+            self._take(alone.data)
         self._spoke()
 
     def _go_alone(self) -> None:
