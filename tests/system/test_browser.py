@@ -85,6 +85,8 @@ def test_console_shows_a_box(page: Page, shared_system: Stack) -> None:
     expect(page.locator("#accelerators tbody tr").first).to_be_visible()
     page.get_by_role("button", name="Run once").click()
     expect(page.locator("#inference-answer")).to_contain_text("{")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#echo-answer")).to_contain_text("20 messages there and back")
     picture(page, "console")
     page.get_by_role("button", name="Snapshot").click()
     expect(page.locator("#play")).to_have_text("Play")

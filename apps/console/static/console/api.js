@@ -43,6 +43,22 @@ export async function call(method, path, body) {
   return (await (await request(path, options)).json()).data;
 }
 
+/** An open WebSocket to a box: a ticket stands for the login, since a browser can send no header with it. */
+export async function socket(path, deviceId) {
+  const { ticket } = await call("POST", "/api/ws/ticket", { device_id: deviceId, path_prefix: path.split("?")[0] });
+  const url = new URL(path, window.location.href);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  url.searchParams.set("device_id", deviceId);
+  url.searchParams.set("ticket", ticket);
+  const opened = new WebSocket(url);
+  opened.binaryType = "arraybuffer";
+  await new Promise((resolve, reject) => {
+    opened.addEventListener("open", resolve, { once: true });
+    opened.addEventListener("close", () => reject(new Error("The WebSocket could not be opened.")), { once: true });
+  });
+  return opened;
+}
+
 /** Each JPEG of a multipart/x-mixed-replace answer as a Blob, until the stream ends or `signal` aborts. */
 export async function* frames(path, signal) {
   const response = await request(path, { signal });

@@ -1,6 +1,6 @@
 // The console's behaviour: which part is shown, and what each button asks of the public API.
 
-import { ApiError, call, frames, request, token } from "./api.js";
+import { ApiError, call, frames, request, socket, token } from "./api.js";
 import { drawQr } from "./qr.js";
 
 const POLL_MS = 3000;
@@ -9,6 +9,7 @@ let devices = [];
 let selected = null;
 let player = null;
 let timer = null;
+let echoing = null;
 
 // --- what goes wrong is said in one place ---
 function say(text) {
@@ -42,6 +43,7 @@ function show(signedIn) {
   clearTimeout(timer);
   if (!signedIn) {
     stop();
+    hangUp();
     token.clear();
     selected = null;
   }
@@ -94,6 +96,7 @@ function element(tag, properties) {
 function choose(id) {
   if (id !== selected) {
     stop();
+    hangUp();
     at("picture").removeAttribute("src");
     at("inference-answer").hidden = true;
     at("inference-time").textContent = "";
@@ -123,7 +126,7 @@ function describe() {
     fact.append(element("dt", { textContent: name }), element("dd", { textContent: value || "–" }));
     return fact;
   }));
-  ["play", "snapshot", "scan", "infer"].forEach((id) => { at(id).disabled = !online; });
+  ["play", "snapshot", "scan", "infer", "echo"].forEach((id) => { at(id).disabled = !online; });
 }
 
 // --- camera ---
@@ -196,6 +199,47 @@ async function infer() {
   at("inference-answer").hidden = false;
 }
 
+// --- echo ---
+const MESSAGES = 20;
+
+function hangUp() {
+  echoing?.close();
+  echoing = null;
+  at("echo-answer").hidden = true;
+  at("echo-time").textContent = "";
+}
+
+function roundTrip(opened, message) {
+  return new Promise((resolve, reject) => {
+    const start = performance.now();
+    const lost = () => reject(new Error("The WebSocket was closed."));
+    opened.addEventListener("close", lost, { once: true });
+    opened.addEventListener("message", (event) => {
+      opened.removeEventListener("close", lost);
+      if (event.data === message) resolve(performance.now() - start);
+      else reject(new Error("Another message came back."));
+    }, { once: true });
+    opened.send(message);
+  });
+}
+
+async function echo() {
+  hangUp();
+  const opened = await socket("/ws/inference?mode=echo", selected);
+  echoing = opened;
+  try {
+    const times = [];
+    for (let n = 1; n <= MESSAGES; n += 1) times.push(await roundTrip(opened, `hello ${n}`));
+    if (echoing !== opened) return;
+    times.sort((one, two) => one - two);
+    at("echo-time").textContent = `${times[MESSAGES / 2].toFixed(1)} ms a round trip`;
+    at("echo-answer").textContent = `${MESSAGES} messages there and back: ${times[0].toFixed(1)} to ${times[MESSAGES - 1].toFixed(1)} ms`;
+    at("echo-answer").hidden = false;
+  } finally {
+    opened.close();
+  }
+}
+
 // --- pairing ---
 async function pair() {
   const made = await call("POST", "/api/pairing/token", { name: at("pair-name").value.trim() || "New box" });
@@ -238,6 +282,7 @@ at("snapshot").addEventListener("click", (event) => attempt(event.currentTarget,
   paint(await (await request(box("/api/cameras/0/snapshot"))).blob());
 }));
 at("scan").addEventListener("click", (event) => attempt(event.currentTarget, scan));
+at("echo").addEventListener("click", (event) => attempt(event.currentTarget, echo));
 at("infer").addEventListener("click", (event) => attempt(event.currentTarget, infer));
 
 if (token.get()) attempt(null, enter);
