@@ -92,6 +92,7 @@ class Stack:
     plan: plans.Plan
     email: str
     password: str
+    serial: str
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     token: str = ""
 
@@ -118,10 +119,10 @@ class Stack:
         return self
 
     def start_agent(self) -> None:
-        """The demo box; it redeems a pairing token when it has no credential."""
+        """The demo box, the seeded device by its serial; it redeems a pairing token when it has no credential."""
         fresh = not plans.agent_credentials(self.plan).exists()
         pairing = new_pairing_token(self.port, self.token) if fresh else ""
-        self.start(plans.agent(self.plan, self.token, pairing))
+        self.start(plans.agent(self.plan, self.token, pairing, self.serial))
 
     def kill(self, name: str) -> None:
         """SIGKILL for a program and its children."""
@@ -298,6 +299,6 @@ def run_stack(var: Path, ports: tuple[int, int, int], settings: Mapping[str, str
         done = subprocess.run(prepare, cwd=plans.ROOT, env=plan.environ, timeout=120, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()[-4000:]
         login = json.loads(done.stdout)
-        running = Stack(var, environ, plan, login["email"], login["password"])
+        running = Stack(var, environ, plan, login["email"], login["password"], login["serial"])
         stack.callback(running.close)
         yield running

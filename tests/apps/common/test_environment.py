@@ -85,7 +85,7 @@ def run(argv: list[str], **env: str) -> tuple[int, list[str]]:
     ("change", "named"),
     [
         ({"VISIONA_SECRET_KEY": ""}, "VISIONA_SECRET_KEY"),
-        ({"VISIONA_INTERNAL_SECRET": "short"}, "VISIONA_INTERNAL_SECRET"),
+        ({"VISIONA_INTERNAL_SECRET": "development-only-internal-secret"}, "VISIONA_INTERNAL_SECRET"),
         ({"VISIONA_REDIS_URL": ""}, "VISIONA_REDIS_URL"),
         ({"VISIONA_STATIC_USER_ID": "demo-user"}, "VISIONA_STATIC_USER_ID"),
     ],
@@ -183,3 +183,12 @@ class TestSchema:
         ended = [(each.communicate(timeout=120)[1], each.returncode) for each in both]
         assert [status for _, status in ended] == [0, 0], ended
         assert not any(re.search("Traceback", text) for text, _ in ended)
+
+
+def test_production_warns_of_a_short_secret(monkeypatch, capsys):
+    for name, value in {**PRODUCTION, "VISIONA_INTERNAL_SECRET": "short"}.items():
+        monkeypatch.setenv(name, value)
+    environment.load()
+    error = capsys.readouterr().err
+    assert "VISIONA_INTERNAL_SECRET: a secret of fewer than 32 characters" in error
+    assert "short" not in error.replace("shorter", "")
