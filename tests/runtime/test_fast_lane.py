@@ -1,23 +1,16 @@
-"""The fast lane over the daemon's real public port: who may, what passes, what is kept and who ends it."""
+"""The fast lane over the daemon's real public port: what passes, what is refused, which streams are used again.
+
+The rules of an exchange are shown by tests/system/test_proxy_rules.py, which runs on both lanes.
+"""
 
 from __future__ import annotations
 
-
-
+import pytest
+import trio
 
 from tests.runtime.fastworld import DEVICE, Handler, Visitor, Wire, box, fast_world, ok
 
-
-async def test_a_get_goes_through_and_the_connection_is_kept() -> None:
-    async with fast_world() as w:
-        await box(w, ok(b"hello"))
-        async with Visitor(w) as visitor:
-            for number in range(3):
-                got = await visitor.ask(f"GET /d/{DEVICE}/x?n={number}")
-                assert (got.status, got.body) == (200, b"hello")
-        assert len(w.control.authorizations) == 1
-        line = w.logged("forward")[0]
-        assert (line["outcome"], line["status"], line["bytes_down"]) == ("ok", 200, 5)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def once(data: bytes) -> Handler:
@@ -30,6 +23,34 @@ def once(data: bytes) -> Handler:
     return answer
 
 
+async def test_a_get_goes_through_and_the_connection_is_kept() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"hello"))
+        async with Visitor(w) as visitor:
+            for number in range(3):
+                got = await visitor.ask(f"GET /d/{DEVICE}/x?n={number}")
+                assert (got.status, got.body) == (200, b"hello")
+        assert len(w.control.authorizations) == 1
+        line = w.logged("forward")[0]
+        assert (line["outcome"], line["status"], line["bytes_down"]) == ("ok", 200, 5)
+        assert [line["reused"] for line in w.logged("forward")] == [False, True, True]
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with fast_world() as w:
+
+        async def tell(wire: Wire) -> None:
+            while (head := await wire.head()) is not None:
+                path = head.split(b" ")[1]
+                await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(path) + path)
+
+        await box(w, tell)
+        async with Visitor(w) as visitor:
+            head = "GET /d/{}/{} HTTP/1.1\r\nHost: h\r\n\r\n"
+            await visitor.stream.send_all("".join(head.format(DEVICE, number) for number in range(20)).encode())
+            assert [(await visitor.read()).body for _ in range(20)] == [b"/%d" % number for number in range(20)]
+
+
 async def test_a_box_that_speaks_no_http() -> None:
     async with fast_world() as w:
         await box(w, once(b"SSH-2.0-OpenSSH\r\n"))
@@ -38,10 +59,216 @@ async def test_a_box_that_speaks_no_http() -> None:
             assert (got.status, got.code) == (502, "AGENT_BAD_RESPONSE")
 
 
-async def test_a_stream_that_ends_while_it_idles_is_not_used_again() -> None:
+async def test_a_stream_that_ends_behind_its_answer_is_not_used_again() -> None:
     async with fast_world() as w:
-        await box(w, once(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+        await box(w, once(OK))
         async with Visitor(w) as visitor:
             for _ in range(5):
                 got = await visitor.ask(f"GET /d/{DEVICE}/x")
                 assert (got.status, got.body) == (200, b"ok")
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 502)])
+async def test_a_reused_stream_that_ends_unanswered(method: str, status: int) -> None:
+    """An idempotent request is made again on a new stream; another one is told, since it may have been done."""
+    async with fast_world() as w:
+        streams = 0
+
+        async def one_answer(wire: Wire) -> None:
+            nonlocal streams
+            streams += 1
+            await wire.head()
+            await wire.send(OK)
+            await wire.head()  # the next request on this stream gets no answer
+
+        await box(w, one_answer)
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+            got = await visitor.ask(f"{method} /d/{DEVICE}/x")
+            assert got.status == status
+        assert streams == (2 if method == "GET" else 1)
+
+
+async def test_streams_of_a_silent_agent_are_reused_once_one_stayed_open() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"), features="")
+        async with Visitor(w) as visitor:
+            for pause in (0.0, 0.15, 0.0):
+                await trio.sleep(pause)
+                assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+            assert (await visitor.ask(f"POST /d/{DEVICE}/x", "Content-Length: 0")).status == 200
+        assert [line["reused"] for line in w.logged("forward")] == [False, True, True, False]
+
+
+async def test_both_directions_stream_and_a_chunked_body_passes() -> None:
+    async with fast_world() as w:
+
+        async def mirror(wire: Wire) -> None:
+            head = await wire.head()
+            assert head is not None
+            assert b"Transfer-Encoding: chunked" in head
+            await wire.send(b"HTTP/1.1 200 OK\r\n\r\n")
+            while data := wire.buffer or await wire.stream.receive_some():
+                wire.buffer = b""
+                await wire.send(data)
+
+        await box(w, mirror)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"POST /d/{DEVICE}/m", "Transfer-Encoding: chunked")
+            assert (await visitor.read_head()).status == 200
+            for word in (b"one", b"three"):
+                await visitor.stream.send_all(b"%x\r\n%b\r\n" % (len(word), word))
+                await visitor.until(word)
+
+
+async def test_a_large_answer_to_a_slow_reader_waits_in_the_box() -> None:
+    size = 8 << 20
+    async with fast_world() as w:
+        sent = 0
+
+        async def pour(wire: Wire) -> None:
+            nonlocal sent
+            await wire.head()
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            while sent < size:
+                await wire.send(b"x" * 65536)
+                sent += 65536
+
+        await box(w, pour)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"GET /d/{DEVICE}/big")
+            got = await visitor.read_head()
+            await trio.sleep(0.3)  # nothing is read for a while: what was not taken must not be gathered
+            held = sum(one.connection.session.buffered for one in w.daemon.sessions.all())
+            assert held <= 1 << 20
+            assert sent < size
+            while len(visitor.buffer) < size:
+                assert await visitor.more()
+            assert (got.status, visitor.buffer) == (200, b"x" * size)
+
+
+async def test_the_client_leaves_and_the_stream_is_reset() -> None:
+    async with fast_world() as w:
+        reached, ends = trio.Event(), []
+
+        async def wait(wire: Wire) -> None:
+            await wire.head()
+            reached.set()
+            ends.append(await wire.gone())
+
+        await box(w, wait)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"GET /d/{DEVICE}/x")
+            await reached.wait()
+        with trio.fail_after(1):
+            await w.until(lambda: ends)
+        assert ends == ["reset"]
+        assert w.logged("forward")[0]["outcome"] == "client_left"
+
+
+async def test_no_head_in_time_and_no_progress() -> None:
+    async with fast_world(answer_seconds=0.5, exchange_idle_seconds=0.5) as w:
+
+        async def stall(wire: Wire) -> None:
+            head = await wire.head()
+            if head is not None and b"/begun" in head:
+                await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome")
+            await wire.gone()
+
+        await box(w, stall)
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"GET /d/{DEVICE}/x")
+            assert (got.status, got.code) == (504, "TUNNEL_TIMEOUT")
+            got = await visitor.ask(f"GET /d/{DEVICE}/begun")
+            assert (got.body, got.ended) == (b"some", "reset")
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"POST /d/{DEVICE}/x", "Content-Length: 5", body=b"x")
+            assert (got.status, got.code) == (408, "REQUEST_TIMEOUT")
+
+
+async def test_a_head_that_trickles_is_given_up() -> None:
+    async with fast_world(head_seconds=0.5) as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+            await visitor.stream.send_all(b"GET /d/")  # a kept connection's second head
+            got = await visitor.read()
+            assert (got.status, got.code) == (408, "REQUEST_TIMEOUT")
+            assert await visitor.end() == "end"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (b"GET /d/%b/x HTTP/1.1\r\nHost: h\r\nX: " + b"y" * 40_000, 431, "HEADERS_TOO_LARGE"),
+        (b"GET /d/%b/x HTTP/1.1\r\nHost: h" + b"\r\nX: y" * 101 + b"\r\n\r\n", 431, "HEADERS_TOO_LARGE"),
+        (b"GET /d/%b/" + b"y" * 9000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414, "URI_TOO_LONG"),
+        (b"GET /d/%b/x HTTP/1.1\nHost: h\n\n", 400, "BAD_REQUEST"),
+        (b"FLY /d/%b/x HTTP/1.1\r\nHost: h\r\n\r\n", 405, "METHOD_NOT_ALLOWED"),
+        (b"GET http://h/d/%b/x HTTP/1.1\r\nHost: h\r\n\r\n", 404, "NOT_FOUND"),
+        (b"PUT /d/%b/x HTTP/1.1\r\nHost: h\r\nContent-Length: 1073741825\r\n\r\n", 413, "PAYLOAD_TOO_LARGE"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+async def test_heads_that_are_refused(raw: bytes, status: int, code: str, *, first: bool) -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            if not first:
+                assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+            await visitor.stream.send_all(raw.replace(b"%b", DEVICE.encode()))
+            got = await visitor.read()
+            assert (got.status, got.code) == (status, code)
+
+
+async def test_what_a_page_may_read() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x", "Access-Control-Allow-Origin: *"))
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"GET /d/{DEVICE}/x", "Origin: http://front.example")
+            assert got.all("access-control-allow-origin") == ["http://front.example"]
+            got = await visitor.ask(f"GET /d/{DEVICE}/x", "Origin: http://evil.example")
+            assert got.all("access-control-allow-origin") == []
+            w.control.forbid = {"status": 404, "code": "NOT_FOUND", "message": "no"}
+            got = await visitor.ask("GET /d/else/x", "Origin: http://front.example")
+            assert (got.status, got.all("access-control-allow-origin")) == (404, ["http://front.example"])
+            asked = len(w.control.authorizations)
+            got = await visitor.ask(
+                f"OPTIONS /d/{DEVICE}/x", "Origin: http://front.example", "Access-Control-Request-Method: PUT", token=""
+            )
+            assert (got.status, got.body) == (200, b"")
+            assert "PUT" in got.all("access-control-allow-methods")[0]
+            assert len(w.control.authorizations) == asked
+
+
+async def test_the_device_is_offline() -> None:
+    async with fast_world() as w:
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"GET /d/{DEVICE}/x", "Accept-Language: zh-TW,en;q=0.5")
+            assert (got.status, got.all("retry-after") != []) == (503, True)
+            assert len(got.all("x-request-id")) == 1
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 503  # the connection is none the worse
+
+
+async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
+    async with fast_world() as w:
+        reached, go_on = trio.Event(), trio.Event()
+
+        async def slow(wire: Wire) -> None:
+            await wire.head()
+            reached.set()
+            await go_on.wait()
+            await wire.send(OK)
+
+        await box(w, slow)
+        async with Visitor(w) as visitor, Visitor(w) as idle:
+            await visitor.send(f"GET /d/{DEVICE}/x")
+            await reached.wait()
+            await idle.stream.send_all(b"GET /d/")  # one that comes too late
+            w.daemon.drain()
+            await idle.stream.send_all(f"{DEVICE}/x HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            assert (await idle.read()).code == "TUNNEL_UNAVAILABLE"
+            go_on.set()
+            assert (await visitor.read()).body == b"ok"
+            with trio.fail_after(5):
+                await w.ended.wait()

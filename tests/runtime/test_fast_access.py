@@ -1,0 +1,137 @@
+"""Who may use the fast lane: the cached word of the API, refusals, invalidation and asking anew."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+import trio
+
+from tests.runtime.daemonworld import SECRET, World, dial, parse, read_all
+from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, ok
+from tunnel.runtime import fast
+
+
+async def invalidate(w: World, body: object, *, secret: str = SECRET, raw: bytes | None = None) -> tuple[int, object]:
+    data = orjson.dumps(body) if raw is None else raw
+    stream = await dial(w.internal)
+    await stream.send_all(
+        f"POST /internal/authz/invalidate HTTP/1.1\r\nHost: d\r\nAuthorization: Bearer {secret}\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
+    status, _, answer = parse(await read_all(stream))
+    return status, answer
+
+
+async def forever(wire: Wire) -> None:
+    """An answer that has begun and does not end."""
+    while await wire.head() is not None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        await wire.gone()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 503])
+async def test_a_refusal_is_told_with_its_own_words_and_not_kept(status: int) -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        w.control.forbid = {"status": status, "code": "SOME_CODE", "message": "own words", "details": {"a": ["b"]}}
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"GET /d/{DEVICE}/x")
+            assert (got.status, got.code) == (status, "SOME_CODE")
+            assert (got.json["error"]["message"], got.json["error"]["details"]) == ("own words", {"a": ["b"]})
+            w.control.forbid = None
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+
+
+async def test_what_the_api_is_asked() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            await visitor.ask(f"GET /d/{DEVICE}/a%2Fb?c=1", "X-Request-ID: req-1", "Origin: http://front.example")
+            await visitor.ask(f"GET /d/{DEVICE}/i?ticket=t%2B1", token="")
+            await visitor.ask(f"GET /d/{DEVICE}/i?ticket=t%2B1", token="")
+            await visitor.ask(f"GET /d/{DEVICE.upper()}/n", token="")
+        first, ticket, again, nobody = w.control.authorizations
+        assert (first["kind"], first["token"], first["device"]) == ("bearer", LOGIN, DEVICE)
+        assert (first["method"], first["path"], first["websocket"]) == ("GET", "/a%2Fb", False)
+        assert (first["request_id"], first["origin"], first["address"]) == (
+            "req-1",
+            "http://front.example",
+            "127.0.0.1",
+        )
+        assert (ticket["kind"], ticket["token"]) == ("ticket", "t+1")
+        assert again["kind"] == "ticket"  # never from the cache: it is spent
+        assert (nobody["kind"], nobody["token"], nobody["device"]) == ("none", "", DEVICE)
+        assert LOGIN not in str(w.lines)
+
+
+async def test_callers_with_the_same_credential_share_one_look_up() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+
+        async def ask() -> None:
+            async with Visitor(w) as visitor:
+                assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(ask)
+        assert len(w.control.authorizations) == 1
+
+
+async def test_the_api_is_down() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        w.control.status, w.control.code = 503, "DATABASE_UNAVAILABLE"
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"GET /d/{DEVICE}/x")
+            assert (got.status, got.code, got.all("retry-after")) == (503, "DATABASE_UNAVAILABLE", ["2"])
+
+
+@pytest.mark.parametrize("what", [{"logins": ["login-of-" + LOGIN]}, {"users": ["user"]}, {"devices": [DEVICE]}])
+async def test_an_invalidation_drops_what_is_kept_and_ends_what_runs(what: dict[str, list[str]]) -> None:
+    async with fast_world() as w:
+        await box(w, forever)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"GET /d/{DEVICE}/x")
+            await visitor.until(b"x\r\n")
+            assert await invalidate(w, {"users": [], "logins": ["another"], "devices": []}) == (
+                200,
+                {"success": True, "data": {"dropped": 0, "ended": 0}},
+            )
+            w.control.forbid = {"status": 401, "code": "UNAUTHENTICATED", "message": "no"}
+            status, answer = await invalidate(w, what)
+            assert (status, answer) == (200, {"success": True, "data": {"dropped": 1, "ended": 1}})
+            assert await visitor.end() == "reset"
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).code == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"), [(b"{", 400), (b"[]", 400), (b'{"users": "a"}', 400), (b'{"users": [1]}', 400)]
+)
+async def test_an_invalidation_that_is_none(raw: bytes, status: int) -> None:
+    async with fast_world() as w:
+        assert (await invalidate(w, None, raw=raw))[0] == status
+        assert (await invalidate(w, {}, secret="wrong"))[0] == 401
+
+
+@pytest.mark.parametrize("definite", [True, False])
+async def test_a_long_stream_is_asked_about_anew(monkeypatch: pytest.MonkeyPatch, *, definite: bool) -> None:
+    monkeypatch.setattr(fast, "REAUTHORIZE_SECONDS", 0.3)
+    async with fast_world() as w:
+        await box(w, forever)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"GET /d/{DEVICE}/x?ticket=t", token="")
+            await visitor.until(b"x\r\n")
+            if definite:
+                w.control.forbid = {"status": 401, "code": "UNAUTHENTICATED", "message": "no"}
+                assert await visitor.end() == "reset"
+                again = w.control.authorizations[-1]
+                assert (again["kind"], again["token"]) == ("login", "login-of-t")
+            else:
+                w.control.forbid = {"status": 503, "code": "TUNNEL_DISCONNECTED", "message": "no"}
+                await w.control.wait(lambda: len(w.control.authorizations) >= 3)
+                w.control.status = 503
+                await w.control.wait(lambda: [path for path, _ in w.control.calls].count("/internal/authorize!refused"))
+                assert len(w.daemon.fast or "") == 1
