@@ -85,7 +85,7 @@ def lane_url(system: Stack, lane: str, path: str) -> str:
     return f"127.0.0.1:{port}{path}"
 
 
-LANES = ["api"]
+LANES = ["api", "fast"]
 
 
 @pytest.mark.parametrize("lane", LANES)
