@@ -6,7 +6,7 @@ from benchmarks.bench import NO_FAST_LANE, Bench
 from benchmarks.figures import against, alone, growing
 from benchmarks.outcome import Curve, Outcome, Sample, at_least, at_most
 from benchmarks.processes import memory, reset_peak
-from benchmarks.sides import MB, Ask, Side, compare, interleaved, measure
+from benchmarks.sides import MB, Ask, Side, compare, interleaved, measure, warm
 
 NAME, TITLE = "bulk", "Bulk through one stream"
 
@@ -49,7 +49,7 @@ def _with_peaks(bench: Bench, sides: list[Side], ask: Ask) -> dict[str, list[Sam
         return sample | {"grown_mb": grown / MB, "peak_mb": sum(memory(p, "VmHWM") for p in side.relay) / MB}
 
     for side in sides:
-        measure(side, ask, bench.effort.warm_up)
+        warm(side, ask, bench.effort.warm_up)
     return interleaved(bench.effort.rounds, {side.name: lambda s=side: one(s) for side in sides})
 
 

@@ -8,7 +8,7 @@ from benchmarks.bench import Bench
 from benchmarks.figures import against, alone, growing
 from benchmarks.outcome import Outcome, Sample, at_least, at_most
 from benchmarks.processes import BenchError, free_port
-from benchmarks.sides import Ask, Side, compare, measure
+from benchmarks.sides import Ask, Side, compare, measure, warm
 from benchmarks.stats import percentile
 from cloud.supervisor.demo import call
 
@@ -101,7 +101,7 @@ def _list(bench: Bench, outcome: Outcome) -> None:
         "one worker", f"http://127.0.0.1:{port}", (f"Authorization: Bearer {token}",), tuple(system.workers(name))
     )
     ask = Ask(path=path, connections=4)
-    measure(side, ask, bench.effort.warm_up)
+    warm(side, ask, bench.effort.warm_up)
     samples = [measure(side, ask, bench.effort.seconds) for _ in range(bench.effort.rounds)]
     system.stop(name)
     outcome.samples["list of 50 devices"] = samples

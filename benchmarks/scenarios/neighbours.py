@@ -10,7 +10,7 @@ from functools import partial
 from benchmarks.bench import NO_FAST_LANE, Bench
 from benchmarks.figures import alone
 from benchmarks.outcome import RATIO, Outcome, Sample, at_least, at_most
-from benchmarks.sides import Ask, Side, command, interleaved, measure
+from benchmarks.sides import Ask, Side, command, interleaved, measure, warm
 
 NAME, TITLE = "neighbours", "Streams that share a tunnel"
 _ENDLESS = "/bytes/1000000000000"
@@ -61,7 +61,7 @@ def _slow_reader(bench: Bench, sides: list[Side], outcome: Outcome) -> None:
             return measure(side, ask, seconds)
 
     for side in sides:
-        measure(side, ask, bench.effort.warm_up)
+        warm(side, ask, bench.effort.warm_up)
         jobs = {"alone": partial(measure, side, ask, seconds), "wedged": partial(among, side)}
         found = interleaved(bench.effort.rounds, jobs)
         outcome.samples |= {f"{side.name}, 99 readers, {name}": samples for name, samples in found.items()}
@@ -78,7 +78,7 @@ def _beside_bulk(bench: Bench, sides: list[Side], outcome: Outcome) -> None:
             return measure(side, ask, seconds)
 
     for side in sides:
-        measure(side, ask, bench.effort.warm_up)
+        warm(side, ask, bench.effort.warm_up)
         jobs = {"alone": partial(measure, side, ask, seconds), "beside": partial(loaded, side)}
         found = interleaved(bench.effort.rounds, jobs)
         outcome.samples |= {f"{side.name}, small, {name}": samples for name, samples in found.items()}

@@ -8,7 +8,7 @@ from benchmarks.figures import alone, growing
 from benchmarks.outcome import RATIO, Figure, Outcome, Sample, at_most
 from benchmarks.peers import Reference
 from benchmarks.processes import cpu_seconds, memory
-from benchmarks.sides import Ask, Side, measure
+from benchmarks.sides import Ask, Side, measure, warm
 from benchmarks.stats import Spread, slope
 
 NAME, TITLE = "tunnels", "Idle tunnels: memory, and the cost of a request beside them"
@@ -70,7 +70,7 @@ def _idle(pid: int, seconds: float) -> float:
 def _steps(bench: Bench, side: Side, pid: int, more: Callable[[int, int], None]) -> Steps:
     """Memory at rest first, then the load: what the load leaves behind belongs to no tunnel, so it ran once before."""
     ask, steps, held = Ask(connections=16), Steps(), 1
-    measure(side, ask, bench.effort.warm_up)
+    warm(side, ask, bench.effort.warm_up)
     for count in bench.effort.tunnels:
         if count > held:
             more(held, count)

@@ -7,7 +7,7 @@ from benchmarks.bench import Bench
 from benchmarks.figures import alone, growing
 from benchmarks.outcome import RATIO, Outcome, Sample, at_least
 from benchmarks.processes import children, wait_for
-from benchmarks.sides import Ask, Side, measure
+from benchmarks.sides import Ask, Side, measure, warm
 from benchmarks.system import System
 from cloud.embedded.program import Program
 from cloud.supervisor import plan as plans
@@ -43,7 +43,7 @@ def run(bench: Bench) -> Outcome:
             sides = [system.fast(device, agent.pid) for device, _ in devices]
             side = replace(sides[0], relay=relay, more=tuple(side.url for side in sides[1:]))
             wait_for(_answering(system, sides), 20, "all devices answer", pause=0.2)
-            measure(side, Ask(connections=64), bench.effort.warm_up + _MORE_SECONDS)
+            warm(side, Ask(connections=64), bench.effort.warm_up + _MORE_SECONDS)
             ask, seconds = Ask(connections=64), bench.effort.seconds
             by_count[workers] = [measure(side, ask, seconds) for _ in range(bench.effort.rounds)]
         finally:
