@@ -255,34 +255,42 @@ class FastLane:
             line = self._lines[session.id] = LocalLine(session, self._full)
         return line
 
-    async def wait_reach(self, grant: Grant) -> Line:
-        """The way to the device's session, wherever it is. Raises ProxyError TUNNEL_DISCONNECTED."""
+    async def wait_reach(self, grant: Grant, *, anew: bool = True) -> Line:
+        """The way to the device's session, wherever it is; `anew`: by Django's newer word if the grant's is outdated.
+
+        Raises ProxyError TUNNEL_DISCONNECTED.
+        """
         if grant.node_url == self.node_url:
             with trio.move_on_after(self.config.open_seconds):
                 await self._arrivals.wait_session(grant.session)
-            line = self.reach(grant)
-        else:
-            line = self.remote(grant) if self.remote is not None else None
-        if line is None:
-            self._forget(grant)
-            raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
-        return line
+        line = self.reach(grant)
+        if line is not None:
+            return line
+        self._forget(grant)
+        fresh = await self._fresh(grant) if anew else None
+        if fresh is not None and fresh.session != grant.session:
+            return await self.wait_reach(fresh, anew=False)
+        raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
 
     async def newer(self, grant: Grant, line: Line) -> Line | None:
         """The way to a session of the device that came after that of `line`, as far as is known here or to Django."""
         self._forget(grant)
-        session = self._sessions.of_device(grant.device_id)
-        if session is None or session.id == line.session or session.closing:
-            if self._authorizer is None or not grant.key:  # a ticket is spent: nobody can be asked again
-                return None
-            try:
-                grant = await self._authorizer.ask(grant.key, grant.again)
-            except ProxyError:
-                return None  # what was wrong with the line tells the client more
         here = self.reach(grant)
-        if here is None and grant.session != line.session:
-            here = await self.wait_reach(grant)
-        return here if here is not None and here.session != line.session else None
+        if here is not None and here.session != line.session:
+            return here
+        fresh = await self._fresh(grant)
+        if fresh is None or fresh.session == line.session:
+            return None
+        return await self.wait_reach(fresh, anew=False)
+
+    async def _fresh(self, grant: Grant) -> Grant | None:
+        """What Django says now about the same caller; None: nothing better is known."""
+        if self._authorizer is None or not grant.key:
+            return None  # a ticket is spent: nobody can be asked again
+        try:
+            return await self._authorizer.ask(grant.key, grant.again)
+        except ProxyError:
+            return None  # what was wrong with the way tells the client more
 
     def _forget(self, grant: Grant) -> None:
         if self._authorizer is not None:
