@@ -18,7 +18,7 @@ class Reference:
     def __init__(self, var: Path, *, reuse: bool = True) -> None:
         self._var, self._stack, self._agents = var, ExitStack(), 0
         self.port = free_port()
-        words = [program("relay"), "-listen", f"127.0.0.1:{self.port}", f"-reuse={str(reuse).lower()}"]
+        words = [str(program("relay")), "-listen", f"127.0.0.1:{self.port}", f"-reuse={str(reuse).lower()}"]
         self.running = Running(words, var / "log" / f"relay-{self.port}.log")
         self._stack.callback(self.running.stop)
         self.running.wait_until(lambda: listens(self.port), 10, "the Go reference listens")
@@ -29,7 +29,7 @@ class Reference:
         file = self._var / f"relay-{self.port}-{self._agents}.tokens"
         file.write_text("\n".join(names))
         url = f"ws://127.0.0.1:{self.port}/tunnel/connect"
-        words = [program("agent"), "-url", url, "-tokens", file, "-local", f"127.0.0.1:{local}"]
+        words = [str(program("agent")), "-url", url, "-tokens", str(file), "-local", f"127.0.0.1:{local}"]
         words += ["-buffer", "4096"] if len(names) > 1 else []
         running = Running(words, self._var / "log" / f"relay-{self.port}-{self._agents}.log")
         self._stack.callback(running.stop)

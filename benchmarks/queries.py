@@ -17,12 +17,14 @@ def main() -> None:
 
     asked = json.load(sys.stdin)
     client = Client(headers={"Authorization": f"Bearer {asked['token']}"})
+    counts = []
     for _ in range(2):
         with CaptureQueriesContext(connection) as seen:
             answer = client.get(asked["path"], SERVER_NAME="localhost")
+        counts.append(len(seen))
         if answer.status_code != 200:
             raise SystemExit(f"{asked['path']}: {answer.status_code} {answer.content[:500]!r}")
-    json.dump(len(seen), sys.stdout)
+    json.dump(counts[-1], sys.stdout)
 
 
 if __name__ == "__main__":

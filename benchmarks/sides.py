@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.build import program
 from benchmarks.effort import Effort
@@ -98,7 +99,7 @@ def compare(effort: Effort, sides: list[Side], ask: Ask) -> dict[str, list[Sampl
     """The same load over each side, interleaved, after a warm-up of each."""
     for side in sides:
         warm(side, ask, effort.warm_up)
-    return interleaved(effort.rounds, {side.name: lambda one=side: measure(one, ask, effort.seconds) for side in sides})
+    return interleaved(effort.rounds, {side.name: partial(measure, side, ask, effort.seconds) for side in sides})
 
 
 def column(samples: list[Sample], name: str) -> list[float]:

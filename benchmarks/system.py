@@ -106,7 +106,17 @@ class System:
         file = self.var / f"{key}.tokens"
         file.write_text("\n".join(tokens))
         url = f"ws://127.0.0.1:{self.tunnel_port}/tunnel/connect"
-        words = [program("agent"), "-url", url, "-tokens", file, "-name", name, "-local", f"127.0.0.1:{local}"]
+        words = [
+            str(program("agent")),
+            "-url",
+            url,
+            "-tokens",
+            str(file),
+            "-name",
+            name,
+            "-local",
+            f"127.0.0.1:{local}",
+        ]
         words += ["-redial", redial, *(("-buffer", "4096") if len(tokens) > 1 else ())]
         self.processes[key] = Running(words, self.var / "log" / f"{key}.log")
         return Agent(self.processes[key], len(tokens))

@@ -1,6 +1,7 @@
 """One stream at full speed, down and up, over growing bodies; the most memory that the relay took meanwhile."""
 
 from dataclasses import replace
+from functools import partial
 
 from benchmarks.bench import NO_FAST_LANE, Bench
 from benchmarks.figures import against, alone, growing
@@ -50,7 +51,7 @@ def _with_peaks(bench: Bench, sides: list[Side], ask: Ask) -> dict[str, list[Sam
 
     for side in sides:
         warm(side, ask, bench.effort.warm_up)
-    return interleaved(bench.effort.rounds, {side.name: lambda s=side: one(s) for side in sides})
+    return interleaved(bench.effort.rounds, {side.name: partial(one, side) for side in sides})
 
 
 def _curve(bench: Bench, sides: list[Side], direction: str, outcome: Outcome) -> Curve:

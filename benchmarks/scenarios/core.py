@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.bench import Bench
 from benchmarks.figures import alone, growing
@@ -120,9 +121,8 @@ def run(bench: Bench) -> Outcome:
         pair = Pair()
         mine, its = pair.open()
         payload = bytes(size)
-        by_size[size] = [
-            _sample(lambda p=pair, m=mine, i=its, d=payload: exchange_on(p, m, i, d), seconds) for _ in range(rounds)
-        ]
+        step = partial(exchange_on, pair, mine, its, payload)
+        by_size[size] = [_sample(step, seconds) for _ in range(rounds)]
     pair, stream_a, stream_b = _pour_pair()
     block = bytes(60_000)
     jobs: dict[str, Callable[[], int]] = {
