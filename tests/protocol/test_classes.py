@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.protocol.lab import WIN, Frame, Lab, data, decode, window
 from tunnel.protocol.core import Role
-from tunnel.protocol.limits import SessionConfig
+from tunnel.protocol.limits import FILLING, SessionConfig
 from tunnel.protocol.stream import MuxStream
 from tunnel.protocol.windows import ReceiveWindow
 
@@ -105,7 +105,7 @@ def test_bulk_is_never_starved() -> None:
     bulk = lab.open_outbound()
     upload(lab, bulk, 512 * KIB)
     talkers = [lab.open_outbound() for _ in range(8)]
-    lab.session.send(bulk, bytes(64 * KIB))
+    lab.session.send(bulk, bytes(FILLING))
     sent: dict[int, int] = {}
     for _ in range(64):  # the talkers could fill every batch
         lab.now += 1.0  # slow enough to be no bulk
@@ -117,7 +117,7 @@ def test_bulk_is_never_starved() -> None:
             if frame.stream_id != bulk.stream_id:
                 lab.feed(window(frame.stream_id, n=frame.length))
     assert not any(stream.bulk for stream in talkers)
-    assert sent[bulk.stream_id] == 64 * KIB
+    assert sent[bulk.stream_id] == FILLING
 
 
 def test_bulk_streams_share_what_is_left_fairly() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from tests.protocol.lab import ACK, FIN, RST, SYN, Lab, ping
 from tunnel.protocol.core import Role
+from tunnel.protocol.limits import FILLING
 from tunnel.protocol.stream import State
 
 
@@ -11,11 +12,11 @@ def test_bulk_streams_share_the_wire_fairly() -> None:
     lab = Lab()
     streams = [lab.open_inbound(2 * n + 1) for n in range(4)]
     for stream in streams:
-        lab.session.send(stream, bytes(65536))
+        lab.session.send(stream, bytes(FILLING))
     order = [(frame.stream_id, frame.length) for frame in lab.sent()]
     assert [stream_id for stream_id, _ in order[:4]] == [1, 3, 5, 7]
     per_round = [sum(n for i, n in order if i == stream.stream_id) for stream in streams]
-    assert per_round == [65536] * 4
+    assert per_round == [FILLING] * 4
     ahead = max(
         abs(sum(n for i, n in order[:k] if i == a) - sum(n for i, n in order[:k] if i == b))
         for k in range(len(order) - 4)

@@ -8,6 +8,7 @@ import trio
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 from tests.runtime.mux_pipes import connected
+from tunnel.protocol.limits import FILLING
 from tunnel.runtime.connection import Stream, StreamReset
 
 
@@ -95,7 +96,7 @@ async def test_without_waiting_nothing_is_taken_twice_or_lost() -> None:
         taken = 0
         while piece := far.send_nowait(bytes(1000)):
             taken += piece
-        assert taken == 64 * 1024
+        assert taken == 4 * FILLING
 
 
 async def test_a_cancelled_receive_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
