@@ -47,7 +47,7 @@ def test_it_is_valid_by_the_specification() -> None:
 
 
 def test_the_services_are_those_of_the_product() -> None:
-    assert set(SERVICES) == {"migrate", "api", "tunnel", "worker", "agent", "postgres", "valkey"}
+    assert set(SERVICES) == {"migrate", "api", "tunnel", "worker", "agent", "nginx", "postgres", "valkey"}
 
 
 def test_every_setting_that_it_names_exists() -> None:
@@ -66,6 +66,7 @@ def test_only_the_public_ports_are_published_and_on_loopback() -> None:
     assert {name: ports for name, ports in published.items() if ports} == {
         "api": ["127.0.0.1:3721:3721"],
         "tunnel": ["127.0.0.1:3800:3800"],
+        "nginx": ["127.0.0.1:8080:8080"],
     }
     assert all("network_mode" not in service for service in SERVICES.values())
 
@@ -98,6 +99,23 @@ def test_every_long_running_service_has_a_health_check(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
+def test_one_origin_is_asked_for_and_the_default_stays_as_it_was() -> None:
+    """`docker compose up` starts no proxy; where one is asked for, it reads the shipped files, writes to /tmp alone."""
+    nginx = SERVICES["nginx"]
+    assert nginx["profiles"] == ["proxy"]
+    assert {name for name, service in SERVICES.items() if service.get("profiles")} == {"nginx", "agent"}
+    (volume,) = nginx["volumes"]
+    source, target, mode = volume.split(":")
+    assert mode == "ro"
+    config = nginx["entrypoint"][nginx["entrypoint"].index("-c") + 1]
+    assert config.startswith(f"{target}/")
+    assert (ROOT / source / config.removeprefix(f"{target}/")).is_file()
+    assert nginx["entrypoint"][nginx["entrypoint"].index("-p") + 1].rstrip("/") in nginx["tmpfs"]
+    upstreams = (ROOT / source / "upstreams.conf").read_text()
+    assert set(re.findall(r"server (\w+):(\d+);", upstreams)) == {("api", "3721"), ("tunnel", "3800")}
+    assert "listen 8080" in (ROOT / source / "listen.conf").read_text()
+
+
 def test_the_schema_comes_first() -> None:
     assert SERVICES["migrate"]["restart"] == "no"
     assert SERVICES["migrate"]["command"][:3] == ["python", "manage.py", "migrate"]
@@ -111,7 +129,7 @@ def test_what_must_survive_lies_on_named_volumes() -> None:
     assert mounted["postgres"] == ["postgres:/var/lib/postgresql"]
     assert mounted["valkey"] == ["valkey:/data"]
     assert mounted["api"] == mounted["worker"] == ["storage:/var/lib/visiona/storage"]
-    used = {volume.split(":")[0] for volumes in mounted.values() for volume in volumes}
+    used = {volume.split(":")[0] for volumes in mounted.values() for volume in volumes if volume[0] != "."}
     assert used == set(COMPOSE["volumes"])
     assert not any("external" in (volume or {}) for volume in COMPOSE["volumes"].values())
 
