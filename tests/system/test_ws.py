@@ -187,8 +187,8 @@ def test_another_users_device_and_an_offline_one(lane: Lane, stack: Stack) -> No
 def test_the_page_that_asks(lane: Lane, origin: str, status: int, by: str) -> None:
     lane.box.on("/ws/echo", echo)
     path, shown = "/ws/echo", lane.token
+    ticket = ticket_for(lane)
     if by == "ticket":
-        ticket = ticket_for(lane)
         path += f"?ticket={ticket}"
     with lane.wire() as wire:
         head = lane.head("GET", path, *WS, "Origin: " + origin.format(port=lane.port), prefix="")
@@ -220,7 +220,12 @@ def test_a_ticket_for_an_img(lane: Lane, where: str) -> None:
     path = where.format(proxy=lane.prefix)
     seen = path.removeprefix(lane.prefix)
     said: list[bytes] = []
-    lane.box.on(seen, lambda peer: (said.append(peer.head), peer.answer(b"picture"))[1])
+
+    def script(peer: Peer) -> None:
+        said.append(peer.head)
+        peer.answer(b"picture")
+
+    lane.box.on(seen, script)
     ticket = ticket_for(lane, seen.rpartition("/")[0])
     assert by_ticket(lane, f"{path}?a=1&ticket={ticket}&b=2") == (200, "")
     assert said[0].startswith(f"GET {seen}?a=1&b=2 HTTP/1.1\r\n".encode())

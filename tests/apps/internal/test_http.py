@@ -171,9 +171,3 @@ def test_a_malformed_event(daemon, field, value):
 def test_too_many_events(daemon):
     told = [event("connected", ADMITTED, SESSION)] * 1001
     assert daemon.post("events", {"node": NODE, "events": told}).status == 400
-
-
-def test_authorize_is_not_there_yet(daemon):
-    secret = settings.VISIONA["INTERNAL_SECRET"][0]
-    answer = daemon.api("POST", "/internal/authorize", {}, authorization=f"Bearer {secret}")
-    assert (answer.status, answer.code) == (404, "NOT_FOUND")

@@ -19,6 +19,8 @@ Reply = Callable[[BaseHTTPRequestHandler], tuple[int, bytes]]
 
 
 class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # of a few at once none must be turned away and try again after a second
+
     def handle_error(self, *args: Any) -> None:
         """Callers whose time is up hang up: nothing to print."""
 
