@@ -130,3 +130,9 @@ def test_an_exception_in_json_stays_on_one_line(capsys: pytest.CaptureFixture[st
         logs.log.propagate = True
         logs.log.setLevel(logging.NOTSET)
     assert "ValueError: a bug" in json.loads(capsys.readouterr().err)["exception"]
+
+
+def test_text_that_is_no_utf_8_is_logged_all_the_same() -> None:
+    record = logging.LogRecord("visiona-agent", logging.WARNING, "", 0, "refused", (), None)
+    record.facts = {"message": "\ud800"}
+    assert json.loads(logs.JsonFormatter().format(record))["message"] == "\ud800"

@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+import orjson
+
 log: Final = logging.getLogger("visiona-agent")
 Format = Literal["auto", "json", "text"]
 
@@ -47,7 +49,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        try:
+            return orjson.dumps(line, default=str).decode()  # there is a line a request: a third of `json`'s time
+        except orjson.JSONEncodeError:  # text that no UTF-8 can hold, as a peer may send it
+            return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
