@@ -242,12 +242,11 @@ async def test_what_a_page_may_read() -> None:
 
 
 async def test_the_device_is_offline() -> None:
-    async with fast_world() as w:
-        async with Visitor(w) as visitor:
-            got = await visitor.ask(f"GET /d/{DEVICE}/x", "Accept-Language: zh-TW,en;q=0.5")
-            assert (got.status, got.all("retry-after") != []) == (503, True)
-            assert len(got.all("x-request-id")) == 1
-            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 503  # the connection is none the worse
+    async with fast_world() as w, Visitor(w) as visitor:
+        got = await visitor.ask(f"GET /d/{DEVICE}/x", "Accept-Language: zh-TW,en;q=0.5")
+        assert (got.status, got.all("retry-after") != []) == (503, True)
+        assert len(got.all("x-request-id")) == 1
+        assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 503  # the connection is none the worse
 
 
 async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
@@ -266,6 +265,7 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
             await reached.wait()
             await idle.stream.send_all(b"GET /d/")  # one that comes too late
             w.daemon.drain()
+            await w.until(lambda: w.daemon.metrics.draining)
             await idle.stream.send_all(f"{DEVICE}/x HTTP/1.1\r\nHost: h\r\n\r\n".encode())
             assert (await idle.read()).code == "TUNNEL_UNAVAILABLE"
             go_on.set()

@@ -9,8 +9,7 @@ import trio
 from tunnel.http import ProxyError
 from tunnel.runtime.connection import GoingAway, SessionEnded, Stream, TooManyStreams, TunnelError
 from tunnel.runtime.fast_pool import Lines
-from tunnel.runtime.fast_run import NotOpened
-from tunnel.runtime.fast_types import BoxStream
+from tunnel.runtime.fast_types import BoxStream, NotOpened
 from tunnel.runtime.session import TunnelSession
 
 

@@ -7,7 +7,7 @@ takes less than comes does a task of its own (`_pump`) carry the rest.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -20,15 +20,12 @@ from tunnel.http import (
     ProxyError,
     RequestHead,
 )
-from tunnel.runtime.connection import (
-    GoingAway,
-    OpenTimeout,
-    StreamRefused,
-    TooManyStreams,
-    TunnelError,
-)
+from tunnel.runtime.connection import GoingAway, TunnelError
 from tunnel.runtime.fast_auth import Grant
-from tunnel.runtime.fast_types import BoxStream, Line
+from tunnel.runtime.fast_progress import Progress, not_taken
+from tunnel.runtime.fast_types import BoxStream
+from tunnel.runtime.fast_types import NotOpened as NotOpened
+from tunnel.runtime.fast_types import Run as Run
 
 if TYPE_CHECKING:
     from tunnel.runtime.fast import FastLane
@@ -38,99 +35,22 @@ _DOWN: Final = 128 * 1024  # taken from the box at once
 CUT: Final = "cut"
 
 
-class Run(Protocol):
-    """What a client's connection knows of the exchange that it carries; who shares streams writes another one."""
-
-    grant: Grant
-    over: bool
-    upgraded: bool
-    checked: float
-    """When the caller was last found allowed."""
-
-    @property
-    def wants_body(self) -> bool:
-        """The client sends a body."""
-
-    @property
-    def request_done(self) -> bool:
-        """The whole request was read."""
-
-    async def start(self) -> None:
-        """Begin; in the client's task. A fault is told to the client, not raised."""
-
-    def body_reader(self) -> BodyReader:
-        """For the raw bytes behind the head."""
-
-    def expect_body(self) -> None:
-        """The body is wanted now (100 Continue)."""
-
-    async def send_body(self, pieces: list[Buffer]) -> bool:
-        """Pass body bytes on; False: the exchange is over."""
-
-    async def end_body(self) -> None:
-        """The body was read to its end."""
-
-    async def half_close(self) -> None:
-        """The client's side of an upgraded connection ended."""
-
-    def client_left(self) -> None:
-        """The client is gone. Idempotent."""
-
-    def end_with(self, error: ProxyError) -> None:
-        """End it from outside: told if nothing was, else the client's connection is reset. Idempotent."""
-
-    def look(self, now: float) -> None:
-        """The watchdog: end it if nothing moved for too long."""
-
-
-class Carried:
+class Carried(Progress):
     """A request that is carried to its box."""
 
-    __slots__ = (
-        "_down", "_down_done", "_fresh_only", "_head", "_head_at", "_head_sent", "_lane", "_line", "_mark",
-        "_marked_at", "_moved_on", "_pumping", "_reused", "_stream", "_up", "_up_done", "attempts", "checked", "client",
-        "exchange", "grant", "outcome", "over", "problem", "request_id", "started", "upgraded",
-    )  # fmt: skip
+    __slots__ = ("_down_done", "_fresh_only", "_lane", "_moved_on", "_pumping", "_stream", "_up_done")
 
     def __init__(
         self, lane: FastLane, client: Client, head: RequestHead, exchange: Exchange, grant: Grant, request_id: str
     ) -> None:
+        super().__init__(client, head, exchange, grant, request_id)
         self._lane = lane
-        self.client = client
-        self.exchange = exchange
-        self.grant = grant
-        self.request_id = request_id
-        self.over = False
-        self.upgraded = False
-        self.outcome = ""
-        self.problem = ""
-        self.attempts = 0
-        self.started = self.checked = self._marked_at = trio.current_time()
-        self._head = head
-        self._head_at = 0.0
-        self._head_sent = False
-        self._line: Line | None = None
         self._stream: BoxStream | None = None
-        self._reused = False
         self._fresh_only = False
         self._moved_on = False
         self._pumping = False
-        self._up = 0
-        self._down = 0
         self._up_done = False
         self._down_done = False
-        self._mark = -1
-
-    def __repr__(self) -> str:
-        return f"<Carried {self.outcome or 'running'} up={self._up} down={self._down} {self.exchange!r}>"
-
-    @property
-    def wants_body(self) -> bool:
-        return self.exchange.request.body_length != 0
-
-    @property
-    def request_done(self) -> bool:
-        return self.exchange.request_done
 
     # --- towards the box ----------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -226,7 +146,7 @@ class Carried:
         if self.over or stream is None:
             return
         last = self.exchange.end_body()
-        self._mark_progress()
+        self._marked_at = trio.current_time()
         if last:
             try:
                 await stream.send_all(last)
@@ -355,7 +275,7 @@ class Carried:
     # --- what goes wrong ----------------------------------------------------------------------------------------------
     def _broken(self, error: Exception) -> None:
         """The stream was refused, reset or lost."""
-        code = _not_taken(error)
+        code = not_taken(error)
         if code is not None and not self.exchange.answered:
             if isinstance(error, GoingAway) and not self._up and self._move_on():  # it was never sent
                 self._restart()
@@ -446,64 +366,3 @@ class Carried:
         self.over = True
         self.outcome = outcome
         self._lane.ended(self)
-
-    # --- time ---------------------------------------------------------------------------------------------------------
-    def _mark_progress(self) -> None:
-        self._marked_at = trio.current_time()
-
-    def look(self, now: float) -> None:
-        moved = self._up + self._down + self.client.sent
-        if moved != self._mark:
-            self._mark = moved
-            self._marked_at = max(self._marked_at, self.started) if self._mark < 0 else now
-            return
-        idle = now - self._marked_at
-        limits = self.grant.limits
-        if self.upgraded:
-            if idle >= limits.upgraded_idle_seconds:
-                self.end_with(ProxyError("TUNNEL_TIMEOUT", "an idle connection"))
-        elif self.exchange.answer is None and (self.exchange.request_done or not self.wants_body):
-            if idle >= limits.head_seconds:
-                self.end_with(ProxyError("TUNNEL_TIMEOUT", "no head of an answer"))
-        elif idle >= limits.idle_seconds:
-            waits_for_client = self.exchange.answer is None and self.client.reading
-            code = "REQUEST_TIMEOUT" if waits_for_client else "TUNNEL_TIMEOUT"
-            self.end_with(ProxyError(code, "nothing moves"))
-
-    def facts(self) -> dict[str, Any]:
-        """The log line of an exchange that is over: never the query, which may hold a ticket."""
-        now = trio.current_time()
-        answer = self.exchange.answer
-        return {
-            "lane": "fast",
-            "request_id": self.request_id,
-            "outcome": self.outcome,
-            "problem": self.problem or None,
-            "method": self._head.method.decode("latin-1"),
-            "path": self._head.target.partition(b"?")[0].decode("latin-1"),
-            "status": None if answer is None else answer.status,
-            "device": self.grant.device_id,
-            "user": self.grant.user_id,
-            "session": self.grant.session if self._line is None else self._line.session,
-            "attempts": self.attempts,
-            "reused": self._reused,
-            "bytes_up": self._up,
-            "bytes_down": self._down,
-            "head_ms": round((self._head_at - self.started) * 1000, 3) if self._head_at else None,
-            "ms": round((now - self.started) * 1000, 3),
-        }
-
-
-class NotOpened(ProxyError):
-    """No stream, and nothing was sent: a newer session of the device may still take the request."""
-
-
-def _not_taken(error: Exception) -> str | None:
-    """The code for a stream that the agent never took; None for one that it had."""
-    if isinstance(error, OpenTimeout):
-        return "TUNNEL_TIMEOUT"
-    if isinstance(error, (TooManyStreams, StreamRefused)):
-        return "OVERLOADED"
-    if isinstance(error, GoingAway):
-        return "TUNNEL_DISCONNECTED"
-    return None

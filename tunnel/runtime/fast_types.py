@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from tunnel.http import BodyReader, Buffer, ProxyError
 from tunnel.protocol.inbound import Bytes
+from tunnel.runtime.fast_auth import Grant
 
 
 class BoxStream(Protocol):
@@ -52,3 +54,52 @@ class Line(Protocol):
 
     def unanswered(self) -> None:
         """A reused stream of it ended without one byte."""
+
+
+class Run(Protocol):
+    """What a client's connection knows of the exchange that it carries; who shares streams writes another one."""
+
+    grant: Grant
+    over: bool
+    upgraded: bool
+    checked: float
+    """When the caller was last found allowed."""
+
+    @property
+    def wants_body(self) -> bool:
+        """The client sends a body."""
+
+    @property
+    def request_done(self) -> bool:
+        """The whole request was read."""
+
+    async def start(self) -> None:
+        """Begin; in the client's task. A fault is told to the client, not raised."""
+
+    def body_reader(self) -> BodyReader:
+        """For the raw bytes behind the head."""
+
+    def expect_body(self) -> None:
+        """The body is wanted now (100 Continue)."""
+
+    async def send_body(self, pieces: list[Buffer]) -> bool:
+        """Pass body bytes on; False: the exchange is over."""
+
+    async def end_body(self) -> None:
+        """The body was read to its end."""
+
+    async def half_close(self) -> None:
+        """The client's side of an upgraded connection ended."""
+
+    def client_left(self) -> None:
+        """The client is gone. Idempotent."""
+
+    def end_with(self, error: ProxyError) -> None:
+        """End it from outside: told if nothing was, else the client's connection is reset. Idempotent."""
+
+    def look(self, now: float) -> None:
+        """The watchdog: end it if nothing moved for too long."""
+
+
+class NotOpened(ProxyError):
+    """No stream, and nothing was sent: a newer session of the device may still take the request."""
