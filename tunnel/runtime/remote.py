@@ -53,7 +53,18 @@ class RemoteStream(trio.abc.HalfCloseableStream):
     What broke it is raised as StreamReset: a reset or a daemon that died is never an end of stream.
     """
 
-    __slots__ = ("_broken", "_closed", "_early", "_ended", "_raw", "features", "last_progress", "listener", "session")
+    __slots__ = (
+        "_broken",
+        "_closed",
+        "_early",
+        "_ended",
+        "_raw",
+        "features",
+        "last_progress",
+        "listener",
+        "opened",
+        "session",
+    )
 
     def __init__(self, raw: ByteStream, session: str, features: frozenset[str], early: bytes) -> None:
         self._raw = raw
@@ -65,7 +76,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         self.features = features
         self.listener: Callable[[], None] | None = None
         """Never called: nobody watches the socket for it, so a task has to wait for this stream."""
-        self.last_progress = trio.current_time()
+        self.opened = self.last_progress = trio.current_time()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "half-closed" if self._ended else "open"

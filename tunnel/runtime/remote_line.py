@@ -18,6 +18,9 @@ from tunnel.runtime.fast_types import BoxStream
 from tunnel.runtime.remote import RemoteNodes, RemoteRefused, RemoteStream
 
 _LOOK_SECONDS: Final = 1.0
+_REUSE_SECONDS: Final = 2.0
+"""How long after it was opened a stream takes new requests: the other daemon can't tell an idle one from one in
+flight, so one that was used without end would hold up its drain to the last second of the grace."""
 _FORGET_SECONDS: Final = 30.0
 """A way that nobody went for so long is forgotten: the session may be gone."""
 
@@ -40,7 +43,7 @@ class RemoteLine:
         """An idle stream that may carry the request."""
         self.used = trio.current_time()
         while self._lines is not None and (stream := self._lines.take(repeatable=repeatable)) is not None:
-            if isinstance(stream, RemoteStream) and stream.quiet():
+            if isinstance(stream, RemoteStream) and self.used - stream.opened < _REUSE_SECONDS and stream.quiet():
                 return stream
             stream.close_nowait()
         return None

@@ -1,0 +1,129 @@
+"""More daemons and boxes for a `Stack`: each a process or connection of its own, on this machine."""
+
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+
+import psutil
+
+from cloud.embedded.program import Program
+from cloud.supervisor import plan as plans
+from cloud.supervisor.probes import http_status
+from tests.conftest import Started
+from tests.system.stack import Stack
+
+
+def daemon(stack: Stack, name: str, public: int, internal: int, *arguments: str, count: int = 1) -> Program:
+    """A further daemon beside the stack's own; ready when the API has accepted its first heartbeat."""
+    settings = {
+        "VISIONA_TUNNEL_PORT": str(public),
+        "VISIONA_PROXY_INTERNAL_PORT": str(internal),
+        "VISIONA_NODE_URL": f"http://127.0.0.1:{internal}",
+    }
+    return Program(
+        name=name,
+        argv=(sys.executable, "-m", "tunnel", *arguments),
+        cwd=plans.ROOT,
+        env={**stack.plan.environ, **settings},
+        log=stack.var / "log" / f"{name}.log",
+        ready=lambda _pid: all(http_status(internal + each, "/readyz") == 200 for each in range(count)),
+    )
+
+
+def agent(stack: Stack, name: str, url: str, folder: Path) -> Started:
+    """A demo box of the demo user that dials `url`; it is paired unless its credential lies in `folder` already."""
+    credential = folder / f"{name}.json"
+    argv = [sys.executable, "-m", "tunnel.agent", "demo", "--url", url, "--credentials", str(credential)]
+    if not credential.exists():
+        made = stack.call("POST", "/api/pairing/token", {"name": name})
+        assert made.status == 201, made.body
+        argv += ["--pairing-token", made.data["token"]]
+    log = folder / f"{name}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            argv, cwd=plans.ROOT, env=dict(stack.plan.environ), stdout=out, stderr=out, start_new_session=True
+        )
+    return Started(name, process, log)
+
+
+def online(stack: Stack) -> dict[str, str]:
+    """Name → device id of the demo user's devices that are connected."""
+    devices = stack.call("GET", "/api/pairing/status").data["devices"]
+    return {one["name"]: one["device_id"] for one in devices if one["connected"]}
+
+
+def holds(stack: Stack, internal: int) -> set[str]:
+    """The devices whose tunnels a daemon holds; none if it does not answer."""
+    secret = stack.plan.settings["INTERNAL_SECRET"][0]
+    try:
+        answer = stack.call("GET", "/internal/sessions", token=secret, port=internal)
+    except OSError:
+        return set()
+    return {one["device_id"] for one in answer.data}
+
+
+@dataclass
+class Seen:
+    """What one caller saw: good answers, and what went wrong, with the seconds since the load began."""
+
+    good: int = 0
+    problems: list[tuple[float, str]] = field(default_factory=list)
+
+    def note(self, at: float, problem: str) -> None:
+        self.problems.append((round(at, 2), problem))
+
+    def kinds(self) -> set[str]:
+        """What went wrong, each once."""
+        return {problem for _, problem in self.problems}
+
+    def outage(self) -> float:
+        """Seconds from the first problem to the last."""
+        return self.problems[-1][0] - self.problems[0][0] if self.problems else 0.0
+
+
+@contextmanager
+def load(stack: Stack, calls: dict[str, tuple[int, str]]) -> Iterator[dict[str, Seen]]:
+    """Within it, one caller for each of `calls` (name → port, path) asks again and again; what each saw."""
+    seen = {name: Seen() for name in calls}
+    done, began = Event(), time.monotonic()
+
+    def ask(name: str, port: int, path: str) -> None:
+        while not done.is_set():
+            try:
+                answer = stack.call("GET", path, port=port, seconds=20)
+            except (OSError, http.client.HTTPException) as error:
+                seen[name].note(time.monotonic() - began, type(error).__name__)
+                done.wait(0.05)
+                continue
+            if answer.status == 200:
+                seen[name].good += 1
+            else:
+                seen[name].note(time.monotonic() - began, f"{answer.status} {answer.code}")
+                done.wait(0.05)
+            done.wait(0.01)
+
+    threads = [Thread(target=ask, args=(name, *call)) for name, call in calls.items()]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(30)
+
+
+def end(*started: Started) -> None:
+    """Stop boxes, all at once."""
+    for one in started:
+        if one.popen.poll() is None:
+            one.popen.terminate()
+    psutil.wait_procs([psutil.Process(one.pid) for one in started if psutil.pid_exists(one.pid)], timeout=5)
+    for one in started:
+        one.kill()
