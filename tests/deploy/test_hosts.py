@@ -1,0 +1,54 @@
+"""Which host names the API answers to in production: the public one, and that by which the daemons call it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def hosts(**settings: str) -> list[str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
+    ours = {
+        "ENV": "production",
+        "SECRET_KEY": "k" * 40,
+        "INTERNAL_SECRET": "i" * 40,
+        "STORAGE_SIGNING_SECRET": "s" * 40,
+        "DB_HOST": "db",
+        "DB_USER": "u",
+        "DB_NAME": "n",
+        "REDIS_URL": "redis://redis:6379/0",
+        "PUBLIC_URL": "https://visiona.example",
+        **settings,
+    }
+    code = "import json; from cloud import settings; print(json.dumps(settings.ALLOWED_HOSTS))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=plain | {f"VISIONA_{name}": value for name, value in ours.items()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("allowed", ["", "visiona.example"])
+def test_the_name_by_which_the_daemons_call_is_served(allowed: str) -> None:
+    found = hosts(ALLOWED_HOSTS=allowed, API_INTERNAL_URL="http://api:3721")
+    assert {"visiona.example", "api", "localhost"} <= set(found)
+    assert "*" not in found
+
+
+def test_a_name_that_nobody_named_is_not() -> None:
+    assert "api" not in hosts(API_INTERNAL_URL="http://localhost:3721")
+
+
+def test_development_serves_any() -> None:
+    assert hosts(ENV="development") == ["*"]
