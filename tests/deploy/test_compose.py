@@ -112,7 +112,7 @@ def test_one_origin_is_asked_for_and_the_default_stays_as_it_was() -> None:
     assert (ROOT / source / config.removeprefix(f"{target}/")).is_file()
     assert nginx["entrypoint"][nginx["entrypoint"].index("-p") + 1].rstrip("/") in nginx["tmpfs"]
     upstreams = (ROOT / source / "upstreams.conf").read_text()
-    assert set(re.findall(r"server (\w+):(\d+);", upstreams)) == {("api", "3721"), ("tunnel", "3800")}
+    assert set(re.findall(r"server (\w+):(\d+)[; ]", upstreams)) == {("api", "3721"), ("tunnel", "3800")}
     assert "listen 8080" in (ROOT / source / "listen.conf").read_text()
 
 

@@ -40,11 +40,13 @@ def configure(folder: Path, *, listen: str, api: int, tunnels: list[int]) -> Pat
     """The shipped files with this machine's addresses in those that an operator changes; the main file's path."""
     for path in SHIPPED.glob("*.conf"):
         shutil.copy(path, folder)
-    servers = "".join(f"    server 127.0.0.1:{port};\n" for port in tunnels)
+    servers = "".join(f"    server 127.0.0.1:{port} fail_timeout=1s;\n" for port in tunnels)
     text = (SHIPPED / "upstreams.conf").read_text()
     assert "server api:3721;" in text
-    assert "    server tunnel:3800;\n" in text
-    text = text.replace("server api:3721;", f"server 127.0.0.1:{api};").replace("    server tunnel:3800;\n", servers)
+    assert "    server tunnel:3800 fail_timeout=1s;\n" in text
+    text = text.replace("server api:3721;", f"server 127.0.0.1:{api};").replace(
+        "    server tunnel:3800 fail_timeout=1s;\n", servers
+    )
     (folder / "upstreams.conf").write_text(text)
     (folder / "listen.conf").write_text(listen)
     return folder / "nginx.conf"
