@@ -314,7 +314,8 @@ class Connection:
                     self._writing_since = None
                 elif session.ending is not None:
                     return
-                elif not (touched and session.wants_to_send):  # a listener may have spoken while the touched streams were told
+                # Unless a listener has spoken while the touched streams were told.
+                elif not (touched and session.wants_to_send):
                     await self._park_writer()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._dispatch(session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
