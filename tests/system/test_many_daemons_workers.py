@@ -141,6 +141,7 @@ async def test_each_worker_is_a_node_and_agents_spread_over_all(tmp_path: Path) 
         assert len(set(beats.values())) == 3
         for number in range(48):
             nursery.start_soon((await parent.agent(number)).run)
+        await parent.control.wait(lambda: len(parent.control.events) == 48)
         held = [len((await parent.get(k, "/internal/sessions"))[1]["data"]) for k in range(3)]
         assert sum(held) == 48
         assert min(held) >= 4  # by a hash: 16 each on average; fewer than 4 happens once in 10 000 times
