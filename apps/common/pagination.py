@@ -61,7 +61,7 @@ class Cursor:
 def paginate(
     request: Request, rows: QuerySet[Any], *, limit: int, ordering: str, cursor: str | None
 ) -> tuple[list[Any], Meta]:
-    """One page of a query set, in order, and the envelope's `meta`. Two queries.
+    """One page of a query set, in order, and the envelope's `meta`. Two queries; one if the first page holds all.
 
     Args:
         limit: rows a page, already checked (1 to MAX_LIMIT).
@@ -82,7 +82,7 @@ def paginate(
                 raise _no_such_page() from None
         return list(window[:count])
 
-    return _page(request, fetch, total=rows.count(), limit=limit, ordering=ordering, cursor=cursor)
+    return _page(request, fetch, count=rows.count, limit=limit, ordering=ordering, cursor=cursor)
 
 
 def paginate_list(
@@ -105,14 +105,14 @@ def paginate_list(
         except (ValueError, TypeError):
             raise _no_such_page() from None
 
-    return _page(request, fetch, total=len(rows), limit=limit, ordering=ordering, cursor=cursor)
+    return _page(request, fetch, count=lambda: len(rows), limit=limit, ordering=ordering, cursor=cursor)
 
 
 def _page(
     request: Request,
     fetch: Callable[[Cursor | None, int], list[Any]],
     *,
-    total: int,
+    count: Callable[[], int],
     limit: int,
     ordering: str,
     cursor: str | None,
@@ -126,7 +126,7 @@ def _page(
         found.reverse()
     has_next, has_previous = (True, more) if back else (more, place is not None)
     return found, {
-        "total": total,
+        "total": len(found) if place is None and not more else count(),
         "next": _link(request, Cursor.at(found[-1], ordering, back=False)) if found and has_next else None,
         "previous": _link(request, Cursor.at(found[0], ordering, back=True)) if found and has_previous else None,
     }

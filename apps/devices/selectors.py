@@ -13,6 +13,21 @@ from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
 from apps.tunnels import registry
 from apps.tunnels.registry import Entry
 
+DEVICE_COLUMNS = (
+    "id",
+    "name",
+    "serial",
+    "chip",
+    "firmware",
+    "agent_version",
+    "address",
+    "device_status",
+    "last_seen_at",
+    "metadata",
+    "created_at",
+    "updated_at",
+)
+"""What a list shows: named rows of these cost half of what whole objects do."""
 RETRY_OFFLINE_SECONDS = 5
 """What a caller is told to wait for a box that is offline: agents come back within seconds, or not at all."""
 

@@ -74,10 +74,11 @@ class ChangeBody(serializers.Serializer[Any]):
 
 
 class DeviceSerializer(serializers.ModelSerializer[Device]):
-    """A device. `link_status` is the registry's word; the context's `entries` hold the devices that are online."""
+    """A device. `link_status` is the registry's word."""
 
-    link_status = serializers.SerializerMethodField()
-    connected_at = serializers.SerializerMethodField()
+    # Describes what `shown` makes: DRF's way of a field at a time took a third of the time of a list.
+    link_status = serializers.ChoiceField(choices=LinkStatus.choices, read_only=True)
+    connected_at = serializers.DateTimeField(read_only=True, allow_null=True)
 
     class Meta:
         model = Device
@@ -102,16 +103,36 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
             "agent_version": {"help_text": "`name/version` that the agent says; empty for one that says nothing."},
         }
 
-    def get_link_status(self, device: Device) -> LinkStatus:
-        return LinkStatus.ONLINE if self._entry(device) else LinkStatus.OFFLINE
 
-    def get_connected_at(self, device: Device) -> dt.datetime | None:
-        entry = self._entry(device)
-        return dt.datetime.fromisoformat(entry.connected_at) if entry else None
+def shown(device: Device, entry: Entry | None) -> dict[str, Any]:
+    """The device as DeviceSerializer describes it; `entry` is the registry's, None: it is offline.
 
-    def _entry(self, device: Device) -> Entry | None:
-        entries: Mapping[str, Entry] = self.context["entries"]
-        return entries.get(str(device.id))
+    `device` may be a named row of `selectors.DEVICE_COLUMNS` as well.
+    """
+    return {
+        "id": str(device.id),
+        "name": device.name,
+        "serial": device.serial,
+        "chip": device.chip,
+        "firmware": device.firmware,
+        "agent_version": device.agent_version,
+        "address": device.address,
+        "link_status": (LinkStatus.ONLINE if entry else LinkStatus.OFFLINE).value,
+        "device_status": str(device.device_status),
+        "connected_at": _moment(dt.datetime.fromisoformat(entry.connected_at)) if entry else None,
+        "last_seen_at": _moment(device.last_seen_at),
+        "metadata": device.metadata,
+        "created_at": _moment(device.created_at),
+        "updated_at": _moment(device.updated_at),
+    }
+
+
+def _moment(moment: dt.datetime | None) -> str | None:
+    """RFC 3339 as DRF writes it: UTC is `Z`."""
+    if moment is None:
+        return None
+    text = moment.isoformat()
+    return text[:-6] + "Z" if text.endswith("+00:00") else text
 
 
 class PairedDevice(serializers.Serializer[Any]):

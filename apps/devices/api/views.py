@@ -21,6 +21,7 @@ from apps.devices.api.serializers import (
     DeviceSerializer,
     PairingStatusAnswer,
     RegisterBody,
+    shown,
 )
 from apps.devices.models import Device, LinkStatus
 
@@ -28,7 +29,7 @@ from apps.devices.models import Device, LinkStatus
 def render(devices: Sequence[Device]) -> list[Any]:
     """Devices as JSON, with the registry's word on each: one call to Redis for all."""
     entries = selectors.entries_of(devices)
-    return list(DeviceSerializer(devices, many=True, context={"entries": entries}).data)
+    return [shown(device, entries.get(str(device.id))) for device in devices]
 
 
 def user_of(request: Request) -> User:
@@ -57,7 +58,7 @@ class DevicesView(ApiView):
             chip=self.query.get("chip", ""),
             search=self.query.get("search", ""),
         )
-        return self.page(rows, render)
+        return self.page(rows.values_list(*selectors.DEVICE_COLUMNS, named=True), render)
 
     @describe("Devices", body=RegisterBody, answer=DeviceSerializer, status=201, errors=("SERIAL_TAKEN",))
     def post(self, request: Request) -> Response:
