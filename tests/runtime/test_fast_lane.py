@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from tests.runtime.fastworld import DEVICE, Handler, Visitor, Wire, box, fast_world, ok
 
@@ -264,6 +265,7 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
             await visitor.send(f"GET /d/{DEVICE}/x")
             await reached.wait()
             await idle.stream.send_all(b"GET /d/")  # one that comes too late
+            await trio.testing.wait_all_tasks_blocked(0.05)  # the daemon has read it: the connection is not idle
             w.daemon.drain()
             await w.until(lambda: w.daemon.metrics.draining)
             await idle.stream.send_all(f"{DEVICE}/x HTTP/1.1\r\nHost: h\r\n\r\n".encode())
