@@ -15,6 +15,7 @@ from apps.common.pagination import paginate
 from apps.common.parsers import EnvelopeRenderer
 from apps.devices import selectors
 from apps.devices.api.serializers import DeviceSerializer, shown
+from apps.devices.api.views import DeviceQuery
 from apps.devices.models import Device, DeviceStatus
 from apps.tunnels.registry import Entry
 
@@ -106,3 +107,15 @@ def test_the_user_of_a_request_is_whole(alice: User, bob: User) -> None:
     User.objects.filter(pk=bob.pk).update(is_active=False)
     assert active_user(bob.pk) is None
     assert active_user(uuid.UUID(int=7)) is None
+
+
+def test_a_query_read_again_is_the_same_and_ones_own(alice_api: Any, bob_api: Any, alice: User) -> None:
+    devices(alice)
+    for _ in range(2):
+        assert [len(api("GET", "/api/devices?limit=1").data) for api in (alice_api, bob_api)] == [1, 0]
+        assert len(alice_api("GET", "/api/devices?limit=2").data) == 2
+        for bad in ("limit=0", "limit=1&limit=1", "limit=1&foo=1"):
+            assert alice_api("GET", f"/api/devices?{bad}").code == "VALIDATION_ERROR"
+    one = DeviceQuery.read(Request(RequestFactory().get("/rows?limit=1")))
+    one["limit"] = 200
+    assert DeviceQuery.read(Request(RequestFactory().get("/rows?limit=1")))["limit"] == 1
