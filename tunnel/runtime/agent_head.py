@@ -51,8 +51,8 @@ def check_upgrade(request: Request) -> None:
         key = b""
     if len(key) != 16:
         raise Refusal("BAD_REQUEST", "Sec-WebSocket-Key is not 16 bytes in base64")
-    if not request.header("host"):
-        raise Refusal("BAD_REQUEST", "no Host")
+    if [name for name, value in request.fields if name == "host" and value] != ["host"]:
+        raise Refusal("BAD_REQUEST", "not just one Host")
     if request.header("content-length") not in (None, "0") or request.header("transfer-encoding") is not None:
         raise Refusal("BAD_REQUEST", "an upgrade request has no body")
 
