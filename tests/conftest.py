@@ -22,6 +22,11 @@ import psycopg
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A run that was started in the background inherits an ignored SIGINT, and would hand it on to the processes that its
+# tests mean to interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _processes = pytest.StashKey["list[Started]"]()
 
 

@@ -281,8 +281,13 @@ class Stack:
 
 
 @contextmanager
-def run_stack(var: Path, ports: tuple[int, int, int], settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """PostgreSQL and Valkey below ``var``, a migrated and seeded database, and a Stack of which nothing runs yet."""
+def run_stack(
+    var: Path, ports: tuple[int, int, int], settings: Mapping[str, str] | None = None, *, durable: bool = False
+) -> Iterator[Stack]:
+    """PostgreSQL and Valkey below ``var``, a migrated and seeded database, and a Stack of which nothing runs yet.
+
+    ``durable`` for tests of what survives a crash: each commit waits for a disk that other tests use too.
+    """
     api, tunnel, internal = ports
     # The run's own servers are left aside: this system has servers of its own, which it may freeze and kill.
     base = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
@@ -293,7 +298,7 @@ def run_stack(var: Path, ports: tuple[int, int, int], settings: Mapping[str, str
         **(settings or {}),
     }
     with ExitStack() as stack:
-        stack.enter_context(ensure(var, environ, who="system test"))
+        stack.enter_context(ensure(var, environ, who="system test", durable=durable))
         plan = plans.make(var, environ)
         prepare = [sys.executable, "-m", "cloud.supervisor.database"]
         done = subprocess.run(prepare, cwd=plans.ROOT, env=plan.environ, timeout=120, capture_output=True, check=False)

@@ -77,24 +77,24 @@ def ticket(system: Stack, prefix: str) -> str:
     return str(system.call("POST", "/api/ws/ticket", body).data["ticket"])
 
 
-def lane_url(system: Stack, lane: str, path: str) -> str:
+def way_url(system: Stack, way: str, path: str) -> str:
     """Where a browser finds `path` of the box on a lane."""
-    port = system.port if lane == "api" else system.tunnel_port
-    if lane == "fast" and not path.startswith("/ws/"):
+    port = system.port if way == "api" else system.tunnel_port
+    if way == "fast" and not path.startswith("/ws/"):
         path = f"/d/{system.device_id()}{path}"
     return f"127.0.0.1:{port}{path}"
 
 
-LANES = ["api", "fast"]
+WAYS = ["api", "fast"]
 
 
-@pytest.mark.parametrize("lane", LANES)
-def test_another_origin_by_ticket(browser: Browser, system: System, lane: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_another_origin_by_ticket(browser: Browser, system: System, way: str) -> None:
     """A page of an allowed origin shows the moving picture in an `<img>` and exchanges 1 000 messages."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(system.allowed)
-    camera = lane_url(system.stack, lane, "/api/cameras/0/stream")
+    camera = way_url(system.stack, way, "/api/cameras/0/stream")
     page.evaluate(
         "(url) => { document.getElementById('picture').src = url; }",
         f"http://{camera}?ticket={ticket(system.stack, '/api/cameras/0')}",
@@ -106,18 +106,18 @@ def test_another_origin_by_ticket(browser: Browser, system: System, lane: str) -
         return ImageChops.difference(first, image_of(page, "#picture")).getbbox() is not None
 
     eventually(moved, 10, "the picture moves")
-    url = f"ws://{lane_url(system.stack, lane, '/ws/inference')}?mode=echo&ticket={ticket(system.stack, '/ws')}"
+    url = f"ws://{way_url(system.stack, way, '/ws/inference')}?mode=echo&ticket={ticket(system.stack, '/ws')}"
     assert page.evaluate("(url) => window.talk(url)", url) == 1000
     context.close()
 
 
-@pytest.mark.parametrize("lane", LANES)
-def test_a_page_that_is_not_allowed(browser: Browser, system: System, lane: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_page_that_is_not_allowed(browser: Browser, system: System, way: str) -> None:
     """Its WebSocket is refused, and the ticket is still good for one that is."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(system.other)
-    url = f"ws://{lane_url(system.stack, lane, '/ws/inference')}?mode=echo&ticket={ticket(system.stack, '/ws')}"
+    url = f"ws://{way_url(system.stack, way, '/ws/inference')}?mode=echo&ticket={ticket(system.stack, '/ws')}"
     assert page.evaluate("(url) => window.talk(url).catch(() => 'refused')", url) == "refused"
     page.goto(system.allowed)
     assert page.evaluate("(url) => window.talk(url)", url) == 1000

