@@ -102,16 +102,16 @@ class Tunnel:
                 **self._agent_settings,
             )  # fmt: skip
         self.agent.wait_for(self._online, "device online")
-        (self.device_id,) = registry.lookup_user(self.user_id)
 
     def _online(self) -> bool:
-        if not registry.lookup_user(self.user_id):
+        found = registry.lookup_user(self.user_id)
+        if len(found) != 1 or self.daemon.popen.poll() is not None:
             return False
-        return self.daemon.popen.poll() is None and self._forwards()
+        (self.device_id,) = found
+        return self._forwards(self.device_id)
 
-    def _forwards(self) -> bool:
+    def _forwards(self, device_id: str) -> bool:
         """Whether a request gets through: the registry may still name the tunnel of an agent that was killed."""
-        (device_id,) = registry.lookup_user(self.user_id)
         with Wire(self.stack.port) as wire:
             token = log_in(self.user_id)
             wire.send(
