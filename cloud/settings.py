@@ -57,6 +57,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "apps.proxy.middleware.CarriedMiddleware",  # outermost: sees what the server gets
     "apps.common.middleware.RequestContextMiddleware",  # every answer has its id and its log line
+    "apps.common.language.LanguageMiddleware",
     "apps.common.middleware.SecurityHeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "corsheaders.middleware.CorsMiddleware",
@@ -127,7 +128,9 @@ PROCRASTINATE_WORKER_DEFAULTS = {"concurrency": 8, "shutdown_graceful_timeout": 
 LOGGING_CONFIG = "cloud.logs.configure"
 LOGGING = {"level": VISIONA["LOG_LEVEL"]}
 
-LANGUAGE_CODE = "en"
+LANGUAGE_CODE = VISIONA["LANGUAGE"]
+LANGUAGES = [("en", "English"), ("zh-hant", "繁體中文")]
+LOCALE_PATHS = [BASE_DIR / "cloud" / "locale"]
 TIME_ZONE = "UTC"
 USE_TZ = True
 FORMAT_MODULE_PATH = ["cloud.formats"]

@@ -314,6 +314,27 @@ class Setting:
     high: float | None = None
 
 
+def language_of(accepted: str, default: str = "en") -> str:
+    """The language of messages that an `Accept-Language` value asks for: `en` or `zh-hant`.
+
+    The best weighted of those that we have (RFC 9110 §12.5.4); among equals the first. Simplified Chinese is none of
+    ours. Nothing usable: `default`.
+    """
+    best, weight = default, 0.0
+    for part in accepted.lower().split(","):
+        tag, _, parameters = part.partition(";")
+        word = tag.strip()
+        ours = "zh-hant" if word.startswith(_CHINESE) else "en" if word == "en" or word.startswith("en-") else ""
+        name, _, value = parameters.strip().partition("=")
+        try:
+            quality = float(value) if name.strip() == "q" else 1.0
+        except ValueError:
+            quality = 0.0
+        if ours and weight < quality <= 1.0:
+            best, weight = ours, quality
+    return best
+
+
 class SettingError(ValueError):
     """A value that cannot be used; the text is the one line shown to the operator."""
 
@@ -321,6 +342,7 @@ class SettingError(ValueError):
 DEV_SECRET_KEY: Final = "development-only-secret-key-that-production-refuses"  # noqa: S105 - public on purpose
 DEV_INTERNAL_SECRET: Final = "development-only-internal-secret"  # noqa: S105 - public on purpose
 DEV_SIGNING_SECRET: Final = "development-only-signing-secret"  # noqa: S105 - public on purpose
+_CHINESE: Final = ("zh-hant", "zh-tw", "zh-hk")
 _LANGUAGES = (("en", "en"), ("zh-hant", "zh-hant"), ("zh-tw", "zh-hant"), ("zh-hk", "zh-hant"))
 _LEVELS = (("debug", "debug"), ("info", "info"), ("warn", "warning"), ("warning", "warning"), ("error", "error"))
 

@@ -1,47 +1,52 @@
 """Every refusal of the product as one exception. It knows neither HTTP libraries nor drivers."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from django.utils.translation import gettext_lazy as _
 
 from tunnel.contract import ERROR_STATUS
 
-DEFAULT_MESSAGES: Final[Mapping[str, str]] = {
-    "BAD_REQUEST": "The request could not be read.",
-    "VALIDATION_ERROR": "Some fields are not valid; see details.",
-    "UNAUTHENTICATED": "Log in first: send Authorization: Bearer with a login token that is still valid.",
-    "INVALID_CREDENTIALS": "The e-mail or the password is wrong.",
-    "TOKEN_EXPIRED": "The token has expired.",
-    "TOKEN_REVOKED": "The token has been revoked.",
-    "FORBIDDEN": "This is not allowed.",
-    "SIGNATURE_INVALID": "The signed URL is forged or has expired; ask for a new one.",
-    "ACCOUNT_DISABLED": "This account is disabled; ask an administrator.",
-    "NOT_FOUND": "There is no such thing here.",
-    "METHOD_NOT_ALLOWED": "This method is not allowed here; see the Allow header.",
-    "REQUEST_TIMEOUT": "The request took too long to arrive.",
-    "CONFLICT": "This conflicts with what is there.",
-    "EMAIL_TAKEN": "This e-mail is already registered; log in, or use another one.",
-    "SERIAL_TAKEN": "You already have a device with this serial.",
-    "INVALID_STATE": "This cannot be done in the present state.",
-    "AMBIGUOUS_DEVICE": "Several devices are online: name one with device_id or X-Device-Id.",
-    "PAYLOAD_TOO_LARGE": "The body is too large.",
-    "URI_TOO_LONG": "The URL is too long.",
-    "UNSUPPORTED_MEDIA_TYPE": "This content type is not understood; send application/json.",
-    "RANGE_NOT_SATISFIABLE": "This range lies outside the content.",
-    "UPGRADE_REQUIRED": "This route speaks WebSocket only.",
-    "RATE_LIMITED": "Too many requests; wait for Retry-After seconds.",
-    "HEADERS_TOO_LARGE": "The request's head is too large.",
-    "INTERNAL_ERROR": "Something went wrong on our side; name the request_id when you report it.",
-    "NOT_IMPLEMENTED": "This is not available here.",
-    "AGENT_UNREACHABLE": "The box's local server could not be reached.",
-    "AGENT_BAD_RESPONSE": "The box's local server gave no valid answer.",
-    "TUNNEL_DISCONNECTED": "The device is not connected; check that its agent runs.",
-    "DATABASE_UNAVAILABLE": "The database cannot be reached right now; try again shortly.",
-    "CACHE_UNAVAILABLE": "The session store cannot be reached right now; try again shortly.",
-    "TUNNEL_UNAVAILABLE": "No tunnel daemon answers right now; try again shortly.",
-    "OVERLOADED": "Too much is going on right now; try again shortly.",
-    "TUNNEL_TIMEOUT": "The box took too long to answer.",
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
+
+DEFAULT_MESSAGES: Final["Mapping[str, StrOrPromise]"] = {
+    "BAD_REQUEST": _("The request could not be read."),
+    "VALIDATION_ERROR": _("Some fields are not valid; see details."),
+    "UNAUTHENTICATED": _("Log in first: send Authorization: Bearer with a login token that is still valid."),
+    "INVALID_CREDENTIALS": _("The e-mail or the password is wrong."),
+    "TOKEN_EXPIRED": _("The token has expired."),
+    "TOKEN_REVOKED": _("The token has been revoked."),
+    "FORBIDDEN": _("This is not allowed."),
+    "SIGNATURE_INVALID": _("The signed URL is forged or has expired; ask for a new one."),
+    "ACCOUNT_DISABLED": _("This account is disabled; ask an administrator."),
+    "NOT_FOUND": _("There is no such thing here."),
+    "METHOD_NOT_ALLOWED": _("This method is not allowed here; see the Allow header."),
+    "REQUEST_TIMEOUT": _("The request took too long to arrive."),
+    "CONFLICT": _("This conflicts with what is there."),
+    "EMAIL_TAKEN": _("This e-mail is already registered; log in, or use another one."),
+    "SERIAL_TAKEN": _("You already have a device with this serial."),
+    "INVALID_STATE": _("This cannot be done in the present state."),
+    "AMBIGUOUS_DEVICE": _("Several devices are online: name one with device_id or X-Device-Id."),
+    "PAYLOAD_TOO_LARGE": _("The body is too large."),
+    "URI_TOO_LONG": _("The URL is too long."),
+    "UNSUPPORTED_MEDIA_TYPE": _("This content type is not understood; send application/json."),
+    "RANGE_NOT_SATISFIABLE": _("This range lies outside the content."),
+    "UPGRADE_REQUIRED": _("This route speaks WebSocket only."),
+    "RATE_LIMITED": _("Too many requests; wait for Retry-After seconds."),
+    "HEADERS_TOO_LARGE": _("The request's head is too large."),
+    "INTERNAL_ERROR": _("Something went wrong on our side; name the request_id when you report it."),
+    "NOT_IMPLEMENTED": _("This is not available here."),
+    "AGENT_UNREACHABLE": _("The box's local server could not be reached."),
+    "AGENT_BAD_RESPONSE": _("The box's local server gave no valid answer."),
+    "TUNNEL_DISCONNECTED": _("The device is not connected; check that its agent runs."),
+    "DATABASE_UNAVAILABLE": _("The database cannot be reached right now; try again shortly."),
+    "CACHE_UNAVAILABLE": _("The session store cannot be reached right now; try again shortly."),
+    "TUNNEL_UNAVAILABLE": _("No tunnel daemon answers right now; try again shortly."),
+    "OVERLOADED": _("Too much is going on right now; try again shortly."),
+    "TUNNEL_TIMEOUT": _("The box took too long to answer."),
 }
-"""What is said where a refusal says nothing more precise: one sentence that tells what to do."""
+"""What is said where a refusal says nothing more precise: one sentence that tells what to do, in two languages."""
 
 
 class DomainError(Exception):
@@ -54,10 +59,12 @@ class DomainError(Exception):
         retry_after: seconds for the `Retry-After` header; None leaves the default of the status (1 s on a 503).
     """
 
-    def __init__(self, code: str, message: str = "", *, details: Any = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self, code: str, message: "StrOrPromise" = "", *, details: Any = None, retry_after: int | None = None
+    ) -> None:
         self.status = ERROR_STATUS[code]
         self.code = code
-        self.message = message or DEFAULT_MESSAGES[code]
+        self.message = str(message or DEFAULT_MESSAGES[code])  # here, where the request's language is on
         self.details = details
         self.retry_after = retry_after if retry_after is not None or self.status != 503 else 1
         super().__init__(f"{code}: {self.message}")
@@ -68,6 +75,6 @@ def not_found() -> DomainError:
     return DomainError("NOT_FOUND")
 
 
-def invalid(**fields: str) -> DomainError:
+def invalid(**fields: "StrOrPromise") -> DomainError:
     """A VALIDATION_ERROR that names each bad field with one sentence."""
-    return DomainError("VALIDATION_ERROR", details={name: [text] for name, text in fields.items()})
+    return DomainError("VALIDATION_ERROR", details={name: [str(text)] for name, text in fields.items()})
