@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
+from django.utils.translation import gettext as _
 from rest_framework.request import Request
 
 from apps.common.errors import DomainError, invalid
@@ -48,7 +49,7 @@ class Cursor:
         if "\0" in cursor.value:
             raise _no_such_page()
         if cursor.ordering != ordering:
-            raise invalid(cursor="This cursor was made for another ordering.")
+            raise invalid(cursor=_("This cursor was made for another ordering."))
         return cursor
 
     @classmethod
@@ -138,4 +139,4 @@ def _link(request: Request, cursor: Cursor) -> str:
 
 
 def _no_such_page() -> DomainError:
-    return DomainError("NOT_FOUND", "There is no such page: take the cursor from meta.next or meta.previous.")
+    return DomainError("NOT_FOUND", _("There is no such page: take the cursor from meta.next or meta.previous."))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import IO, Any, Final
 
 import orjson
+from django.utils.translation import gettext as _
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
 from rest_framework.renderers import JSONRenderer
@@ -28,11 +29,13 @@ class StrictJsonParser(BaseParser):
     ) -> Any:
         raw = stream.read(MAX_JSON_BYTES + 1)
         if len(raw) > MAX_JSON_BYTES:
-            raise DomainError("PAYLOAD_TOO_LARGE", f"A JSON body may have {MAX_JSON_BYTES} bytes at most.")
+            raise DomainError(
+                "PAYLOAD_TOO_LARGE", _("A JSON body may have %(bytes)d bytes at most.") % {"bytes": MAX_JSON_BYTES}
+            )
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:
-            raise DomainError("BAD_REQUEST", "The body is not valid JSON.") from None
+            raise DomainError("BAD_REQUEST", _("The body is not valid JSON.")) from None
 
 
 class ApiRequest(Request):

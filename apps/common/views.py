@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
 from django.views import csrf, defaults
 
 from apps.common.errors import DomainError
@@ -34,7 +35,7 @@ def unknown_route(request: HttpRequest, exception: Exception) -> HttpResponse:
     """404: a page for a person in the admin, the envelope elsewhere."""
     if request.path.startswith("/admin/"):
         return defaults.page_not_found(request, exception)
-    return error_response(request, DomainError("NOT_FOUND", "There is no such route."))
+    return error_response(request, DomainError("NOT_FOUND", _("There is no such route.")))
 
 
 def crash(request: HttpRequest, *args: Any) -> HttpResponse:

@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 
 from django.conf import settings
+from django.utils.translation import gettext as _
 
 from apps.accounts import demo, sessions
 from apps.accounts.models import User
@@ -123,7 +124,7 @@ def ticket_holder(text: str, *, now: dt.datetime) -> tuple[User, tickets.Ticket]
     """Whose ticket it is, unspent. Raises UNAUTHENTICATED: unknown, spent, over, or made by a login that is over."""
     ticket = tickets.find(text)
     if ticket is None:
-        raise DomainError("UNAUTHENTICATED", "The ticket is unknown, spent or too old; ask for a new one.")
+        raise DomainError("UNAUTHENTICATED", _("The ticket is unknown, spent or too old; ask for a new one."))
     if not ticket.login:
         return _static_user(), ticket
     return _user_of(sessions.use_hash(ticket.login, now=now)), ticket
@@ -136,20 +137,20 @@ def device_of_ticket(ticket: tickets.Ticket, named: str | None) -> str:
         if asked is None:
             raise not_found()
         if str(asked) != ticket.device_id:
-            raise DomainError("FORBIDDEN", "The ticket is for another device.")
+            raise DomainError("FORBIDDEN", _("The ticket is for another device."))
     return ticket.device_id
 
 
 def check_path(ticket: tickets.Ticket, path: bytes) -> None:
     """Raise FORBIDDEN where the ticket is not for this path (raw, as the box will see it)."""
     if not ticket.covers(path):
-        raise DomainError("FORBIDDEN", "The ticket is for another path.")
+        raise DomainError("FORBIDDEN", _("The ticket is for another path."))
 
 
 def spend_ticket(ticket: tickets.Ticket) -> None:
     """Use it up. Raises UNAUTHENTICATED for all but one of those that try."""
     if not tickets.spend(ticket):
-        raise DomainError("UNAUTHENTICATED", "The ticket is spent; ask for a new one.")
+        raise DomainError("UNAUTHENTICATED", _("The ticket is spent; ask for a new one."))
 
 
 def _by_ticket(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
@@ -157,7 +158,7 @@ def _by_ticket(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
     user, ticket = ticket_holder(ask["token"], now=now)
     _check_origin(ask)
     if ask["method"] != "GET":
-        raise DomainError("UNAUTHENTICATED", "A ticket stands for a login on GET alone.")
+        raise DomainError("UNAUTHENTICATED", _("A ticket stands for a login on GET alone."))
     device_id = device_of_ticket(ticket, ask["device"])
     check_path(ticket, ask["path"].encode("ascii"))
     target = choose_device(user.pk, header=device_id, query=None)

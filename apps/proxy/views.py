@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.translation import gettext as _
 from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
@@ -172,7 +173,7 @@ class ScanView(ProxyView):
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
         if not request.headers.get("X-Device-Id") and "all" in request.GET.getlist("device_id"):
-            raise invalid(device_id="Name one device by its id.")
+            raise invalid(device_id=_("Name one device by its id."))
         chosen = self.chosen(request)
         _, mark, query = raw.raw_target(request).partition(b"?")
         return self.carry(request, chosen, path=_SCAN_PATH + mark + query, tap=ScanTap(chosen.device))
