@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.translation import gettext as _
 from rest_framework import serializers
 from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.permissions import IsAuthenticated
@@ -58,8 +59,8 @@ def _checked(form: type[StrictQuery], given: tuple[tuple[str, tuple[str, ...]], 
     anew costs a fifteenth of a list's time. A head's bound (32 KiB) bounds what is kept.
     """
     query = form(data={name: values[-1] for name, values in given if values})
-    bad = {name: ["This route has no such query parameter."] for name, _ in given if name not in query.fields}
-    bad |= {name: ["Given more than once."] for name, values in given if len(values) > 1 and name not in bad}
+    bad = {name: [_("This route has no such query parameter.")] for name, __ in given if name not in query.fields}
+    bad |= {name: [_("Given more than once.")] for name, values in given if len(values) > 1 and name not in bad}
     if bad:
         raise DomainError("VALIDATION_ERROR", details=bad)
     query.is_valid(raise_exception=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError, not_found
 from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
@@ -121,7 +122,7 @@ def _only_online(owner_id: uuid.UUID) -> Target:
     online = registry.lookup_user(str(owner_id))
     devices = list(devices_of(owner_id).filter(id__in=list(online)).order_by("id")) if online else []
     if not devices:
-        raise DomainError("TUNNEL_DISCONNECTED", "No device is connected.", retry_after=RETRY_OFFLINE_SECONDS)
+        raise DomainError("TUNNEL_DISCONNECTED", _("No device is connected."), retry_after=RETRY_OFFLINE_SECONDS)
     if len(devices) > 1:
         raise DomainError("AMBIGUOUS_DEVICE", details={"devices": [str(device.id) for device in devices]})
     return Target(devices[0], online[str(devices[0].id)])

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q
+from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 
 from apps.audit.services import record
@@ -49,7 +50,7 @@ def register_device(
         if UNIQUE_SERIAL not in str(error):
             raise
         raise DomainError(
-            "SERIAL_TAKEN", details={"serial": ["You already have a device with this serial."]}
+            "SERIAL_TAKEN", details={"serial": [_("You already have a device with this serial.")]}
         ) from error
     return device
 
@@ -172,7 +173,7 @@ def store_scan(device: Device, payload: Any, now: dt.datetime) -> list[Accelerat
 
 def _scanned(payload: Any) -> Iterable[Mapping[str, Any]]:
     """The items of a scan's answer, wherever a box puts them."""
-    for _ in range(2):
+    for __ in range(2):
         if isinstance(payload, Mapping):
             payload = payload.get("devices", payload.get("data"))
     items = payload[: 4 * MAX_ACCELERATORS] if isinstance(payload, list) else []

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError
 
@@ -25,7 +26,7 @@ def require_allowed(origin: str, host: str) -> None:
     """
     if origin and not is_allowed(origin, host):
         raise DomainError(
-            "FORBIDDEN", "Pages of this origin may not; VISIONA_CORS_ALLOWED_ORIGINS names those that may."
+            "FORBIDDEN", _("Pages of this origin may not; VISIONA_CORS_ALLOWED_ORIGINS names those that may.")
         )
 
 

@@ -175,7 +175,7 @@ class ScanView(ProxyView):
         if not request.headers.get("X-Device-Id") and "all" in request.GET.getlist("device_id"):
             raise invalid(device_id=_("Name one device by its id."))
         chosen = self.chosen(request)
-        _, mark, query = raw.raw_target(request).partition(b"?")
+        __, mark, query = raw.raw_target(request).partition(b"?")
         return self.carry(request, chosen, path=_SCAN_PATH + mark + query, tap=ScanTap(chosen.device))
 
 

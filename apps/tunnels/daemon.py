@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 import orjson
 import urllib3
 from django.conf import settings
+from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError
 from tunnel.contract import CONTRACT_VERSION, H_CONTRACT, H_REQUEST_ID, Invalidate, SessionFact, request_id_from
@@ -54,9 +55,9 @@ def _call(method: str, node_url: str, path: str, request_id: str, body: bytes | 
         finally:
             answer.release_conn()
     except urllib3.exceptions.HTTPError as error:
-        raise DaemonUnavailable("The tunnel daemon does not answer; try again shortly.") from error
+        raise DaemonUnavailable(_("The tunnel daemon does not answer; try again shortly.")) from error
     if answer.status >= 500 or answer.status in (401, 403) or len(told) > MAX_ANSWER_BYTES:
-        raise DaemonUnavailable("The tunnel daemon refused the call; see its log.")
+        raise DaemonUnavailable(_("The tunnel daemon refused the call; see its log."))
     return answer.status, told
 
 
@@ -64,9 +65,9 @@ def _data(body: bytes) -> Any:
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise DaemonUnavailable("The tunnel daemon's answer is not JSON.") from error
+        raise DaemonUnavailable(_("The tunnel daemon's answer is not JSON.")) from error
     if not isinstance(answer, Mapping) or "data" not in answer:
-        raise DaemonUnavailable("The tunnel daemon's answer lacks its envelope.")
+        raise DaemonUnavailable(_("The tunnel daemon's answer lacks its envelope."))
     return answer["data"]
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -30,7 +31,7 @@ class NewPasswordField(TextField):
     def to_internal_value(self, data: Any) -> str:
         text = super().to_internal_value(data)
         if text in passwords.COMMON:
-            raise serializers.ValidationError("This password is too common.")
+            raise serializers.ValidationError(_("This password is too common."))
         return text
 
 

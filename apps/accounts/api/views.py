@@ -4,6 +4,7 @@ from typing import cast
 
 from django.conf import settings
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -32,7 +33,7 @@ class RegisterView(PublicApiView):
     def post(self, request: Request) -> Response:
         """Make an account. The e-mail is the name, in any case of letters."""
         if settings.VISIONA["REGISTRATION"] != "open":
-            raise DomainError("FORBIDDEN", "Registration is closed here; ask an administrator.")
+            raise DomainError("FORBIDDEN", _("Registration is closed here; ask an administrator."))
         user = services.register(actor=self.actor, now=timezone.now(), **self.body(NewAccountBody))
         return ok({"user": UserSerializer(user).data}, status=201)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
+from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -25,15 +26,17 @@ class MetadataField(serializers.JSONField):
 
     def to_internal_value(self, data: Any) -> Any:
         if not isinstance(data, dict):
-            raise serializers.ValidationError("Must be an object.")
+            raise serializers.ValidationError(_("Must be an object."))
         try:
             size = len(orjson.dumps(data))
         except orjson.JSONEncodeError:
-            raise serializers.ValidationError("Nested too deeply.") from None
+            raise serializers.ValidationError(_("Nested too deeply.")) from None
         if size > MAX_METADATA_BYTES:
-            raise serializers.ValidationError(f"May have {MAX_METADATA_BYTES} bytes of JSON at most.")
+            raise serializers.ValidationError(
+                _("May have %(bytes)d bytes of JSON at most.") % {"bytes": MAX_METADATA_BYTES}
+            )
         if _has_null_character(data):
-            raise serializers.ValidationError("Null characters are not allowed.")
+            raise serializers.ValidationError(_("Null characters are not allowed."))
         return super().to_internal_value(data)
 
 
@@ -57,7 +60,7 @@ class SerialField(TextField):
     def to_internal_value(self, data: Any) -> str:
         text = super().to_internal_value(data)
         if not SERIAL.match(text):
-            raise serializers.ValidationError("Printable characters only.")
+            raise serializers.ValidationError(_("Printable characters only."))
         return text
 
 
