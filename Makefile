@@ -44,6 +44,11 @@ format: ## Put the code into shape
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
+.PHONY: messages
+messages: ## Bring the catalogue of Traditional Chinese messages up to the source, and compile it
+	$(INSTALL) dev
+	$(PY) .ci/messages.py
+
 .PHONY: install
 install: ## Make .venv with everything a developer needs
 	$(INSTALL) dev
