@@ -6,22 +6,29 @@ from django.contrib.auth.backends import ModelBackend
 from django.http import HttpRequest
 from django.utils import timezone
 
+from apps.accounts.attempts import attempt
 from apps.accounts.models import User
 from apps.audit.services import record
 from apps.common.actor import Actor
 
 
 class AuditedBackend(ModelBackend):
-    """Checks e-mail and password; an unknown e-mail costs a hash too. Who is disabled is refused."""
+    """Checks e-mail and password; an unknown e-mail costs a hash too. Who is disabled is refused.
+
+    What fails counts with the failed logins of the API, and over their limits DomainError RATE_LIMITED is the answer.
+    """
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
     ) -> Any:
-        found = super().authenticate(request, username=username, password=password, **kwargs)
         if request is None or password is None:
-            return found
+            return super().authenticate(request, username=username, password=password, **kwargs)
         stranger = Actor.of(request)
-        user = found if isinstance(found, User) else None
+        with attempt(username or "", stranger.address) as this:
+            found = super().authenticate(request, username=username, password=password, **kwargs)
+            user = found if isinstance(found, User) else None
+            if user is not None:
+                this.succeeded()
         record(
             actor=Actor(str(user.pk) if user else "", str(user or ""), stranger.address, stranger.request_id),
             action="admin.login" if user else "admin.login_failed",

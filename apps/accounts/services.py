@@ -10,9 +10,11 @@ from django.db import IntegrityError, transaction
 from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import demo, selectors, sessions
+from apps.accounts.attempts import attempt
 from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.audit.services import record
+from apps.common import throttle
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 
@@ -21,7 +23,8 @@ Login = tuple[User, str, dt.datetime]
 
 
 def register(*, actor: Actor, email: str, password: str, name: str, locale: str, now: dt.datetime) -> User:
-    """A new user. Raises EMAIL_TAKEN (from the constraint: of two that race, one)."""
+    """A new user. Raises RATE_LIMITED, and EMAIL_TAKEN (from the constraint: of two that race, one)."""
+    throttle.take(throttle.window("REGISTER", throttle.by_address(actor.address)))
     user = User(email=email, name=name, locale=locale)
     user.set_password(password)  # before the transaction: hashing takes long, and needs no connection
     try:
@@ -34,7 +37,8 @@ def register(*, actor: Actor, email: str, password: str, name: str, locale: str,
 
 
 def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.datetime) -> Login:
-    """Checks the password and opens a session. Raises INVALID_CREDENTIALS, or ACCOUNT_DISABLED after a right one.
+    """Checks the password and opens a session. Raises INVALID_CREDENTIALS, or ACCOUNT_DISABLED after a right one;
+    RATE_LIMITED after too many that failed, OVERLOADED where too many wait.
 
     An unknown e-mail costs the hash of a password too, so that time does not tell whether an account exists.
     """
@@ -44,12 +48,15 @@ def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.dateti
             raise DomainError("ACCOUNT_DISABLED")
         _record(actor, "user.login", user, now)
         return user, demo.STATIC_TOKEN, now + dt.timedelta(seconds=sessions.absolute_seconds())
-    found = selectors.by_email(email)
-    if found is None:
-        hashers.make_password(password)
-        refused = "INVALID_CREDENTIALS"
-    else:
-        refused = _refusal(found, password)
+    with attempt(email, actor.address) as this:  # and only then a connection: who waits for the turn holds none
+        found = selectors.by_email(email)
+        if found is None:
+            hashers.make_password(password)
+            refused = "INVALID_CREDENTIALS"
+        else:
+            refused = _refusal(found, password)
+        if refused != "INVALID_CREDENTIALS":
+            this.succeeded()
     if found is None or refused:
         detail = {"email": email[:254], "code": refused}
         record(

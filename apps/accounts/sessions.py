@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from django.conf import settings
 
-from apps.common import redis
+from apps.common import redis, throttle
 from apps.common.ids import uuid7
 from tunnel.contract import LOGIN_PREFIX, hash_token, new_token
 
@@ -48,6 +48,20 @@ if now - tonumber(used) >= tonumber(ARGV[3]) then
 end
 return fields
 """
+# As _USE, and the call is counted for the session's user. ARGV goes on: prefix of the counters, window ms, limit.
+# Answers {fields, ms left of a window that is full, else -1}.
+_USE_COUNTED: Final = (
+    "local function use()"
+    + _USE
+    + """end
+local fields = use()
+if #fields == 0 then return {fields, -1} end
+local counter = ARGV[4] .. redis.call('HGET', KEYS[1], 'user_id')
+local used = redis.call('INCR', counter)
+if used == 1 then redis.call('PEXPIRE', counter, ARGV[5]) end
+return {fields, used > tonumber(ARGV[6]) and redis.call('PTTL', counter) or -1}
+"""
+)
 # KEYS: index. ARGV: prefix of the session keys, now, idle s. Answers [hash, fields]…; what is over leaves the index.
 _LIST: Final = """
 local found = {}
@@ -142,6 +156,22 @@ def create(*, user_id: uuid.UUID, address: str, agent: str, now: dt.datetime) ->
 def use(token: str, *, now: dt.datetime) -> LoginSession | None:
     """The live session of a token, its idle clock pushed; None if unknown, logged out, or over on either clock."""
     return use_hash(hash_token(token), now=now)
+
+
+def use_counted(token: str, *, scope: str, now: dt.datetime) -> LoginSession | None:
+    """As `use`, and the call is counted for its user in `VISIONA_THROTTLE_<scope>`. Raises RATE_LIMITED. One call."""
+    window = throttle.window(scope, "")
+    if not window.limit:
+        return use(token, now=now)
+    token_hash = hash_token(token)
+    fields, left = _run(
+        _USE_COUNTED,
+        [_KEY + token_hash],
+        [now.timestamp(), idle_seconds(), PUSH_SECONDS, window.key, throttle.WINDOW_SECONDS * 1000, window.limit],
+    )
+    if left >= 0:
+        raise throttle.refusal(window.limit, left)
+    return _session(token_hash, fields) if fields else None
 
 
 def use_hash(token_hash: str, *, now: dt.datetime) -> LoginSession | None:

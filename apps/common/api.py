@@ -27,6 +27,7 @@ from apps.common.fields import QueryWholeField
 from apps.common.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, paginate
 from apps.common.parsers import ApiRequest
 from apps.common.responses import error_headers, ok, request_id_of
+from apps.common.throttle import count_user
 from tunnel.contract import error_envelope
 
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
@@ -98,6 +99,7 @@ class ApiView(APIView):
     """
 
     query_classes: ClassVar[Mapping[str, type[StrictQuery]]] = {}
+    throttle_scope: ClassVar[str] = "API"
     permission_classes = [IsAuthenticated]  # noqa: RUF012 - DRF's own shape
     query: dict[str, Any]
     target: Any
@@ -123,6 +125,10 @@ class ApiView(APIView):
         self.target = self.load(request, **kwargs)  # 404
         read_by = "GET" if method == "HEAD" else method
         self.query = self.query_classes.get(read_by, NoQuery).read(request)  # 400
+
+    def check_throttles(self, request: Request) -> None:
+        """Counts the call for its user, where the look-up of the credential has not. Raises RATE_LIMITED."""
+        count_user(request, self.throttle_scope)
 
     def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Response:
         """An OPTIONS that is no preflight: the `Allow` header says it all."""

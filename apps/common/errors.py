@@ -57,15 +57,23 @@ class DomainError(Exception):
         message: one sentence for a person; empty: the code's own.
         details: what `error.details` holds, None to leave it out. For bad fields: name → list of sentences.
         retry_after: seconds for the `Retry-After` header; None leaves the default of the status (1 s on a 503).
+        headers: further headers of the answer.
     """
 
     def __init__(
-        self, code: str, message: "StrOrPromise" = "", *, details: Any = None, retry_after: int | None = None
+        self,
+        code: str,
+        message: "StrOrPromise" = "",
+        *,
+        details: Any = None,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status = ERROR_STATUS[code]
         self.code = code
         self.message = str(message or DEFAULT_MESSAGES[code])  # here, where the request's language is on
         self.details = details
+        self.headers = dict(headers or {})
         self.retry_after = retry_after if retry_after is not None or self.status != 503 else 1
         super().__init__(f"{code}: {self.message}")
 

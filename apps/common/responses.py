@@ -26,8 +26,8 @@ def request_id_of(request: HttpRequest) -> str:
 
 
 def error_headers(error: DomainError) -> dict[str, str]:
-    """The headers that belong to a refusal: `Retry-After`, and the scheme to log in with on 401."""
-    headers = {}
+    """The headers that belong to a refusal: its own, `Retry-After`, and the scheme to log in with on 401."""
+    headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.status == 401:

@@ -134,6 +134,12 @@ _NO_NUL: Final = r"^[^\u0000]*$"
 _NOT_BLANK: Final = r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
 _REQUEST_ID: Final = {"X-Request-ID": _header("The id to name when you report a fault.")}
 _RETRY: Final = {"Retry-After": _header("Seconds to wait.", "integer")}
+_RATE: Final = {
+    "RateLimit-Limit": _header("How many a minute.", "integer"),
+    "RateLimit-Remaining": _header("How many are left of them.", "integer"),
+    "RateLimit-Reset": _header("Seconds until the minute is over.", "integer"),
+}
+_BY_STATUS: Final[dict[str, dict[str, Any]]] = {"429": _RETRY | _RATE, "503": _RETRY}
 
 
 class ApiSchema(AutoSchema):
@@ -179,5 +185,5 @@ class ApiSchema(AutoSchema):
             missing = error_responses(("NOT_FOUND",))[404]
             bodies["404"] = self._get_response_for_code(missing, "404")  # type: ignore[no-untyped-call]  # untyped there
         for status, body in bodies.items():
-            body["headers"] = {**body.get("headers", {}), **_REQUEST_ID, **(_RETRY if status in ("429", "503") else {})}
+            body["headers"] = {**body.get("headers", {}), **_REQUEST_ID, **_BY_STATUS.get(status, {})}
         return dict(sorted(bodies.items()))

@@ -1,0 +1,53 @@
+"""Who may hash a password now: hashing costs tens of milliseconds of a core, and whoever asks may be anybody.
+
+A process hashes `VISIONA_PASSWORD_HASHES` at once; five eighths of its threads may wait for their turn, for
+PATIENCE_SECONDS at most, and the next is refused. So a flood of logins leaves cores and threads to everything else.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Final
+
+from django.conf import settings
+
+from apps.common.errors import DomainError
+
+PATIENCE_SECONDS: Final = 5.0
+
+
+class Turns:
+    """At most `slots` at once; `waiting` more may wait, for `patience` seconds."""
+
+    def __init__(self, slots: int, waiting: int, patience: float = PATIENCE_SECONDS) -> None:
+        self._free = threading.BoundedSemaphore(slots)
+        self._places = threading.BoundedSemaphore(slots + waiting)
+        self._patience = patience
+        self._mine = threading.local()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Within the block it is this thread's turn, once however nested. Raises DomainError OVERLOADED."""
+        if getattr(self._mine, "held", False):
+            yield
+            return
+        if not self._places.acquire(blocking=False):
+            raise DomainError("OVERLOADED")
+        try:
+            if not self._free.acquire(timeout=self._patience):
+                raise DomainError("OVERLOADED")
+            self._mine.held = True
+            try:
+                yield
+            finally:
+                self._mine.held = False
+                self._free.release()
+        finally:
+            self._places.release()
+
+
+@cache
+def turns() -> Turns:
+    """The process's own."""
+    return Turns(settings.VISIONA["PASSWORD_HASHES"], settings.VISIONA["API_THREADS"] * 5 // 8)

@@ -1,0 +1,173 @@
+"""Throttles that all processes share (api.md, "Throttles"): how often something may happen in a minute.
+
+A window begins with the first thing counted in it and ends a minute later, by Redis's own clock, so that `Retry-After`
+is exact and all hosts agree. Two windows may touch: at worst twice the limit falls into one minute. The counters are
+changed by scripts, so that of any number at once no more than the limit pass. With Redis down nothing passes: its
+errors become CACHE_UNAVAILABLE, and nothing falls back to a memory of its own.
+
+It knows Redis and the settings `VISIONA_THROTTLE_*` (0: no limit), and neither users nor HTTP.
+"""
+
+import hashlib
+import ipaddress
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from django.conf import settings
+
+from apps.common import redis
+from apps.common.errors import DomainError
+
+WINDOW_SECONDS: Final = 60
+IPV6_PREFIX: Final = 64
+"""An IPv6 client is a /64: it has all of its addresses to itself (RFC 6177 §2)."""
+_KEY: Final = "visiona:throttle:"
+
+# KEYS: counters. ARGV: 1 to count or 0 to look, window ms, then each limit. Answers {0, when each window ends (ms)…}
+# if none is full, else {which, ms left}: of several full ones that which stays so for longest.
+_TAKE: Final = """
+local full, left = 0, -1
+for i, key in ipairs(KEYS) do
+  if tonumber(redis.call('GET', key) or 0) >= tonumber(ARGV[i + 2]) then
+    local rest = redis.call('PTTL', key)
+    if rest > left then full, left = i, rest end
+  end
+end
+if full > 0 then return {full, left} end
+local answer = {0}
+if ARGV[1] == '1' then
+  for i, key in ipairs(KEYS) do
+    if redis.call('INCR', key) == 1 then redis.call('PEXPIRE', key, ARGV[2]) end
+    answer[i + 1] = redis.call('PEXPIRETIME', key)
+  end
+end
+return answer
+"""
+# KEYS: counters. ARGV: when the window that was counted in ends (ms). One that has ended meanwhile is left alone.
+_GIVE_BACK: Final = """
+for i, key in ipairs(KEYS) do
+  if redis.call('PEXPIRETIME', key) == tonumber(ARGV[i]) then redis.call('DECR', key) end
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One counter: at most `limit` in WINDOW_SECONDS; 0: no limit."""
+
+    key: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What `take` counted, to be given back if it turns out not to count."""
+
+    keys: tuple[str, ...]
+    ends: tuple[int, ...]
+
+    def give_back(self) -> None:
+        """Counts one less, in the windows that it was counted in. Raises the errors of Redis."""
+        if self.keys:
+            _run(_GIVE_BACK, self.keys, self.ends)
+
+
+def window(scope: str, *parts: str) -> Window:
+    """The counter of `VISIONA_THROTTLE_<scope>` for whoever `parts` name. They stand in Redis as they are."""
+    limit: int = settings.VISIONA[f"THROTTLE_{scope}"]
+    return Window(_KEY + ":".join((scope.lower(), *parts)), limit)
+
+
+def take(*windows: Window) -> Taken:
+    """Counts one in each window. Raises DomainError RATE_LIMITED, having counted none, if one of them is full."""
+    real = [each for each in windows if each.limit]
+    answer = _ask(real, count=True)
+    return Taken(tuple(each.key for each in real), tuple(answer))
+
+
+def check(*windows: Window) -> None:
+    """Raises DomainError RATE_LIMITED if one of the windows is full; counts nothing."""
+    _ask([each for each in windows if each.limit], count=False)
+
+
+def full(windows: Sequence[Window]) -> list[int | None]:
+    """Of each window the seconds until it is open again, None if it is not full. One call to Redis; counts nothing."""
+    pipe = redis.client().pipeline(transaction=False)
+    for each in windows:
+        pipe.get(each.key)
+        pipe.pttl(each.key)
+    answers = pipe.execute()
+    return [
+        _seconds(left) if each.limit and int(used or 0) >= each.limit else None
+        for each, used, left in zip(windows, answers[::2], answers[1::2], strict=True)
+    ]
+
+
+def count(windows: Sequence[Window]) -> None:
+    """Counts one in each, whether it is full or not. One call to Redis."""
+    pipe = redis.client().pipeline(transaction=False)
+    for each in windows:
+        pipe.incr(each.key)
+        pipe.expire(each.key, WINDOW_SECONDS, nx=True)
+    pipe.execute()
+
+
+def refusal(limit: int, milliseconds: float) -> DomainError:
+    """RATE_LIMITED by a window of `limit` that ends in so many milliseconds, with its headers."""
+    seconds = _seconds(milliseconds)
+    headers = {"RateLimit-Limit": str(limit), "RateLimit-Remaining": "0", "RateLimit-Reset": str(seconds)}
+    return DomainError("RATE_LIMITED", retry_after=seconds, headers=headers)
+
+
+def by_address(address: str) -> str:
+    """What an address counts as: itself, or its /64; an IPv4 address in IPv6 clothes is that IPv4 address."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False).network_address)
+
+
+def by_secret(text: str) -> str:
+    """What a text counts as that is not to be read in Redis: an e-mail, a token."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def count_user(request: Any, scope: str) -> None:
+    """Counts a DRF request of a known user, unless its credential's look-up did so already. Raises RATE_LIMITED.
+
+    `request.counted` tells so: `apps.accounts` counts in the one call to Redis that finds the login.
+    """
+    user_id = getattr(request.user, "pk", None)
+    if user_id is not None and not getattr(request, "counted", False):
+        take(window(scope, str(user_id)))
+
+
+def _ask(real: Sequence[Window], *, count: bool) -> list[int]:
+    if not real:
+        return []
+    limits = [each.limit for each in real]
+    answer: list[int] = _run(_TAKE, [each.key for each in real], [int(count), WINDOW_SECONDS * 1000, *limits])
+    if answer[0]:
+        raise refusal(limits[answer[0] - 1], answer[1])
+    return answer[1:]
+
+
+def _seconds(milliseconds: float) -> int:
+    return max(1, math.ceil(milliseconds / 1000))
+
+
+@cache
+def _script(source: str) -> Any:
+    return redis.client().register_script(source)
+
+
+def _run(source: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    return _script(source)(keys=keys, args=args, client=redis.client())
