@@ -92,7 +92,11 @@ class ChunkedReader:
 
     __slots__ = ("_carry", "_chunk_line", "_left", "_state", "_trailer_bytes", "done", "rest")
 
-    _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
+    _SIZE: Final = 0
+    _DATA: Final = 1
+    _DATA_END: Final = 2
+    _TRAILER: Final = 3
+    _DONE: Final = 4
 
     def __init__(self, chunk_line: int, trailer_bytes: int) -> None:
         self._state = self._SIZE

@@ -71,7 +71,11 @@ class PartReader:
 
     __slots__ = ("_after", "_buffer", "_head_size", "_length", "_limit", "_scan", "_state", "_tokens")
 
-    _OPENING, _HEAD, _COUNTED, _SEARCHED, _TAIL = range(5)
+    _OPENING: Final = 0
+    _HEAD: Final = 1
+    _COUNTED: Final = 2
+    _SEARCHED: Final = 3
+    _TAIL: Final = 4
 
     def __init__(self, boundary: bytes, max_part: int = MAX_PART) -> None:
         # Some servers name "--frame" and write "--frame".
