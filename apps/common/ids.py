@@ -12,3 +12,13 @@ def uuid7() -> uuid.UUID:
     fraction = (rest << 12) // 1_000_000
     value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)
     return uuid.UUID(int=value)
+
+
+def as_uuid(text: str) -> uuid.UUID | None:
+    """The UUID in its usual form of 36 characters; None for anything else."""
+    if len(text) != 36:
+        return None
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None

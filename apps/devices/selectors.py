@@ -10,6 +10,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError, not_found
+from apps.common.ids import as_uuid
 from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
 from apps.tunnels import registry
 from apps.tunnels.registry import Entry
@@ -126,13 +127,3 @@ def _only_online(owner_id: uuid.UUID) -> Target:
     if len(devices) > 1:
         raise DomainError("AMBIGUOUS_DEVICE", details={"devices": [str(device.id) for device in devices]})
     return Target(devices[0], online[str(devices[0].id)])
-
-
-def as_uuid(text: str) -> uuid.UUID | None:
-    """The UUID in its usual form of 36 characters; None for anything else."""
-    if len(text) != 36:
-        return None
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        return None

@@ -17,7 +17,8 @@ from apps.accounts import demo, sessions
 from apps.accounts.models import User
 from apps.accounts.selectors import active_user
 from apps.common.errors import DomainError, not_found
-from apps.devices.selectors import RETRY_OFFLINE_SECONDS, as_uuid, choose_device, owned_device
+from apps.common.ids import as_uuid
+from apps.devices.selectors import RETRY_OFFLINE_SECONDS, choose_device, owned_device
 from apps.proxy import origins, selectors, tickets
 from apps.tunnels.registry import Entry
 from tunnel.contract import LOGIN_PREFIX, Authorized, AuthorizeRequest, hash_token, token_prefix

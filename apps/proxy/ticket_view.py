@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from django.utils import timezone
@@ -12,20 +11,11 @@ from rest_framework.response import Response
 
 from apps.accounts.sessions import LoginSession
 from apps.common.api import ApiView
+from apps.common.fields import UuidField
 from apps.common.responses import ok
 from apps.common.schema import describe
-from apps.devices.selectors import as_uuid, device_of
+from apps.devices.selectors import device_of
 from apps.proxy import tickets
-
-
-class DeviceIdField(serializers.UUIDField):
-    """A JSON string that is a UUID in its usual form (DRF's own takes numbers and other forms too)."""
-
-    def to_internal_value(self, data: Any) -> uuid.UUID:
-        found = as_uuid(data) if isinstance(data, str) else None
-        if found is None:
-            self.fail("invalid", value=data)
-        return found
 
 
 class PathPrefixField(serializers.RegexField):
@@ -41,7 +31,7 @@ class PathPrefixField(serializers.RegexField):
 
 
 class TicketBody(serializers.Serializer[Any]):
-    device_id = DeviceIdField()
+    device_id = UuidField()
     path_prefix = PathPrefixField(
         default="/", help_text="As the box sees paths; the ticket is good below it, by whole segments."
     )
