@@ -21,6 +21,7 @@ from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.common.api import id_or_404
 from apps.common.errors import DomainError, invalid
+from apps.common.throttle import count_user
 from apps.devices.selectors import Target, choose_device, device_of, target_of
 from apps.proxy import access, engine, origins, raw, selectors
 from apps.proxy.authentication import TicketAuthentication
@@ -38,6 +39,7 @@ class ProxyView(APIView):
 
     permission_classes = (IsAuthenticated,)
     parser_classes = ()
+    throttle_scope = "PROXY"
     methods: frozenset[str] | None = None
     """The methods that are passed on; None: any."""
 
@@ -62,6 +64,10 @@ class ProxyView(APIView):
         super().initial(request, *args, **kwargs)
         if self.methods is not None and request.method not in self.methods:
             raise MethodNotAllowed(request.method or "")
+
+    def check_throttles(self, request: Request) -> None:
+        """Counts the call for its user, where the look-up of the credential has not. Raises RATE_LIMITED."""
+        count_user(request, self.throttle_scope)
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
         """Path for path to the device that `X-Device-Id`, then `?device_id=`, names, or to the only one online."""
