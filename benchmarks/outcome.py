@@ -62,13 +62,17 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Lines over a growing size: the name of each with its points (x, median, low, high)."""
+    """Lines over a growing size: the name of each with its points (x, median, low, high).
+
+    `timeline`: x is a time from zero on, drawn evenly; else a size above zero, drawn by its logarithm.
+    """
 
     slug: str
     title: str
     x: str
     y: str
     lines: Mapping[str, Sequence[tuple[float, float, float, float]]]
+    timeline: bool = False
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """A curve as an SVG picture, written by hand: no library is needed for a few lines over a logarithm. Pure."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 
 from benchmarks.outcome import Curve
@@ -24,14 +24,15 @@ def ticks(highest: float, count: int = 5) -> list[float]:
 
 
 class _Axes:
-    def __init__(self, xs: Iterable[float], highest: float) -> None:
-        self.xs = sorted(set(xs))
+    def __init__(self, xs: Iterable[float], highest: float, *, timeline: bool = False) -> None:
+        self.xs = ticks(max(xs), 8) if timeline else sorted(set(xs))
         self.ticks = ticks(highest)
-        self._low, self._high = math.log10(self.xs[0]), math.log10(self.xs[-1])
+        self._place: Callable[[float], float] = float if timeline else math.log10
+        self._low, self._high = self._place(self.xs[0]), self._place(self.xs[-1])
 
     def x(self, value: float) -> float:
         span = self._high - self._low
-        share = (math.log10(value) - self._low) / span if span else 0.5
+        share = (self._place(value) - self._low) / span if span else 0.5
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
@@ -54,9 +55,9 @@ def _grid(axes: _Axes) -> str:
 
 
 def svg(curve: Curve) -> str:
-    """The picture. x is logarithmic and above zero, y begins at zero; a bar at each point is its spread."""
+    """The picture. y begins at zero; a bar at each point is its spread, which a timeline has none of."""
     every = [point for points in curve.lines.values() for point in points]
-    axes = _Axes((point[0] for point in every), max(point[3] for point in every))
+    axes = _Axes((point[0] for point in every), max(point[3] for point in every), timeline=curve.timeline)
     body = _text(WIDTH / 2, 24, curve.title, extra=' font-size="15" font-weight="bold"') + _grid(axes)
     body += _text(WIDTH / 2, HEIGHT - BOTTOM + 38, curve.x)
     middle = (TOP + HEIGHT - BOTTOM) / 2
@@ -65,7 +66,7 @@ def svg(curve: Curve) -> str:
         colour = COLOURS[index % len(COLOURS)]
         path = " ".join(f"{axes.x(x):.1f},{axes.y(value):.1f}" for x, value, _, _ in points)
         body += f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>\n'
-        for x, value, low, high in points:
+        for x, value, low, high in () if curve.timeline else points:
             at, down, up = f"{axes.x(x):.1f}", f"{axes.y(low):.1f}", f"{axes.y(high):.1f}"
             body += f'<line x1="{at}" y1="{down}" x2="{at}" y2="{up}" stroke="{colour}"/>\n'
             body += f'<circle cx="{at}" cy="{axes.y(value):.1f}" r="3" fill="{colour}"/>\n'

@@ -10,6 +10,7 @@ from benchmarks.effort import FULL, QUICK
 from benchmarks.figures import against, alone, growing
 from benchmarks.outcome import Curve, Outcome, at_least, at_most
 from benchmarks.plot import svg, ticks
+from benchmarks.soak import curves, judge, verdicts
 from benchmarks.stats import Spread, percentile, ratio, slope, spread
 from benchmarks.table import markdown, number, row
 
@@ -168,3 +169,34 @@ def test_scenarios_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         _arguments(["--only", "nothing"])
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_timeline_is_drawn_evenly_from_zero() -> None:
+    series = {"daemon memory": [(0.0, 10.0), (60.0, 30.0)], "agent tasks": [(0.0, 4.0), (60.0, 5.0)]}
+    memory, tasks = (svg(curve) for curve in curves(series) if curve.lines)
+    assert memory.count("<polyline") == 1
+    assert "<circle" not in memory
+    assert "agent" in tasks
+
+
+@pytest.mark.parametrize(
+    ("values", "grows"),
+    [
+        ([100.0] * 30, False),
+        ([100.0 + index for index in range(30)], True),
+        ([100.0 + index / 10 for index in range(30)], False),  # 2 MB in all: within what is allowed
+        ([100.0] * 14 + [400.0] * 2 + [100.0] * 14, False),  # a peak is no growth
+        ([100.0 - index for index in range(30)], False),
+    ],
+)
+def test_what_grows_lies_higher_at_the_end(values: list[float], grows: bool) -> None:
+    points = [(5.0 * index, value) for index, value in enumerate(values)]
+    assert judge("daemon memory", points, allowed=4).grows is grows
+
+
+def test_the_warm_up_is_not_judged() -> None:
+    points = [(5.0 * index, float(min(index, 20) * 10)) for index in range(60)]
+    assert not verdicts({"daemon memory": points}, 100.0)[0].grows
+    assert verdicts({"daemon memory": points}, 0.0)[0].grows
+    with pytest.raises(ValueError, match="too few"):
+        verdicts({"daemon memory": points}, 290.0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -87,6 +88,9 @@ class Metrics:
             name + "window_stalls",
             "Times that a sender waited for credit",
             value=self.stalls + sum(one.window_stalls for one in seen),
+        )
+        yield GaugeMetricFamily(
+            name + "tasks", "Trio tasks of this process", value=trio.lowlevel.current_statistics().tasks_living
         )
         for source in (self.fast, self.shares):
             if source is not None:

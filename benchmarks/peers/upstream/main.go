@@ -25,6 +25,10 @@ func main() {
 		w.Header().Set("Content-Length", strconv.Itoa(len(small)))
 		_, _ = w.Write(small)
 	})
+	mux.HandleFunc("/api/devices/scan", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(small)
+	})
 	mux.HandleFunc("/bytes/{n}", func(w http.ResponseWriter, r *http.Request) {
 		left, _ := strconv.ParseInt(r.PathValue("n"), 10, 64)
 		w.Header().Set("Content-Length", strconv.FormatInt(left, 10))
