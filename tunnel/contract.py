@@ -522,7 +522,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("OIDC_AUDIENCE", "csv", "", "audiences (aud) of bearer JWTs; empty with no party: the client id"),
     _S("OIDC_AUTHORIZED_PARTIES", "csv", "", "authorised parties (azp) of bearer JWTs, as Clerk sends them"),
     _S("OIDC_REDIRECT_URIS", "csv", "", "front-end pages that a login may end at; empty: PUBLIC_URL/"),
-    _S("OIDC_ALGORITHMS", "csv", "RS256,PS256,ES256,EdDSA", "signatures taken; asymmetric ones only"),
+    _S("OIDC_ALGORITHMS", "csv", "RS256,PS256,ES256", "signatures taken; asymmetric ones only"),
     _S("OIDC_EMAIL_CLAIM", "str", "email", "claim that holds the e-mail; with _verified: whether it is verified"),
     _S("OIDC_TIMEOUT_SECONDS", "float", "5", "for each answer of the provider", low=0.5, high=60),
     _S("AGENT_URL", "url", "", "agent: the daemon's public URL, ws:// or wss:// (http and https are taken alike)"),
