@@ -18,16 +18,21 @@ from django.db.models import Q
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
 from apps.devices.admission_rules import Ask, Book, Grant, Refusal, admit
+from apps.devices.happenings import happening
 from apps.devices.models import Device, DeviceEvent
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
 from apps.pairing.services import SESSION_IDLE, StaleRead, retry_stale
 from apps.tunnels import registry
 from apps.tunnels.registry import Put, Session
+from apps.webhooks import services as webhooks
+from apps.webhooks.services import Happening
 from tunnel.contract import PAIRING_PREFIX, Admitted, Credential, Refused, Replaced
 
 logger = structlog.get_logger(__name__)
 
-_DEVICE_FIELDS: Final = ("owner_id", "serial", "chip", "firmware", "agent_version", "address", "epoch", "deleted_at")
+_DEVICE_FIELDS: Final = (
+    "owner_id", "name", "serial", "chip", "firmware", "agent_version", "address", "epoch", "deleted_at",
+)  # fmt: skip
 _SESSION_FIELDS: Final = (
     "device_id", "issued_at", "expires_at", "last_used_at", "rotated_from_id", "revoked_at", "revoke_reason",
 )  # fmt: skip
@@ -202,6 +207,19 @@ def _save(book: Book, now: dt.datetime) -> None:
     if book.paired:
         DeviceEvent.objects.bulk_create([_event(grant, now) for grant in book.paired])
         AuditEvent.objects.bulk_create([_audit(grant, now) for grant in book.paired])
+        webhooks.emit_many([_paired(grant) for grant in book.paired], now=now)
+
+
+def _paired(grant: Grant) -> Happening:
+    device = grant.device
+    return happening(
+        "device.paired",
+        owner_id=device.owner_id,
+        device_id=device.id,
+        name=device.name,
+        serial=device.serial,
+        how=grant.how,
+    )
 
 
 def _update_devices(devices: Sequence[Device], now: dt.datetime) -> None:

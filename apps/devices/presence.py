@@ -16,10 +16,13 @@ import structlog
 from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
+from apps.devices.happenings import happening
 from apps.devices.models import Device, DeviceEvent, LinkStatus
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
 from apps.tunnels import registry
 from apps.tunnels import services as tunnels
+from apps.webhooks import services as webhooks
+from apps.webhooks.services import Happening
 from tunnel.contract import (
     CLOSE_DISABLED,
     CLOSE_REPLACED,
@@ -36,6 +39,7 @@ logger = structlog.get_logger(__name__)
 SEEN_EVERY: Final = dt.timedelta(seconds=30)
 """How far `last_seen_at` of a device that stays online may lag: writing it every 5 s would rewrite every row."""
 _BATCH: Final = 1000
+_TOLD_FIELDS: Final = ("id", "owner_id", "name", "serial", "epoch", "link_status", "deleted_at")
 _BARRED: Final = (
     Q(deleted_at__isnull=False)
     | Q(owner__is_active=False)
@@ -141,14 +145,42 @@ def apply_events(events: Sequence[TunnelEvent], *, now: dt.datetime) -> int:
     with transaction.atomic():
         ids = {event["device_id"] for event in events}
         rows = Device.objects.select_for_update(no_key=True).filter(id__in=ids).order_by("id")
-        epochs = {str(row[0]): row[1] for row in rows.values_list("id", "epoch")}
+        locked = {str(device.id): device for device in rows.only(*_TOLD_FIELDS)}
+        epochs = {key: device.epoch for key, device in locked.items()}
         current = [event for event in events if epochs.get(event["device_id"]) == event["epoch"]]
         DeviceEvent.objects.bulk_create([_row(event, now) for event in current], ignore_conflicts=True)
         # Of several events of one session in a batch the last counts: a connect and its disconnect come in this order.
         last = {event["device_id"]: event["type"] for event in current}
         _set_link([key for key, kind in last.items() if kind == "connected"], LinkStatus.ONLINE, now)
         _set_link([key for key, kind in last.items() if kind == "disconnected"], LinkStatus.OFFLINE, now)
+        webhooks.emit_many(_turns(current, locked, now), now=now)
     return len(current)
+
+
+def _turns(events: Iterable[TunnelEvent], locked: Mapping[str, Device], now: dt.datetime) -> list[Happening]:
+    """Where a device goes online or offline, as webhooks are told; one that was unpaired has been told of already."""
+    link = {key: device.link_status for key, device in locked.items() if device.deleted_at is None}
+    turns = []
+    for event in events:
+        became = LinkStatus.ONLINE if event["type"] == "connected" else LinkStatus.OFFLINE
+        if link.get(event["device_id"], became) == became:
+            continue
+        link[event["device_id"]] = became
+        event_id = _event_id(event, min(dt.datetime.fromisoformat(event["at"]), now))
+        turns.append(_turn(locked[event["device_id"]], became, event["reason"][:64], event_id))
+    return turns
+
+
+def _turn(device: Device, became: LinkStatus, reason: str, event_id: uuid.UUID | None = None) -> Happening:
+    return happening(
+        f"device.{became.value}",
+        owner_id=device.owner_id,
+        device_id=device.id,
+        name=device.name,
+        serial=device.serial,
+        event_id=event_id,
+        **({"reason": reason} if became == LinkStatus.OFFLINE else {}),
+    )
 
 
 def _row(event: TunnelEvent, now: dt.datetime) -> DeviceEvent:
@@ -216,17 +248,20 @@ def follow_registry(*, now: dt.datetime) -> dict[str, int]:
 @transaction.atomic
 def _correct(device_ids: Sequence[str], now: dt.datetime) -> tuple[int, int]:
     rows = Device.objects.select_for_update(no_key=True, skip_locked=True).filter(id__in=device_ids).order_by("id")
-    locked = list(rows.only("id", "epoch", "link_status", "deleted_at"))
+    locked = list(rows.only(*_TOLD_FIELDS))
     there = registry.lookup([str(row.id) for row in locked])
-    up = [row.id for row in locked if str(row.id) in there and row.link_status == LinkStatus.OFFLINE]
+    found = [row for row in locked if str(row.id) in there and row.link_status == LinkStatus.OFFLINE]
     lost = [row for row in locked if str(row.id) not in there and row.link_status == LinkStatus.ONLINE]
-    _set_link(up, LinkStatus.ONLINE, now)
+    _set_link([row.id for row in found], LinkStatus.ONLINE, now)
     _set_link([row.id for row in lost], LinkStatus.OFFLINE, now)
     DeviceEvent.objects.bulk_create(
         DeviceEvent(at=now, device_id=row.id, action="disconnected", detail={"reason": "lost", "epoch": row.epoch})
         for row in lost
     )
-    return len(up), len(lost)
+    turns = [_turn(row, LinkStatus.ONLINE, "") for row in found if row.deleted_at is None]
+    turns += [_turn(row, LinkStatus.OFFLINE, "lost") for row in lost if row.deleted_at is None]
+    webhooks.emit_many(turns, now=now)
+    return len(found), len(lost)
 
 
 def _touch(device_ids: Sequence[str], now: dt.datetime) -> int:

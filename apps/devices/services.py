@@ -16,11 +16,14 @@ from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 from apps.devices.admission_rules import clean
+from apps.devices.happenings import happening
 from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
 from apps.pairing.services import revoke_of_devices
 from apps.tunnels import registry
 from apps.tunnels import services as tunnels
 from apps.tunnels.registry import Held
+from apps.webhooks import services as webhooks
+from apps.webhooks.services import Happening
 from tunnel.contract import CLOSE_RESTART, CLOSE_REVOKED
 
 MAX_ACCELERATORS: Final = 256
@@ -99,6 +102,7 @@ def _unpair(devices: Sequence[Device], *, actor: Actor, now: dt.datetime) -> Non
         _audit(actor, "device.unpair", device, {"serial": device.serial or "", "name": device.name}, now)
     Device.objects.bulk_update(devices, ["deleted_at", "link_status", "updated_at"])
     revoke_of_devices([device.id for device in devices], now=now, reason="unpaired")
+    webhooks.emit_many([_unpaired(device) for device in devices], now=now)
     epochs = {str(device.id): device.epoch for device in devices}
     jobs.configure_task("tunnels.end_devices").defer(
         epochs={**epochs}, code=CLOSE_REVOKED, reason="revoked", request_id=actor.request_id
@@ -106,6 +110,12 @@ def _unpair(devices: Sequence[Device], *, actor: Actor, now: dt.datetime) -> Non
     transaction.on_commit(
         lambda: tunnels.end_devices(epochs, code=CLOSE_REVOKED, reason="revoked", request_id=actor.request_id),
         robust=True,  # the act stands; what could not be closed now is closed by the job and the next heartbeat
+    )
+
+
+def _unpaired(device: Device) -> Happening:
+    return happening(
+        "device.unpaired", owner_id=device.owner_id, device_id=device.id, name=device.name, serial=device.serial
     )
 
 

@@ -79,6 +79,7 @@ class WebhookDelivery(BaseModel):
         verbose_name_plural = "webhook deliveries"
         ordering = ("-created_at", "-id")
         constraints = (
+            models.UniqueConstraint(fields=("webhook", "event_id"), name="webhook_deliveries_event_unique"),
             models.CheckConstraint(
                 condition=models.Q(status__in=DeliveryStatus.values), name="webhook_deliveries_status_known"
             ),

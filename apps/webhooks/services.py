@@ -12,16 +12,21 @@ from typing import Any, Final
 import orjson
 from django.db import transaction
 from procrastinate.contrib.django import app as jobs
+from procrastinate.types import JSONValue
 
 from apps.common.ids import uuid7
 from apps.webhooks.models import Event, Webhook, WebhookDelivery
 
 DELIVER: Final = "webhooks.deliver"
+SEALED_FOR: Final = "webhooks"
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """Something to tell of: to the webhooks of `owner_id` that listen to `event`; `data` is plain JSON."""
+    """Something to tell of: to the webhooks of `owner_id` that listen to `event`; `data` is plain JSON.
+
+    Of two with the same `id` a webhook is told once: give it where the same thing may be reported twice.
+    """
 
     owner_id: uuid.UUID
     event: str
@@ -81,10 +86,9 @@ def _begin(deliveries: list[WebhookDelivery]) -> int:
     """Write them, and a job for each, in the caller's transaction."""
     if deliveries:
         with transaction.atomic():
-            WebhookDelivery.objects.bulk_create(deliveries)
-            jobs.configure_task(DELIVER).batch_defer(
-                *({"delivery_id": str(row.id), "attempt": 0} for row in deliveries)
-            )
+            WebhookDelivery.objects.bulk_create(deliveries, ignore_conflicts=True)  # the job of one left out finds none
+            attempts: list[dict[str, JSONValue]] = [{"delivery_id": str(row.id), "attempt": 0} for row in deliveries]
+            jobs.configure_task(DELIVER).batch_defer(*attempts)
     return len(deliveries)
 
 

@@ -4,24 +4,13 @@ import json
 import uuid
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
-from apps.common.sealing import seal
 from apps.webhooks import services
-from apps.webhooks.models import Webhook, WebhookDelivery
+from apps.webhooks.models import WebhookDelivery
 from apps.webhooks.services import Happening
-
-
-def make(owner, *events, **fields):
-    fields = {"url": "https://example.com/hook", "secret_sealed": seal("whsec_x", purpose="webhooks"), **fields}
-    return Webhook.objects.create(owner=owner, events=list(events), **fields)
-
-
-def jobs():
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT args FROM procrastinate_jobs WHERE task_name = 'webhooks.deliver' ORDER BY id")
-        return [json.loads(row[0]) if isinstance(row[0], str) else row[0] for row in cursor.fetchall()]
+from tests.apps.webhooks.kit import jobs, make
 
 
 def test_an_event_goes_to_who_listens(alice, bob):
