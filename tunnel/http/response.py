@@ -127,16 +127,21 @@ class ResponseReader:
         if not data:
             raise MisuseError("the end of the stream is told by receive_end()")
         self.answered = True
-        start = 0
-        if self._body is None:
-            if self._buffer:
-                data = self._buffer + data
-                self._buffer = b""
-            start = self._receive_head(data)
-            if self._body is None:
-                return []
+        if self._body is not None:
+            return self._receive_body(self._body, data, 0)
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        return self._receive_first(data, self._receive_head(data))
+
+    def _receive_first(self, data: bytes, start: int) -> list[Buffer]:
+        """What came with the end of the head. A method: a compiler takes `_body` for known across calls."""
+        return [] if self._body is None else self._receive_body(self._body, data, start)
+
+    @staticmethod
+    def _receive_body(body: BodyReader, data: bytes, start: int) -> list[Buffer]:
         try:
-            return self._body.feed(data, start) if start < len(data) else []
+            return body.feed(data, start) if start < len(data) else []
         except FramingError as error:
             raise AnswerCut("AGENT_BAD_RESPONSE", str(error)) from error
 
