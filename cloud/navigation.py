@@ -30,6 +30,7 @@ SECTIONS: Final[list[dict[str, Any]]] = [
         "items": [
             _item("Devices", "developer_board", "devices_device_changelist"),
             _item("Accelerators", "memory", "devices_accelerator_changelist"),
+            _item("Clusters", "lan", "clusters_cluster_changelist"),
             _item("Device events", "history", "devices_deviceevent_changelist"),
         ],
     },

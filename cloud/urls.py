@@ -11,6 +11,7 @@ urlpatterns = [
     path("", include("apps.proxy.internal.urls")),
     path("", include("apps.pairing.api.urls")),
     path("", include("apps.devices.api.urls")),
+    path("", include("apps.clusters.api.urls")),
     path("", include("apps.console.urls")),
 ]
 

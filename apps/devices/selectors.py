@@ -60,9 +60,14 @@ def owned_device(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device | None:
     return devices_of(owner_id).filter(id=device_id).select_related("owner").first()
 
 
-def filter_devices(owner_id: uuid.UUID, *, status: str = "", chip: str = "", search: str = "") -> QuerySet[Device]:
-    """The user's devices by link status (the registry's word), chip (its own or an accelerator's), name or serial."""
+def filter_devices(
+    owner_id: uuid.UUID, *, status: str = "", chip: str = "", search: str = "", cluster: uuid.UUID | None = None
+) -> QuerySet[Device]:
+    """The user's devices by link status (the registry's word), chip (its own or an accelerator's), name or serial,
+    and by the cluster that they serve (another's serves none of them)."""
     rows = devices_of(owner_id)
+    if cluster is not None:  # by the name of the relation: the app of clusters stands above this one
+        rows = rows.filter(cluster_members__cluster_id=cluster, cluster_members__cluster__owner_id=owner_id)
     if status:
         online = list(registry.lookup_user(str(owner_id)))
         rows = rows.filter(id__in=online) if status == LinkStatus.ONLINE else rows.exclude(id__in=online)

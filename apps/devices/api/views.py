@@ -11,6 +11,7 @@ from rest_framework.response import Response
 
 from apps.accounts.models import User
 from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
+from apps.common.fields import UuidField
 from apps.common.responses import ok
 from apps.common.schema import describe
 from apps.devices import selectors, services
@@ -40,6 +41,7 @@ def user_of(request: Request) -> User:
 class DeviceQuery(PageQuery):
     status = serializers.ChoiceField(choices=LinkStatus.choices, required=False, help_text="The link's.")
     chip = serializers.CharField(max_length=64, required=False, help_text="Its own or an accelerator's, exactly.")
+    cluster = UuidField(required=False, help_text="A cluster that they serve.")
     search = serializers.CharField(
         max_length=200, required=False, allow_blank=True, help_text="Part of the name or the serial; empty: all."
     )
@@ -57,6 +59,7 @@ class DevicesView(ApiView):
             status=self.query.get("status", ""),
             chip=self.query.get("chip", ""),
             search=self.query.get("search", ""),
+            cluster=self.query.get("cluster"),
         )
         return self.page(rows.values_list(*selectors.DEVICE_COLUMNS, named=True), render)
 

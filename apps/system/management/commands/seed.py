@@ -1,4 +1,7 @@
-"""`manage.py seed`: the demo user, its device, and a pairing token for the demo box. As often as one likes."""
+"""`manage.py seed`: the demo user, its device, a cluster, and a pairing token for the demo box. As often as one likes.
+
+It stands in the highest app, since it sows what each of the lower ones keeps.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
 from apps.accounts.demo import DEMO_EMAIL, DEMO_PASSWORD, ensure_demo_user, static_user_id
+from apps.clusters.services import ensure_cluster
 from apps.common.actor import Actor
 from apps.common.errors import DomainError
 from apps.devices.models import Device
@@ -20,12 +24,13 @@ from apps.pairing.services import issue_token, revoke_token
 
 DEMO_SERIAL: Final = "DEMO-0001"
 DEMO_DEVICE: Final = "Demo box"
+DEMO_CLUSTER: Final = "Demo cluster"
 TOKEN_NAME: Final = "Demo box (seed)"  # noqa: S105 - a label
 TTL_MINUTES: Final = 60
 
 
 class Command(BaseCommand):
-    help = "Make the demo user, the demo device and a pairing token for it, as far as they are not there (idempotent)."
+    help = "Make the demo user, device and cluster, and a pairing token, as far as they are not there (idempotent)."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object for other programs")
@@ -36,12 +41,20 @@ class Command(BaseCommand):
             raise CommandError("seed: not in production: the demo user's password is public")
         user = ensure_demo_user(staff=True)  # a newcomer sees the admin too; never in production
         device = _ensure_device(user.pk)
+        cluster = ensure_cluster(
+            actor=Actor.system("seed"),
+            owner_id=user.pk,
+            name=DEMO_CLUSTER,
+            device_ids=[device.pk],
+            now=timezone.now(),
+        )
         facts = {
             "email": DEMO_EMAIL,
             "password": DEMO_PASSWORD,
             "user_id": static_user_id() or str(user.pk),
             "device_id": str(device.id),
             "serial": DEMO_SERIAL,
+            "cluster_id": str(cluster.pk),
         }
         if not options["no_token"]:
             facts["pairing_token"] = _fresh_token(user.pk)
@@ -50,6 +63,7 @@ class Command(BaseCommand):
             return
         self.stdout.write(f"demo user: {facts['email']}, password: {facts['password']}")
         self.stdout.write(f"demo device: {device.name}, serial {DEMO_SERIAL}")
+        self.stdout.write(f"demo cluster: {cluster.name}, id {cluster.pk}")
         if "pairing_token" in facts:
             self.stdout.write(f"pairing token, good for {TTL_MINUTES} minutes: {facts['pairing_token']}")
 
