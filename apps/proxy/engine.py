@@ -15,10 +15,11 @@ from typing import Final
 import redis.exceptions
 import structlog
 from django.conf import settings
-from django.db import Error, connection, connections
+from django.db import Error, connection
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
+from apps.common.database import release_database
 from apps.common.errors import DomainError
 from apps.common.responses import request_id_of
 from apps.proxy import raw, selectors
@@ -206,16 +207,6 @@ def _endless(answer: AnswerHead) -> bool:
 def refusal(error: ProxyError) -> DomainError:
     """The same fault as the control plane tells it."""
     return DomainError(error.code, details=error.details, retry_after=error.retry_after)
-
-
-def release_database() -> None:
-    """Give the thread's connection back to the pool before a wait of unknown length: 64 threads share 16 of them.
-
-    One within a transaction stays (tests).
-    """
-    for each in connections.all(initialized_only=True):
-        if not each.in_atomic_block:
-            each.close()
 
 
 def log(request: HttpRequest, forwarded: Forward) -> None:
