@@ -41,15 +41,20 @@ def check(values: Mapping[str, Any]) -> None:
     for origin in values["CORS_ALLOWED_ORIGINS"]:
         if not _ORIGIN.match(origin):
             raise SettingError(f"{PREFIX}CORS_ALLOWED_ORIGINS: {origin!r} is no origin (scheme://host, or with a port)")
-    for proxy in values["TRUSTED_PROXIES"]:
-        try:
-            ipaddress.ip_network(proxy, strict=False)
-        except ValueError:
-            raise SettingError(f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is neither an address nor a network") from None
+    for name in ("TRUSTED_PROXIES", "WEBHOOK_PRIVATE_NETWORKS"):
+        for given in values[name]:
+            try:
+                ipaddress.ip_network(given, strict=False)
+            except ValueError:
+                raise SettingError(f"{PREFIX}{name}: {given!r} is neither an address nor a network") from None
     if values["REDIS_URL"] and not values["REDIS_URL"].startswith(_REDIS_SCHEMES):
         raise SettingError(f"{PREFIX}REDIS_URL: it must start with redis://, rediss:// or unix://")
     for name in ("SECRET_KEY", "INTERNAL_SECRET", "STORAGE_SIGNING_SECRET"):
         if not values[name]:
             raise SettingError(f"{PREFIX}{name}: it names no secret")
+    if values["CONVERTER_URL"] and not values["CONVERTER_SECRET"]:
+        raise SettingError(f"{PREFIX}CONVERTER_SECRET: missing, while {PREFIX}CONVERTER_URL is set")
+    if values["CONVERTER_URL"] and not values["CONVERTER_URL"].startswith(("http://", "https://")):
+        raise SettingError(f"{PREFIX}CONVERTER_URL: it must start with http:// or https://")
     if values["DB_POOL_MIN"] > values["DB_POOL_MAX"]:
         raise SettingError(f"{PREFIX}DB_POOL_MIN: above {PREFIX}DB_POOL_MAX")

@@ -455,6 +455,21 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("KEEP_AUDIT_DAYS", "int", "365", "audit events are kept this long", low=1),
     _S("KEEP_JOBS_DAYS", "int", "30", "finished jobs and webhook deliveries are kept this long", low=1),
     _S("KEEP_DELETED_DAYS", "int", "30", "deleted devices and models are purged after this long", low=1),
+    _S(
+        "WEBHOOK_ALLOW_PRIVATE", "bool", "false", "true: webhooks may go to private and loopback addresses, and by http"
+    ),
+    _S(
+        "WEBHOOK_PRIVATE_NETWORKS",
+        "csv",
+        "",
+        "addresses or networks to which webhooks may go although they are private",
+    ),
+    _S("WEBHOOK_CONNECT_SECONDS", "float", "5", "to connect to a webhook's receiver", low=0.1, high=60),
+    _S("WEBHOOK_TIMEOUT_SECONDS", "float", "15", "for a whole delivery to a webhook's receiver", low=0.1, high=120),
+    _S("WEBHOOKS_PER_USER", "int", "20", "webhooks that a user may have", low=0),
+    _S("CONVERTER_URL", "url", "", "the external converter of models; empty: conversions answer 501"),
+    _S("CONVERTER_SECRET", "secrets", "", "signs calls to and from the converter; comma list"),
+    _S("CONVERTER_TIMEOUT_MINUTES", "int", "60", "a conversion that is not done by then has failed", low=1),
     _S("YAMUX_ROLE", "choice", "client", "the daemon's role in yamux", _words("client", "server")),
     _S(
         "PAIRING_TOKEN_RECONNECT",
