@@ -94,22 +94,30 @@ def check(*windows: Window) -> None:
 
 
 def full(windows: Sequence[Window]) -> list[int | None]:
-    """Of each window the seconds until it is open again, None if it is not full. One call to Redis; counts nothing."""
-    pipe = redis.client().pipeline(transaction=False)
-    for each in windows:
-        pipe.get(each.key)
-        pipe.pttl(each.key)
-    answers = pipe.execute()
-    return [
-        _seconds(left) if each.limit and int(used or 0) >= each.limit else None
-        for each, used, left in zip(windows, answers[::2], answers[1::2], strict=True)
-    ]
+    """Of each window the seconds until it is open again, None if it is not full. Counts nothing; one call or two."""
+    if not any(each.limit for each in windows):
+        return [None] * len(windows)
+    used = redis.client().mget([each.key for each in windows])
+    over = {
+        each.key: 0
+        for each, count in zip(windows, used, strict=True)
+        if each.limit and count is not None and int(count) >= each.limit
+    }
+    if over:
+        pipe = redis.client().pipeline(transaction=False)
+        for key in over:
+            pipe.pttl(key)
+        over = {key: _seconds(left) for key, left in zip(over, pipe.execute(), strict=True)}
+    return [over.get(each.key) for each in windows]
 
 
 def count(windows: Sequence[Window]) -> None:
-    """Counts one in each, whether it is full or not. One call to Redis."""
+    """Counts one in each that has a limit, whether it is full or not. One call to Redis."""
+    real = [each for each in windows if each.limit]
+    if not real:
+        return
     pipe = redis.client().pipeline(transaction=False)
-    for each in windows:
+    for each in real:
         pipe.incr(each.key)
         pipe.expire(each.key, WINDOW_SECONDS, nx=True)
     pipe.execute()

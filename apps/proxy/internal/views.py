@@ -19,7 +19,7 @@ from django.views.decorators.csrf import csrf_exempt
 from apps.common.errors import DomainError
 from apps.common.failures import domain_error
 from apps.common.responses import JSON_TYPE, error_response
-from apps.devices import admission, presence
+from apps.devices import admission_throttle, presence
 from apps.proxy import access
 from apps.proxy.internal.messages import read_authorize, read_credentials, read_events, read_heartbeat
 from tunnel.contract import CONTRACT_VERSION, H_CONTRACT, Forbidden, verify_secret
@@ -80,7 +80,7 @@ def _stream(request: HttpRequest) -> IO[bytes]:
 def authenticate(body: Any) -> Any:
     """`{node, credentials}` → `{results}`, in their order."""
     node, credentials = read_credentials(body)
-    return {"results": admission.authenticate(credentials, node=node, now=timezone.now())}
+    return {"results": admission_throttle.authenticate(credentials, node=node, now=timezone.now())}
 
 
 @internal
