@@ -35,6 +35,8 @@ H_ANSWER_DEVICE_ID: Final = "X-VisionA-Device-Id"
 H_ANSWER_SESSION: Final = "X-VisionA-Tunnel-Session"
 H_ANSWER_SESSION_TOKEN: Final = "X-VisionA-Session-Token"  # noqa: S105 - a header's name
 H_AGENT_FEATURES: Final = "X-VisionA-Agent-Features"
+FEATURE_HANDOVER: Final = "handover"
+"""An agent with it connects to another daemon when its own is about to end, before its tunnel there does."""
 """On the daemon's `101` to forward/raw: the features that the agent announced (comma list), for stream reuse."""
 UPGRADE_STREAM: Final = "visiona-stream"
 TUNNEL_PATH: Final = "/tunnel/connect"
@@ -155,7 +157,7 @@ class Credential(TypedDict):
     serial: NotRequired[str]
     chip: NotRequired[str]
     firmware: NotRequired[str]
-    handover: NotRequired[str]
+    handover: NotRequired[str]  # the session, at a daemon that drains, that this one takes over from
 
 
 class Replaced(TypedDict):
@@ -163,6 +165,7 @@ class Replaced(TypedDict):
 
     node_url: str
     session: str
+    handover: NotRequired[bool]  # it was handed over: told so instead, finishes its streams and closes with 1012
 
 
 class Admitted(TypedDict):
@@ -274,6 +277,7 @@ class Authorized(TypedDict):
     login: str  # names the login session, for invalidation and kind `login`; "" where there is none (then kind `none`)
     ttl: float
     body_max: int
+    moving: NotRequired[bool]  # the daemon that holds it drains: there will soon be another session
 
 
 class Forbidden(TypedDict):
@@ -285,6 +289,7 @@ class Forbidden(TypedDict):
     message: str
     details: NotRequired[Any]
     retry_after: NotRequired[int]
+    moving: NotRequired[bool]  # offline just now, on its way from a daemon that drained to another
 
 
 class Invalidate(TypedDict):
