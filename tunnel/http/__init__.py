@@ -52,14 +52,14 @@ from tunnel.http.errors import error_response as error_response
 from tunnel.http.exchange import CONTINUE as CONTINUE
 from tunnel.http.exchange import Exchange as Exchange
 from tunnel.http.fields import Field as Field
+from tunnel.http.heads import METHODS as METHODS
+from tunnel.http.heads import RequestHead as RequestHead
+from tunnel.http.heads import RequestParser as RequestParser
 from tunnel.http.limits import LIMITS as LIMITS
 from tunnel.http.limits import Limits as Limits
 from tunnel.http.request import CHUNKED as CHUNKED
 from tunnel.http.request import IDEMPOTENT as IDEMPOTENT
-from tunnel.http.request import METHODS as METHODS
 from tunnel.http.request import ProxyRequest as ProxyRequest
-from tunnel.http.request import RequestHead as RequestHead
-from tunnel.http.request import RequestParser as RequestParser
 from tunnel.http.request import Via as Via
 from tunnel.http.response import NO_LENGTH as NO_LENGTH
 from tunnel.http.response import AnswerHead as AnswerHead

@@ -11,8 +11,9 @@ from typing import Final
 from tunnel.http.body import LAST_CHUNK, Buffer, encode_chunk
 from tunnel.http.errors import AnswerCut, ExchangeError, MisuseError, ProxyError, bad_request
 from tunnel.http.fields import Field
+from tunnel.http.heads import RequestHead
 from tunnel.http.limits import LIMITS, Limits
-from tunnel.http.request import CHUNKED, ProxyRequest, RequestHead, Via, prepare
+from tunnel.http.request import CHUNKED, ProxyRequest, Via, prepare
 from tunnel.http.response import AnswerHead, ResponseReader, client_head
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"

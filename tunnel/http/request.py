@@ -1,7 +1,7 @@
 """The request side: a client's head in, the head for the box out.
 
-It does not know the answer, sockets or clocks. `RequestParser` reads a client's raw head (fast lane); the DRF view
-has one read by gunicorn and gives it through `RequestHead.unchecked`. From there on both go through `prepare`.
+It does not know the answer, sockets or clocks, nor how a head is read (`heads`). What a head comes to is told once, by
+`outline`; what differs from one sending of the same head to the next is filled in by `Prepared`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
-
-import httptools
 
 from tunnel.http.body import BodyReader, ChunkedReader, LengthReader
 from tunnel.http.errors import ProxyError, bad_request
@@ -30,12 +28,10 @@ from tunnel.http.fields import (
     X_FORWARDED_HOST,
     X_FORWARDED_PROTO,
     Field,
-    HeadSink,
     list_members,
-    match_token,
-    match_value,
     without,
 )
+from tunnel.http.heads import METHODS, RequestHead
 from tunnel.http.limits import LIMITS, Limits
 from tunnel.http.target import OwnParams, box_path, split_query, split_target
 
@@ -45,109 +41,8 @@ CHUNKED: Final = -1
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """RFC 9110 §9.2.2."""
 
-METHODS: Final = frozenset(
-    b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND"
-    b" UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK"
-    b" QUERY".split()
-)
-"""What llhttp knows, less CONNECT: the same on both lanes. Others get 405."""
-
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
-_VERSIONS: Final = {b"HTTP/1.1": True, b"HTTP/1.0": False}
-
-
-class RequestHead(NamedTuple):
-    """A client's request head as it came: raw bytes, repeated fields in their order."""
-
-    method: bytes
-    target: bytes
-    fields: list[Field]
-    http11: bool
-
-    @classmethod
-    def unchecked(cls, method: bytes, target: bytes, fields: list[Field], *, http11: bool) -> RequestHead:
-        """A head that another parser read (gunicorn's): every name and value is checked once more.
-
-        Raises ProxyError 400, or 431 over the default limits.
-        """
-        if len(fields) > LIMITS.head_fields:
-            raise ProxyError("HEADERS_TOO_LARGE", f"{len(fields)} fields")
-        for name, value in fields:
-            if match_token(name) is None or match_value(value) is None:
-                raise bad_request("a field with a forbidden byte")
-        return cls(method, target, fields, http11)
-
-
-class RequestParser:
-    """Reads one client head from a stream of bytes. Make a new one for each request; feed it `rest` of the last."""
-
-    __slots__ = ("_buffer", "_limits", "head", "rest")
-
-    def __init__(self, limits: Limits = LIMITS) -> None:
-        self._limits = limits
-        self._buffer = b""
-        self.head: RequestHead | None = None
-        self.rest: bytes = b""
-        """What came after the head: the beginning of the body, or of the next request."""
-
-    @property
-    def started(self) -> bool:
-        """Whether a byte of the request came (an idle connection may be closed without an answer)."""
-        return bool(self._buffer)
-
-    def feed(self, data: bytes) -> RequestHead | None:
-        """The head once it is whole, else None. Raises ProxyError 400, 405, 414 or 431."""
-        buffer = self._buffer + data if self._buffer else data
-        while buffer[:1] == b"\r" and b"\r\n".startswith(buffer[:2]):  # empty lines before a request, RFC 9112 §2.2
-            if len(buffer) < 2:
-                break
-            buffer = buffer[2:]
-        end = buffer.find(b"\r\n\r\n", 0, self._limits.head_bytes)
-        if end < 0:
-            self._buffer = buffer
-            self._check_part(buffer)
-            return None
-        self.rest = buffer[end + 4 :]
-        self._buffer = b""
-        self.head = self._parse(buffer[: end + 4])
-        return self.head
-
-    def _check_part(self, buffer: bytes) -> None:
-        """Refuse early what can no longer become a head: more than the limit, a bare LF."""
-        newline = buffer.find(b"\n")
-        if newline == 0 or (newline > 0 and (buffer[newline - 1] != 13 or b"\n\n" in buffer)):
-            raise bad_request("a bare LF in the head")
-        if newline < 0 and len(buffer) > self._limits.target_bytes + 64:
-            raise ProxyError("URI_TOO_LONG", "a request line without an end")
-        if len(buffer) >= self._limits.head_bytes:
-            raise ProxyError("HEADERS_TOO_LARGE", "a head over the limit")
-
-    def _parse(self, raw: bytes) -> RequestHead:
-        line = raw[: raw.index(b"\r\n")]
-        method, _, rest = line.partition(b" ")
-        target, _, version = rest.rpartition(b" ")
-        if version not in _VERSIONS:
-            raise bad_request("not an HTTP/1 request line")
-        if len(target) > self._limits.target_bytes:
-            raise ProxyError("URI_TOO_LONG", f"a target of {len(target)} bytes")
-        if method not in METHODS:
-            if match_token(method) is None:
-                raise bad_request("no method")
-            raise ProxyError("METHOD_NOT_ALLOWED", "an unknown method")
-        sink = HeadSink()
-        parser = httptools.HttpRequestParser(sink)
-        try:
-            parser.feed_data(raw)
-        except httptools.HttpParserUpgrade:
-            pass  # a request for an upgrade; what follows the head is not in `raw`
-        except httptools.HttpParserError as error:
-            raise bad_request(f"head: {error}") from error
-        if not sink.complete or sink.url != target:
-            raise bad_request("not one whole head")
-        if len(sink.fields) > self._limits.head_fields:
-            raise ProxyError("HEADERS_TOO_LARGE", f"{len(sink.fields)} fields")
-        return RequestHead(method, target, sink.fields, _VERSIONS[version])
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +156,46 @@ class _Draft:
         return length
 
 
+class Prepared:
+    """What a head comes to, with holes for what differs from one sending of the same head to the next.
+
+    It depends on nothing but the head, the `Via` less its texts `address`, `request_id` and `traceparent`, and limits.
+    """
+
+    __slots__ = ("_after", "_before", "_breaks", "_end", "request")
+
+    def __init__(self, before: list[bytes], after: list[bytes], end: list[bytes], request: ProxyRequest) -> None:
+        self._before = b"\r\n".join(before)
+        self._after = b"\r\n".join([b"", *after])
+        self._end = b"\r\n".join([b"", *end, b"", b""])
+        self._breaks = len(before) + len(after) + len(end) + 1
+        self.request = request
+        """All but the head for the box, which is empty here."""
+
+    def head(self, address: bytes, request_id: bytes, traceparent: bytes | None) -> bytes:
+        """The head for the box. Raises ProxyError 400 for a line break in any part: the last word, whoever checked."""
+        if traceparent is None:
+            head = b"".join((self._before, address, self._after, request_id, self._end))
+            breaks = self._breaks
+        else:
+            traced = (self._before, address, self._after, request_id, b"\r\ntraceparent: ", traceparent, self._end)
+            head = b"".join(traced)
+            breaks = self._breaks + 1
+        if not head.count(b"\n") == breaks == head.count(b"\r"):
+            raise bad_request("a field with a line break")
+        return head
+
+
 def prepare(request: RequestHead, via: Via, limits: Limits = LIMITS) -> ProxyRequest:
-    """Build the head for the box by the rules of api.md, "What the proxy must get right".
+    """The request for the box by the rules of api.md, "What the proxy must get right". Raises as `outline`."""
+    prepared = outline(request, via, limits)
+    traceparent = None if via.traceparent is None else via.traceparent.encode("latin-1")
+    head = prepared.head(via.address.encode("latin-1"), via.request_id.encode("latin-1"), traceparent)
+    return prepared.request._replace(head=head)
+
+
+def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared:
+    """What a head comes to for the box.
 
     Raises ProxyError: 400 for a head that two parsers could read differently, 405, 413, 414.
     """
@@ -291,22 +224,20 @@ def prepare(request: RequestHead, via: Via, limits: Limits = LIMITS) -> ProxyReq
         passed = without(passed, nominated)
     expects = _expects_continue(draft, http11=request.http11) and length != 0
     upgrade = _upgrade(draft, options, length) if via.upgrade and request.http11 else b""
-
-    lines = [
+    before = [
         b"%b %b HTTP/1.1" % (request.method, path if query is None else path + b"?" + query),
         b"Host: " + host,
         *[name + b": " + value for name, value in passed],
         *_framing(length, request.method),
-        *_ours(draft, via, host),
-        *_link(upgrade, via),
-        b"",
-        b"",
+        b"X-Forwarded-For: " + b"".join([value + b", " for value in draft.forwarded]),
     ]
-    head = b"\r\n".join(lines)
-    if not head.count(b"\n") == len(lines) - 1 == head.count(b"\r"):  # the last word, whoever checked before
-        raise bad_request("a field with a line break")
-    return ProxyRequest(
-        head,
+    after = [
+        b"X-Forwarded-Proto: " + (draft.proto or via.scheme.encode("latin-1")),
+        b"X-Forwarded-Host: " + (draft.shown_host or host),
+        b"X-Request-ID: ",
+    ]
+    ready = ProxyRequest(
+        b"",
         request.method,
         length,
         own,
@@ -316,6 +247,7 @@ def prepare(request: RequestHead, via: Via, limits: Limits = LIMITS) -> ProxyReq
         b"close" not in options if request.http11 else b"keep-alive" in options,
         request.method in IDEMPOTENT,
     )
+    return Prepared(before, after, _link(upgrade, via), ready)
 
 
 def _host(draft: _Draft, *, http11: bool) -> bytes:
@@ -353,21 +285,7 @@ def _framing(length: int, method: bytes) -> tuple[bytes, ...]:
     return ()
 
 
-def _ours(draft: _Draft, via: Via, host: bytes) -> list[bytes]:
-    """X-Forwarded-*, the request id, the trace."""
-    draft.forwarded.append(via.address.encode("latin-1"))
-    lines = [
-        b"X-Forwarded-For: " + b", ".join(draft.forwarded),
-        b"X-Forwarded-Proto: " + (draft.proto or via.scheme.encode("latin-1")),
-        b"X-Forwarded-Host: " + (draft.shown_host or host),
-        b"X-Request-ID: " + via.request_id.encode("latin-1"),
-    ]
-    if via.traceparent is not None:
-        lines.append(b"traceparent: " + via.traceparent.encode("latin-1"))
-    return lines
-
-
-def _link(upgrade: bytes, via: Via) -> tuple[bytes, ...]:
+def _link(upgrade: bytes, via: Via) -> list[bytes]:
     if upgrade:
-        return (b"Connection: Upgrade", b"Upgrade: " + upgrade)
-    return (b"Connection: close",) if via.close else ()
+        return [b"Connection: Upgrade", b"Upgrade: " + upgrade]
+    return [b"Connection: close"] if via.close else []
