@@ -1,0 +1,126 @@
+"""What an object store is to the rest of the control plane, whichever it is: the words that both stores speak.
+
+A store knows keys and bytes: no rows, no users, no HTTP.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final, Protocol
+
+from django.utils.translation import gettext_lazy as _
+
+from apps.common.errors import DomainError
+
+CHUNK: Final = 1 << 20
+"""Bytes that pass through memory at a time."""
+UPLOADS: Final = "uploads/"
+"""Where bytes lie before they are checked: `uploads/<name of the upload>`."""
+OBJECTS: Final = "models/"
+"""Where checked bytes lie."""
+_KEY: Final = re.compile(r"(?:uploads|models)/[0-9a-f][0-9a-f/-]{0,200}\Z")
+
+
+class StorageError(DomainError):
+    """503: the storage does not answer, or has no room. api.md has no code of its own for it (docs/errors.md)."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        text = _("The storage of models has no room left.") if full else _("The storage of models cannot be reached.")
+        super().__init__("DATABASE_UNAVAILABLE", text, details={"part": "storage"}, retry_after=30 if full else 5)
+
+
+class Mismatch(Exception):
+    """The bytes are missing, or are not those that were promised. The text says which, for a person."""
+
+
+class TooLarge(Exception):
+    """More bytes than promised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Bytes that are there: how many, and their SHA-256 in lower-case hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a multipart upload: its number from 1, and where to PUT it."""
+
+    number: int
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """How to send the bytes. Either `url` and `headers` (all that must be sent), or `part_size` and `parts`."""
+
+    expires_at: dt.datetime
+    url: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    part_size: int = 0
+    parts: Sequence[Part] = ()
+    upload_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What an uploader says of the bytes to come. `sha256` is empty when it says nothing of it."""
+
+    upload_key: str
+    object_key: str
+    size: int
+    sha256: str
+    expires_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something found in the store: an object, an upload that waits to be checked, or a multipart upload."""
+
+    key: str
+    modified_at: dt.datetime
+    upload_id: str = ""
+
+
+class ObjectStore(Protocol):
+    """Every call may raise StorageError; none waits without an end."""
+
+    def begin(self, promise: Promise, *, base_url: str) -> Upload:
+        """Make room for an upload. `base_url`: the API as the uploader reaches it (`https://host`)."""
+
+    def settle(
+        self, promise: Promise, *, upload_id: str = "", parts: Sequence[tuple[int, str]] | None = None
+    ) -> Stored:
+        """Check the uploaded bytes and put them under `object_key`, where they stay. Again: the same answer.
+
+        `parts`: (number, etag) of a multipart upload. Raises Mismatch; the upload may then be tried again.
+        """
+
+    def put(self, key: str, source: BinaryIO, *, limit: int) -> Stored:
+        """Keep what `source` has, under `key`, all or nothing. Raises TooLarge over `limit` bytes."""
+
+    def open_range(self, key: str, start: int, length: int) -> AbstractContextManager[Iterator[bytes]]:
+        """`length` bytes from `start` on, in pieces. Raises Mismatch where there is no such object or range."""
+
+    def discard(self, key: str, *, upload_id: str = "") -> None:
+        """Remove an object, or an upload with all that belongs to it. What is not there is no error."""
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Everything there is."""
+
+    def download_url(self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str) -> str:
+        """Where to GET an object, without any further credential."""
+
+
+def check_key(key: str) -> str:
+    """The key, if it is one that we make. Raises ValueError: nothing else ever names a file or an object."""
+    if not _KEY.match(key) or "//" in key or key.endswith("/"):
+        raise ValueError("not a key of the storage")
+    return key
