@@ -21,6 +21,8 @@ from apps.tunnels.forwarder import AnswerHead, Buffer
 
 logger = structlog.get_logger(__name__)
 
+SCAN_PATH: Final = b"/api/devices/scan"
+"""At the cloud as at the box."""
 MAX_BYTES: Final = 1 << 20
 
 

@@ -89,6 +89,64 @@ def _handler(method: str) -> Callable[..., Any]:
     return handler
 
 
+ALL_DEVICES: Final = (
+    OpenApiParameter(
+        "device_id", OpenApiTypes.STR, OpenApiParameter.QUERY,
+        description="The device, where several are online; or `all`: every online one at once.",
+    ),
+    DEVICE[1],
+)  # fmt: skip
+_SCAN_ALL: Final = {
+    "type": "object",
+    "required": ["success", "data"],
+    "properties": {
+        "success": {"const": True},
+        "data": {
+            "type": "object",
+            "required": ["results"],
+            "properties": {"results": {"type": "array", "items": {
+                "type": "object",
+                "required": ["device_id", "ok", "accelerators"],
+                "properties": {
+                    "device_id": {"type": "string", "format": "uuid"},
+                    "ok": {"type": "boolean"},
+                    "accelerators": {"type": "array", "items": {"type": "object"}},
+                    "error": {
+                        "type": "object",
+                        "required": ["code", "message"],
+                        "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+                    },
+                },
+            }}},
+        },
+    },
+}  # fmt: skip
+
+
+def scanned() -> Callable[[View], View]:
+    """Declares the scan: the box's own answer, or ours for all devices."""
+
+    def declare(view: View) -> View:
+        responses = _responses()
+        responses[200, "*/*"] = OpenApiResponse(
+            {"anyOf": [_SCAN_ALL, {}]},
+            description="The box's own, unchanged; of all devices: each one's result, in our envelope.",
+        )
+        for method in ("get", "post"):
+            declared = extend_schema(
+                tags=["Devices"],
+                summary="Scan for accelerators",
+                parameters=[*ALL_DEVICES],
+                request=None if method == "get" else {"application/octet-stream": OpenApiTypes.BINARY},
+                responses=responses,
+                auth=_LOGIN,
+            )(_handler(method))
+            setattr(view, method, declared)
+        return view
+
+    return declare
+
+
 def sockets() -> Callable[[View], View]:
     """Declares `/ws/*`: a switch of protocols, or a refusal before it, ours or the box's."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.permissions import IsAuthenticated
@@ -21,17 +22,20 @@ from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.common.api import id_or_404
 from apps.common.errors import DomainError, invalid
+from apps.common.responses import ok, request_id_of
 from apps.common.throttle import count_user
 from apps.devices.selectors import Target, choose_device, device_of, target_of
 from apps.proxy import access, engine, origins, raw, selectors
 from apps.proxy.authentication import TicketAuthentication
-from apps.proxy.scan import ScanTap
-from apps.proxy.schema import DEVICE, proxied, sockets
+from apps.proxy.scan import SCAN_PATH, ScanTap
+from apps.proxy.scan_all import scan_all
+from apps.proxy.scan_serializers import ScanAllAnswer
+from apps.proxy.scan_serializers import shown as shown_scan
+from apps.proxy.schema import DEVICE, proxied, scanned, sockets
 from apps.proxy.tickets import Ticket
 from apps.tunnels.forwarder import Tap, own_params
 
 _MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
-_SCAN_PATH: Final = b"/api/devices/scan"
 
 
 class ProxyView(APIView):
@@ -171,18 +175,29 @@ class DeviceProxyView(BrowserView):
         return self.carry(request, target_of(device), mount=match.group())
 
 
-@proxied("Devices", "Scan for accelerators", parameters=DEVICE, methods=("get", "post"))
+@scanned()
 class ScanView(ProxyView):
     """`/api/devices/scan`: the box's own answer, unchanged; the accelerators in it are stored."""
 
     methods = frozenset({"GET", "POST"})
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
-        if not request.headers.get("X-Device-Id") and "all" in request.GET.getlist("device_id"):
-            raise invalid(device_id=_("Name one device by its id."))
+        named = request.GET.getlist("device_id")
+        if not request.headers.get("X-Device-Id") and "all" in named:
+            if len(named) > 1:
+                raise invalid(device_id=_("Given more than once."))
+            return self._all(request)
         chosen = self.chosen(request)
-        __, mark, query = raw.raw_target(request).partition(b"?")
-        return self.carry(request, chosen, path=_SCAN_PATH + mark + query, tap=ScanTap(chosen.device))
+        _path, mark, query = raw.raw_target(request).partition(b"?")
+        return self.carry(request, chosen, path=SCAN_PATH + mark + query, tap=ScanTap(chosen.device))
+
+    def _all(self, request: HttpRequest) -> HttpResponseBase:
+        """Every online device at once; this answer is ours."""
+        found = scan_all(
+            self.user.pk, method=request.method or "GET", request_id=request_id_of(request), now=timezone.now()
+        )
+        response = ok(ScanAllAnswer({"results": [shown_scan(each) for each in found]}).data)
+        return self.finalize_response(self.request, response, *self.args, **self.kwargs)
 
 
 @sockets()

@@ -122,13 +122,6 @@ def test_a_scan_knows_two_methods(lane: Lane) -> None:
     assert (got.status, got.code, got.one("allow")) == (405, "METHOD_NOT_ALLOWED", "GET, POST")
 
 
-def test_all_devices_at_once_is_not_offered_yet(lane: Lane, stack: Stack) -> None:
-    put_online(add_device(stack, lane.user_id), lane.user_id, lane.daemon)
-    got = lane.ask("POST", "/api/devices/scan?device_id=all", prefix="")
-    assert (got.status, got.code) == (400, "VALIDATION_ERROR")
-    assert list(got.json["error"]["details"]) == ["device_id"]
-
-
 # --- sockets ----------------------------------------------------------------------------------------------------------
 def test_what_asks_for_no_upgrade_is_told_so(lane: Lane) -> None:
     got = lane.ask("GET", "/ws/inference", prefix="")
