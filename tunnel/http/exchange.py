@@ -21,7 +21,10 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Exchange:
-    """A request on its way to a box and the answer on its way back. Raises ProxyError as `prepare` does."""
+    """A request on its way to a box and the answer on its way back. Raises ProxyError as `prepare` does.
+
+    Made from a client's head, or from what `Prepared` made of one.
+    """
 
     __slots__ = (
         "_answer_chunked",
@@ -35,8 +38,8 @@ class Exchange:
         "request",
     )
 
-    def __init__(self, head: RequestHead, via: Via, limits: Limits = LIMITS) -> None:
-        self.request: ProxyRequest = prepare(head, via, limits)
+    def __init__(self, head: RequestHead | ProxyRequest, via: Via, limits: Limits = LIMITS) -> None:
+        self.request: ProxyRequest = head if isinstance(head, ProxyRequest) else prepare(head, via, limits)
         self._via = via
         self._limits = limits
         self._body_seen = 0
@@ -97,6 +100,13 @@ class Exchange:
             raise bad_request(f"the body ended {self._body_left} bytes early")
         self._request_done = True
         return LAST_CHUNK
+
+    def sent_whole(self, body: int) -> None:
+        """Head and body, `body` bytes of it, went out already, by a driver that had all of it at hand."""
+        self.start()
+        self._body_seen = body
+        self._body_left = 0
+        self._request_done = True
 
     @property
     def request_done(self) -> bool:

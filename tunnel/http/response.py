@@ -344,27 +344,37 @@ def client_head(
     For drivers that write to the client's socket themselves. `keep_alive` is whether the connection may stay open;
     without a length an HTTP/1.0 client's never does. `extra` are fields of ours (CORS), which must be well formed.
     """
-    chunked = False
+    before, after, chunked = head_parts(head, http11=http11, keep_alive=keep_alive)
+    return b"".join((before, request_id.encode("latin-1"), field_lines(extra) if extra else b"", after)), chunked
+
+
+def field_lines(fields: list[Field]) -> bytes:
+    """Fields of ours as lines that follow another, each with its CRLF in front. Raises MisuseError."""
+    if any(match_value(value) is None for _, value in fields):
+        raise MisuseError("a field of ours with a forbidden byte")
+    return b"".join([b"\r\n" + name + b": " + value for name, value in fields])
+
+
+def head_parts(head: AnswerHead, *, http11: bool, keep_alive: bool) -> tuple[bytes, bytes, bool]:
+    """The head for the client up to the request's id, what follows it, and whether the body goes out as chunks."""
     lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
     lines += [name + b": " + value for name, value in head.fields]
-    lines.append(b"X-Request-ID: " + request_id.encode("latin-1"))
-    if extra:
-        if any(match_value(value) is None for _, value in extra):
-            raise MisuseError("a field of ours with a forbidden byte")
-        lines += [name + b": " + value for name, value in extra]
+    lines.append(b"X-Request-ID: ")
+    chunked = False
+    last = [b""]
     if head.upgrade:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
+        last.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
     else:
         if head.length != NO_LENGTH:
-            lines.append(b"Content-Length: %d" % head.length)
+            last.append(b"Content-Length: %d" % head.length)
         elif not head.bodyless:
             chunked = http11
             keep_alive = keep_alive and http11
             if chunked:
-                lines.append(b"Transfer-Encoding: chunked")
+                last.append(b"Transfer-Encoding: chunked")
         if not keep_alive:
-            lines.append(b"Connection: close")
+            last.append(b"Connection: close")
         elif not http11:
-            lines.append(b"Connection: keep-alive")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines), chunked
+            last.append(b"Connection: keep-alive")
+    last.append(b"\r\n")
+    return b"\r\n".join(lines), b"\r\n".join(last), chunked
