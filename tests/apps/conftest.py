@@ -46,7 +46,8 @@ class Answer:
         self.response = response
         self.status: int = response.status_code
         self.headers = response.headers
-        self.json: Any = json.loads(response.content) if response.content else None
+        is_json = "json" in self.headers.get("Content-Type", "")
+        self.json: Any = json.loads(response.content) if is_json and response.content else None
 
     @property
     def data(self) -> Any:

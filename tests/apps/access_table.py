@@ -1,0 +1,80 @@
+"""What each route answers to whom. A new route needs a row: `tests/apps/test_access.py` compares with the URL map."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+PUBLIC: Final = "public"
+"""Needs no login; all get the same."""
+PAGE: Final = "page"
+"""Needs no login and answers no envelope."""
+LOGIN: Final = "login"
+"""Needs a login, and speaks of the caller's own things alone."""
+OBJECT: Final = "object"
+"""The path names a thing: its owner's alone, 404 for all others, staff included."""
+INTERNAL: Final = "internal"
+"""Needs the internal secret; no login opens it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of one route: `status` is its owner's (LOGIN: of all who are logged in, unless `others` is given)."""
+
+    kind: str
+    status: int = 200
+    of: str = ""
+    body: Any = None
+    others: int = 0
+
+
+_PROXIED: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_NO_BOX: Final = 503
+"""No daemon runs in these tests: a request that is let through ends as TUNNEL_DISCONNECTED."""
+
+TABLE: Final[dict[str, Row]] = {
+    "POST /api/auth/register": Row(PUBLIC, 400, body={}),
+    "POST /api/auth/login": Row(PUBLIC, 400, body={}),
+    "POST /api/auth/logout": Row(LOGIN),
+    "POST /api/auth/logout-all": Row(LOGIN),
+    "GET /api/auth/me": Row(LOGIN),
+    "PATCH /api/auth/me": Row(LOGIN, body={"name": "x"}),
+    "GET /api/auth/sessions": Row(LOGIN),
+    "DELETE /api/auth/sessions/{id}": Row(OBJECT, of="session"),
+    "POST /api/ws/ticket": Row(LOGIN, 400, body={}),
+    **{f"{method} /api/{root}{tail}": Row(LOGIN, _NO_BOX) for method in _PROXIED for root in ("cameras", "inference")
+       for tail in ("", "/{path}")},
+    "GET /api/devices/scan": Row(LOGIN, _NO_BOX),
+    "POST /api/devices/scan": Row(LOGIN, _NO_BOX),
+    **{f"{method} /api/devices/{{device_id}}/proxy{tail}": Row(OBJECT, _NO_BOX, of="device") for method in _PROXIED
+       for tail in ("", "/{path}")},
+    "GET /ws/{path}": Row(LOGIN, 426),
+    "GET /healthz": Row(PAGE),
+    "GET /api/system/health": Row(LOGIN),
+    "GET /api/system/info": Row(LOGIN),
+    "GET /api/schema": Row(PAGE),
+    "GET /api/docs": Row(PAGE),
+    "GET /internal/metrics": Row(INTERNAL),
+    "POST /internal/tunnel/authenticate": Row(INTERNAL, body={}),
+    "POST /internal/tunnel/heartbeat": Row(INTERNAL, body={}),
+    "POST /internal/tunnel/events": Row(INTERNAL, body={}),
+    "POST /internal/authorize": Row(INTERNAL, body={}),
+    "POST /api/pairing/token": Row(LOGIN, 201, body={}),
+    "GET /api/pairing/tokens": Row(LOGIN),
+    "DELETE /api/pairing/tokens/{id}": Row(OBJECT, of="pairing token"),
+    "GET /api/pairing/status": Row(LOGIN),
+    "GET /api/devices": Row(LOGIN),
+    "POST /api/devices": Row(LOGIN, 201, body={"serial": "S-2"}),
+    "GET /api/devices/{id}": Row(OBJECT, of="device"),
+    "PATCH /api/devices/{id}": Row(OBJECT, of="device", body={"name": "x"}),
+    "DELETE /api/devices/{id}": Row(OBJECT, of="device"),
+    "GET /api/devices/{id}/accelerators": Row(OBJECT, of="device"),
+    "GET /api/devices/{id}/events": Row(OBJECT, of="device"),
+    "GET /api/clusters": Row(LOGIN),
+    "POST /api/clusters": Row(LOGIN, 201, body={"name": "new"}),
+    "GET /api/clusters/{id}": Row(OBJECT, of="cluster"),
+    "PATCH /api/clusters/{id}": Row(OBJECT, of="cluster", body={"name": "x"}),
+    "DELETE /api/clusters/{id}": Row(OBJECT, of="cluster"),
+    "PUT /api/clusters/{id}/members/{device_id}": Row(OBJECT, of="cluster", body={"weight": 2}),
+    "DELETE /api/clusters/{id}/members/{device_id}": Row(OBJECT, of="cluster"),
+    "GET /": Row(PAGE),
+    "GET /favicon.ico": Row(PAGE, 302),
+}  # fmt: skip

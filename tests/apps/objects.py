@@ -1,0 +1,29 @@
+"""One of everything that a user may own, for the tests of who may do what: path parameters by kind."""
+
+from django.utils import timezone
+
+from apps.accounts import sessions
+from apps.accounts.models import User
+from apps.clusters import services as clusters
+from apps.common.actor import Actor
+from apps.devices.models import Device
+from apps.pairing import services as pairing
+
+SYSTEM = Actor.system("tests")
+
+
+def make_all(owner: User) -> dict[str, dict[str, str]]:
+    """Path parameters of one object of each kind, all the owner's."""
+    device = Device.objects.create(owner=owner, name="Hall", serial="S-1")
+    issued = pairing.issue_token(actor=SYSTEM, owner_id=owner.pk, name="t", ttl_minutes=60, now=timezone.now())
+    _, session = sessions.create(user_id=owner.pk, address="192.0.2.1", agent="tests", now=timezone.now())
+    cluster = clusters.create_cluster(actor=SYSTEM, owner_id=owner.pk, name="c", now=timezone.now())
+    clusters.put_member(
+        actor=SYSTEM, owner_id=owner.pk, cluster_id=cluster.pk, device_id=device.pk, weight=1, now=timezone.now()
+    )
+    return {
+        "device": {"id": str(device.pk), "device_id": str(device.pk), "path": "x"},
+        "cluster": {"id": str(cluster.pk), "device_id": str(device.pk), "path": "x"},
+        "pairing token": {"id": str(issued.token.id)},
+        "session": {"id": str(session.id)},
+    }
