@@ -39,6 +39,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
         _forget_settings()
         _on_terminate(stack)
         folder = early_config.stash[_folder] = _run_folder(stack)
+        os.environ["VISIONA_STORAGE_DIR"] = str(folder / "storage")
         try:
             stack.enter_context(ensure(folder, os.environ, who="pytest", durable=False))
         except EmbeddedError as error:

@@ -1,0 +1,158 @@
+"""`/storage/{signed}`: the bytes of models on the local store. The signed path is the credential.
+
+Neither handler looks at the database: who may send or fetch what was decided when the URL was signed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from django.conf import settings
+from django.http.response import HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from apps.common.api import PublicApiView
+from apps.common.errors import DomainError
+from apps.common.responses import ok
+from apps.common.schema import describe, error_responses
+from apps.storage.api.downloads import answer
+from apps.storage.api.room import room
+from apps.storage.base import Mismatch, TooLarge
+from apps.storage.local import Gone
+from apps.storage.services import local_store
+from apps.storage.signing import Forged, Grant, verify
+
+_RANGES: Final = [
+    OpenApiParameter("Range", OpenApiTypes.STR, OpenApiParameter.HEADER, description="`bytes=…`, also several."),
+    OpenApiParameter("If-Range", OpenApiTypes.STR, OpenApiParameter.HEADER, description="The ETag the part must have."),
+    OpenApiParameter("If-None-Match", OpenApiTypes.STR, OpenApiParameter.HEADER, description="304 if it is the ETag."),
+]
+_BODY: Final[Any] = {"application/octet-stream": OpenApiTypes.BINARY}
+_COMMON: Final = ("SIGNATURE_INVALID", "RATE_LIMITED", "INTERNAL_ERROR", "DATABASE_UNAVAILABLE", "OVERLOADED")
+
+
+class StoredAnswer(serializers.Serializer[Any]):
+    size = serializers.IntegerField(help_text="Bytes that have arrived.")
+    sha256 = serializers.CharField(help_text="Of what has arrived, lower-case hex.")
+
+
+class BrokenBody(Exception):
+    """The client's bytes stopped before their end, or came too slowly."""
+
+
+class BodySource:
+    """A request's body as it comes; the server bounds it in time and ends it where it ends.
+
+    Neither Django's nor DRF's stream is used: they know no chunked body.
+    """
+
+    def __init__(self, meta: dict[str, Any]) -> None:
+        length = meta.get("CONTENT_LENGTH")
+        self._input = meta["wsgi.input"]
+        self._left = int(length) if length else None
+
+    @property
+    def announced(self) -> int | None:
+        """Content-Length; None for a body in chunks."""
+        return self._left
+
+    def read(self, size: int, /) -> bytes:
+        """The next piece, empty at the end. Raises BrokenBody."""
+        if self._left is not None:
+            size = min(size, self._left)
+        try:
+            piece: bytes = self._input.read(size) if size else b""
+        except OSError as error:
+            raise BrokenBody from error
+        if self._left is not None:
+            if size and not piece:
+                raise BrokenBody
+            self._left -= len(piece)
+        return piece
+
+
+class StorageView(PublicApiView):
+    """`load` is the order of api.md for this route: the signature before everything but the method."""
+
+    target: Grant
+
+    def load(self, request: Request, **kwargs: str) -> Grant:
+        secrets = settings.VISIONA["STORAGE_SIGNING_SECRET"]
+        try:
+            return verify(kwargs["signed"], secrets, method=request.method or "", now=time.time())
+        except Forged:
+            raise DomainError("SIGNATURE_INVALID") from None
+
+    @extend_schema(operation_id="storage_upload", request=_BODY)
+    @describe(
+        "Models",
+        answer=StoredAnswer,
+        status=201,
+        errors=("SIGNATURE_INVALID", "PAYLOAD_TOO_LARGE", "BAD_REQUEST", "REQUEST_TIMEOUT"),
+        public=True,
+    )
+    def put(self, request: Request, signed: str) -> Response:
+        """Send a model's bytes, as the answer of `init` says.
+
+        May be sent again until the model is finalized: the last whole body counts, and half a body leaves nothing.
+        """
+        grant = self.target
+        source = BodySource(request._request.META)  # noqa: SLF001 - the plain request's environ
+        if source.announced is not None and source.announced > grant.size:
+            raise self._too_large(grant)
+        room.enter()
+        try:
+            stored = local_store().receive(grant.key, source, limit=grant.size)
+        except TooLarge:
+            raise self._too_large(grant) from None
+        except Gone:
+            raise DomainError("SIGNATURE_INVALID") from None
+        except BrokenBody:
+            raise DomainError("BAD_REQUEST") from None
+        finally:
+            room.leave()
+        return ok({"size": stored.size, "sha256": stored.sha256}, status=201)
+
+    @extend_schema(
+        operation_id="storage_download",
+        tags=["Models"],
+        auth=[],
+        parameters=_RANGES,
+        responses={
+            (200, "application/octet-stream"): OpenApiTypes.BINARY,
+            (206, "application/octet-stream"): OpenApiTypes.BINARY,
+            304: OpenApiResponse(description="As the caller knows it already."),
+            **error_responses((*_COMMON, "RANGE_NOT_SATISFIABLE", "NOT_FOUND", "VALIDATION_ERROR")),
+        },
+    )
+    def get(self, request: Request, signed: str) -> HttpResponseBase:
+        """Fetch a model's bytes, as the answer of `download` says; in part with `Range`."""
+        grant = self.target
+        try:
+            file = local_store().open(grant.key)
+        except Mismatch:
+            raise DomainError("NOT_FOUND") from None
+        try:
+            room.enter()
+        except DomainError:
+            file.close()
+            raise
+        try:
+            return answer(request._request, grant, file, room.leave)  # noqa: SLF001 - not DRF's wrapper
+        except DomainError:
+            file.close()
+            room.leave()
+            raise
+
+    def head(self, request: Request, signed: str) -> HttpResponseBase:
+        """As GET, without the bytes."""
+        return self.get(request, signed)
+
+    @staticmethod
+    def _too_large(grant: Grant) -> DomainError:
+        return DomainError("PAYLOAD_TOO_LARGE", details={"limit": grant.size})
