@@ -13,13 +13,16 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
 
 import psycopg
 import pytest
+
+from apps.common.append_only import LIFT
+from cloud.db.base import DatabaseOperations
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -188,6 +191,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             with suppress(OSError):
                 report.sections.append((f"log of {process.name} ({process.pid})", process.text()[-8000:]))
     return report
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tables_can_be_emptied() -> Iterator[None]:
+    """Transactional tests end by emptying all tables: those of events let themselves be emptied by retention alone."""
+    plain = DatabaseOperations.execute_sql_flush
+
+    def flush(self: DatabaseOperations, sql_list: Iterable[str]) -> None:
+        plain(self, [LIFT, *sql_list])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DatabaseOperations, "execute_sql_flush", flush)
+        yield
 
 
 def _admin() -> "psycopg.Connection[tuple[object, ...]]":

@@ -1,8 +1,8 @@
 """The audit trail (data.md, `audit_events`): append-only, actor and object as plain values."""
 
-import pgtrigger
 from django.db import models
 
+from apps.common.append_only import TRIGGERS
 from apps.common.ids import uuid7
 
 
@@ -23,7 +23,7 @@ class AuditEvent(models.Model):
     class Meta:
         db_table = "audit_events"
         ordering = ("-at", "-id")
-        triggers = (pgtrigger.Protect(name="append_only", operation=pgtrigger.Update | pgtrigger.Delete),)
+        triggers = TRIGGERS
 
     def __str__(self) -> str:
         return f"{self.at:%Y-%m-%d %H:%M:%S} {self.action}"

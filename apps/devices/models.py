@@ -1,9 +1,9 @@
 """Devices, what scans found on them, and what happened to them (data.md)."""
 
-import pgtrigger
 from django.conf import settings
 from django.db import models
 
+from apps.common.append_only import TRIGGERS
 from apps.common.ids import uuid7
 from apps.common.models import BaseModel
 
@@ -97,7 +97,7 @@ class DeviceEvent(models.Model):
         db_table = "device_events"
         ordering = ("-at", "-id")
         indexes = (models.Index(fields=("device_id", "-at"), name="device_events_device_at"),)
-        triggers = (pgtrigger.Protect(name="append_only", operation=pgtrigger.Update | pgtrigger.Delete),)
+        triggers = TRIGGERS
 
     def __str__(self) -> str:
         return f"{self.at:%Y-%m-%d %H:%M:%S} {self.action}"
