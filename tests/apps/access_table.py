@@ -68,6 +68,7 @@ TABLE: Final[dict[str, Row]] = {
     "DELETE /api/devices/{id}": Row(OBJECT, of="device"),
     "GET /api/devices/{id}/accelerators": Row(OBJECT, of="device"),
     "GET /api/devices/{id}/events": Row(OBJECT, of="device"),
+    "GET /api/audit": Row(LOGIN),
     "GET /api/clusters": Row(LOGIN),
     "POST /api/clusters": Row(LOGIN, 201, body={"name": "new"}),
     "GET /api/clusters/{id}": Row(OBJECT, of="cluster"),
