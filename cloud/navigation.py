@@ -42,6 +42,13 @@ SECTIONS: Final[list[dict[str, Any]]] = [
         ],
     },
     {
+        "title": "Webhooks",
+        "items": [
+            _item("Webhooks", "webhook", "webhooks_webhook_changelist"),
+            _item("Deliveries", "outbox", "webhooks_webhookdelivery_changelist"),
+        ],
+    },
+    {
         "title": "People",
         "items": [
             _item("Users", "person", "accounts_user_changelist"),

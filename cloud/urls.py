@@ -12,6 +12,7 @@ urlpatterns = [
     path("", include("apps.pairing.api.urls")),
     path("", include("apps.devices.api.urls")),
     path("", include("apps.clusters.api.urls")),
+    path("", include("apps.webhooks.api.urls")),
     path("", include("apps.audit.api.urls")),
     path("", include("apps.console.urls")),
 ]

@@ -69,6 +69,7 @@ class WebhookDelivery(BaseModel):
     body = models.TextField()
     status = models.CharField(max_length=16, choices=DeliveryStatus.choices, default=DeliveryStatus.PENDING)
     attempts = models.PositiveIntegerField(default=0)
+    first_attempt = models.PositiveIntegerField(default=0)  # how many there had been when it was last asked for
     response_status = models.PositiveIntegerField(null=True, blank=True)
     error = models.CharField(max_length=200, blank=True, default="")
     next_attempt_at = models.DateTimeField(null=True, blank=True)

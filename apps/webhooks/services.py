@@ -1,4 +1,7 @@
-"""What changes a webhook, and the telling of events: rows and jobs in the transaction of the event itself."""
+"""What changes a webhook, and the telling of events: rows and jobs in the transaction of the event itself.
+
+How a delivery goes out stands in `apps.webhooks.delivery`.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
+from django.conf import settings
 from django.db import transaction
+from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 from procrastinate.types import JSONValue
 
+from apps.accounts.models import User
+from apps.audit.services import record
+from apps.common.actor import Actor
+from apps.common.errors import DomainError, invalid, not_found
 from apps.common.ids import uuid7
-from apps.webhooks.models import Event, Webhook, WebhookDelivery
+from apps.common.outbound import Policy, Refused, check_url
+from apps.common.sealing import seal
+from apps.webhooks.models import PING, DeliveryStatus, Event, Webhook, WebhookDelivery
 
 DELIVER: Final = "webhooks.deliver"
 SEALED_FOR: Final = "webhooks"
+OLD_SECRET_SIGNS: Final = dt.timedelta(hours=24)
+PINGS_A_MINUTE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +105,169 @@ def _begin(deliveries: list[WebhookDelivery]) -> int:
     return len(deliveries)
 
 
-def new_secret() -> str:
-    """A fresh signing secret of 256 random bits: `whsec_` and 64 hex digits."""
+# --- what its owner does with a webhook -------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A webhook, and its signing secret in the clear: this once."""
+
+    webhook: Webhook
+    secret: str
+
+
+def policy() -> Policy:
+    """Where webhooks may go, by the settings. Plain http is for development and for one's own networks."""
+    return Policy.of(
+        private=settings.VISIONA["WEBHOOK_ALLOW_PRIVATE"],
+        networks=settings.VISIONA["WEBHOOK_PRIVATE_NETWORKS"],
+        plain=settings.VISIONA["ENV"] != "production",
+    )
+
+
+def _checked(url: str) -> str:
+    try:
+        check_url(url, policy())
+    except Refused as error:
+        raise invalid(url=str(error)) from None
+    return url
+
+
+@transaction.atomic
+def create_webhook(*, actor: Actor, owner_id: uuid.UUID, url: str, events: Sequence[str], now: dt.datetime) -> Issued:
+    """A webhook of `owner_id`. Raises DomainError VALIDATION_ERROR (the URL), CONFLICT (too many)."""
+    _checked(url)
+    # Of two at once the second counts the first: they queue at their user's row.
+    User.objects.select_for_update(no_key=True).filter(pk=owner_id).values_list("pk").first()
+    limit = settings.VISIONA["WEBHOOKS_PER_USER"]
+    if Webhook.objects.filter(owner_id=owner_id).count() >= limit:
+        raise DomainError("CONFLICT", _("You have as many webhooks as are allowed; delete one first."))
+    secret = _new_secret()
+    webhook = Webhook.objects.create(
+        owner_id=owner_id,
+        url=url,
+        events=_in_order(events),
+        secret_sealed=seal(secret, purpose=SEALED_FOR),
+    )
+    _audit(actor, "webhook.create", webhook, {"events": webhook.events}, now)
+    return Issued(webhook, secret)
+
+
+@transaction.atomic
+def change_webhook(
+    *, actor: Actor, owner_id: uuid.UUID | None, webhook_id: uuid.UUID, changes: Mapping[str, Any], now: dt.datetime
+) -> Webhook:
+    """Set `url`, `events` and `enabled` as far as given; to enable it forgives its failures.
+
+    `owner_id` None: any owner's (the admin). Raises DomainError NOT_FOUND, VALIDATION_ERROR.
+    """
+    webhook = _locked(webhook_id, owner_id)
+    if "url" in changes:
+        webhook.url = _checked(changes["url"])
+    if "events" in changes:
+        webhook.events = _in_order(changes["events"])
+    if "enabled" in changes:
+        webhook.enabled = changes["enabled"]
+        webhook.disabled_reason, webhook.failing_since = "", None
+    if changes:
+        webhook.save()
+        _audit(actor, "webhook.change", webhook, {"fields": sorted(changes)}, now)
+    return webhook
+
+
+@transaction.atomic
+def delete_webhook(*, actor: Actor, owner_id: uuid.UUID | None, webhook_id: uuid.UUID, now: dt.datetime) -> None:
+    """Delete a webhook with its log; what is on its way may still arrive. Raises DomainError NOT_FOUND."""
+    webhook = _locked(webhook_id, owner_id)
+    _audit(actor, "webhook.delete", webhook, {"events": webhook.events}, now)
+    webhook.delete()
+
+
+@transaction.atomic
+def rotate_secret(*, actor: Actor, owner_id: uuid.UUID, webhook_id: uuid.UUID, now: dt.datetime) -> Issued:
+    """A new signing secret; the old one signs beside it for 24 h, so that the receiver can change over in between.
+
+    Raises DomainError NOT_FOUND.
+    """
+    webhook = _locked(webhook_id, owner_id)
+    secret = _new_secret()
+    webhook.old_secret_sealed, webhook.old_secret_until = webhook.secret_sealed, now + OLD_SECRET_SIGNS
+    webhook.secret_sealed = seal(secret, purpose=SEALED_FOR)
+    webhook.save()
+    _audit(actor, "webhook.rotate_secret", webhook, {}, now)
+    return Issued(webhook, secret)
+
+
+@transaction.atomic
+def ping(*, owner_id: uuid.UUID, webhook_id: uuid.UUID, now: dt.datetime) -> WebhookDelivery:
+    """A trial delivery (`event` is `ping`). Raises DomainError NOT_FOUND, INVALID_STATE (disabled), RATE_LIMITED."""
+    webhook = _enabled(webhook_id, owner_id)
+    recent = webhook.deliveries.filter(event=PING, created_at__gt=now - dt.timedelta(minutes=1)).count()
+    if recent >= PINGS_A_MINUTE:
+        raise DomainError("RATE_LIMITED", retry_after=60)
+    delivery = _delivery(webhook.id, Happening(owner_id, PING, {"webhook_id": str(webhook.id)}), now)
+    _begin([delivery])
+    return delivery
+
+
+@transaction.atomic
+def redeliver(
+    *, owner_id: uuid.UUID, webhook_id: uuid.UUID, delivery_id: uuid.UUID, now: dt.datetime
+) -> WebhookDelivery:
+    """Send a delivery that ended once more, with its old event id, and all attempts anew.
+
+    Raises DomainError NOT_FOUND, INVALID_STATE (the webhook is disabled, or the delivery is still under way).
+    """
+    webhook = _enabled(webhook_id, owner_id)
+    delivery = webhook.deliveries.select_for_update().filter(id=delivery_id).first()
+    if delivery is None:
+        raise not_found()
+    if delivery.status == DeliveryStatus.PENDING:
+        raise DomainError("INVALID_STATE", _("This delivery is still under way."))
+    delivery.status, delivery.error, delivery.response_status = DeliveryStatus.PENDING, "", None
+    delivery.next_attempt_at, delivery.delivered_at, delivery.first_attempt = now, None, delivery.attempts
+    delivery.save()
+    jobs.configure_task(DELIVER).defer(delivery_id=str(delivery.id), attempt=delivery.attempts)
+    return delivery
+
+
+@transaction.atomic
+def delete_all(*, user_id: uuid.UUID) -> int:
+    """Delete all webhooks of a user who leaves, with their logs. Returns how many there were."""
+    mine = Webhook.objects.filter(owner_id=user_id)
+    count = mine.count()
+    mine.delete()
+    return count
+
+
+def _locked(webhook_id: uuid.UUID, owner_id: uuid.UUID | None) -> Webhook:
+    rows = Webhook.objects.select_for_update().filter(id=webhook_id)
+    webhook = (rows if owner_id is None else rows.filter(owner_id=owner_id)).first()
+    if webhook is None:
+        raise not_found()
+    return webhook
+
+
+def _enabled(webhook_id: uuid.UUID, owner_id: uuid.UUID) -> Webhook:
+    webhook = _locked(webhook_id, owner_id)
+    if not webhook.enabled:
+        raise DomainError("INVALID_STATE", _("This webhook is disabled; enable it first."))
+    return webhook
+
+
+def _new_secret() -> str:
     return "whsec_" + secrets.token_hex(32)
+
+
+def _in_order(events: Sequence[str]) -> list[str]:
+    return [event for event in Event.values if event in set(events)]
+
+
+def _audit(actor: Actor, action: str, webhook: Webhook, detail: Mapping[str, Any], now: dt.datetime) -> None:
+    """The audit trail names where it goes, without the path and query, in which people put tokens."""
+    record(
+        actor=actor,
+        action=action,
+        object_type="webhook",
+        object_id=str(webhook.id),
+        detail={"to": webhook.origin, **detail},
+        now=now,
+    )
