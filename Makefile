@@ -56,7 +56,7 @@ install: ## Make .venv with everything a developer needs
 .PHONY: lock
 lock: ## Lock requirements/*.in into hashed *.txt, all of one version each
 	$(INSTALL) dev
-	@for name in dev local api tunnel; do \
+	@for name in dev local api tunnel compile; do \
 		constraint=""; [ $$name = dev ] || constraint="-c requirements/dev.txt"; \
 		.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 			--custom-compile-command "make lock" requirements/$$name.in $$constraint -o requirements/$$name.txt || exit 1; \
@@ -106,6 +106,13 @@ test-db: ## The tests of tables, constraints and services alone
 	$(INSTALL) dev
 	$(PY) -m pytest tests/apps $(PYTEST_ARGS)
 
+.PHONY: test-compiled
+test-compiled: ## The tests of the tunnel's core on its compiled copy, random sequences and fuzz included
+	$(INSTALL) dev
+	$(PY) deploy/compile.py build/compiled
+	PYTHONSAFEPATH=1 PYTHONPATH=build/compiled:. $(PY) -m pytest -o pythonpath= -o django_find_project=false \
+		tests/protocol tests/http $(PYTEST_ARGS)
+
 ##@ Containers
 .PHONY: docker-compose-up docker-compose-down docker-compose-logs
 docker-compose-up: ## Build and start everything in containers
@@ -122,6 +129,11 @@ docker-compose-logs: ## Follow what they write
 build: ## Build the agent's wheel into dist/
 	$(INSTALL) dev
 	$(PY) -m build --wheel --outdir dist
+
+.PHONY: compiled
+compiled: ## Compile the tunnel's core into build/compiled (used by `make bench`; the source tree stays as it is)
+	$(INSTALL) dev
+	$(PY) deploy/compile.py build/compiled
 
 .PHONY: help
 help: ## This list
