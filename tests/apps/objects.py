@@ -8,6 +8,7 @@ from apps.clusters import services as clusters
 from apps.common.actor import Actor
 from apps.devices.models import Device
 from apps.pairing import services as pairing
+from apps.webhooks import services as webhooks
 
 SYSTEM = Actor.system("tests")
 
@@ -21,7 +22,11 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
     clusters.put_member(
         actor=SYSTEM, owner_id=owner.pk, cluster_id=cluster.pk, device_id=device.pk, weight=1, now=timezone.now()
     )
+    webhook = webhooks.create_webhook(
+        actor=SYSTEM, owner_id=owner.pk, url="https://example.com/", events=["device.online"], now=timezone.now()
+    ).webhook
     return {
+        "webhook": {"id": str(webhook.pk)},
         "device": {"id": str(device.pk), "device_id": str(device.pk), "path": "x"},
         "cluster": {"id": str(cluster.pk), "device_id": str(device.pk), "path": "x"},
         "pairing token": {"id": str(issued.token.id)},
