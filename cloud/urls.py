@@ -11,6 +11,8 @@ urlpatterns = [
     path("", include("apps.proxy.internal.urls")),
     path("", include("apps.pairing.api.urls")),
     path("", include("apps.devices.api.urls")),
+    path("", include("apps.model_registry.api.urls")),
+    path("", include("apps.storage.api.urls")),
     path("", include("apps.clusters.api.urls")),
     path("", include("apps.webhooks.api.urls")),
     path("", include("apps.audit.api.urls")),

@@ -88,12 +88,12 @@ def begin_upload(
         raise _taken()
     release_database()
     upload_key, object_key = storage.new_keys()
-    promise = Promise(upload_key, object_key, size, sha256, storage.upload_until(now))
+    promise = Promise(upload_key, object_key, size, sha256, storage.upload_until(now, size))
     upload = storage.store().begin(promise, base_url=base_url)
     try:
         model, before = _retry_unique(lambda: _write_pending(actor, owner_id, facts, promise, upload, now))
     except BaseException:
-        _discard(upload_key, upload.upload_id)
+        _discard(upload.key, upload.upload_id)
         raise
     if before is not None:
         _discard_all(before)
@@ -113,7 +113,7 @@ def _write_pending(
         raise _taken()
     _set(model, facts)
     model.status, model.size, model.sha256 = ModelStatus.PENDING, promise.size, promise.sha256
-    model.upload_key, model.object_key, model.upload_id = promise.upload_key, promise.object_key, upload.upload_id
+    model.object_key, model.upload_key, model.upload_id = promise.object_key, upload.key, upload.upload_id
     model.upload_begun_at = now
     model.save()
     _audit(actor, "model.init", model, {"size": model.size}, now)

@@ -59,8 +59,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """How to send the bytes. Either `url` and `headers` (all that must be sent), or `part_size` and `parts`."""
+    """How to send the bytes. Either `url` and `headers` (all that must be sent), or `part_size` and `parts`.
 
+    `key` is where they arrive: to be kept with `upload_id`, for `settle` and `discard`.
+    """
+
+    key: str
     expires_at: dt.datetime
     url: str = ""
     headers: dict[str, str] = field(default_factory=dict)
@@ -124,3 +128,11 @@ def check_key(key: str) -> str:
     if not _KEY.match(key) or "//" in key or key.endswith("/"):
         raise ValueError("not a key of the storage")
     return key
+
+
+def check(promise: Promise, stored: Stored) -> None:
+    """Raises Mismatch if the bytes are not those that were promised."""
+    if stored.size != promise.size:
+        raise Mismatch(f"{stored.size} bytes have arrived, {promise.size} were promised")
+    if promise.sha256 and stored.sha256 != promise.sha256:
+        raise Mismatch(f"the SHA-256 of what has arrived is {stored.sha256}, {promise.sha256} was promised")

@@ -37,6 +37,7 @@ from apps.storage.base import (
     Stored,
     TooLarge,
     Upload,
+    check,
     check_key,
 )
 from apps.storage.signing import Grant, Method, sign
@@ -74,7 +75,9 @@ class LocalStore:
         with _mapped():
             self._path(promise.upload_key).mkdir(mode=0o700, parents=True, exist_ok=True)
         url = self._url("PUT", promise.upload_key, promise.size, promise.expires_at, base_url)
-        return Upload(promise.expires_at, url=url, headers={"Content-Type": "application/octet-stream"})
+        return Upload(
+            promise.upload_key, promise.expires_at, url=url, headers={"Content-Type": "application/octet-stream"}
+        )
 
     def receive(self, key: str, source: Source, *, limit: int) -> Stored:
         """Take an upload's bytes; those that an earlier try brought are replaced when these are whole.
@@ -216,14 +219,6 @@ class LocalStore:
             raise Gone from None
         finally:
             part.unlink(missing_ok=True)
-
-
-def check(promise: Promise, stored: Stored) -> None:
-    """Raises Mismatch if the bytes are not those that were promised."""
-    if stored.size != promise.size:
-        raise Mismatch(f"{stored.size} bytes have arrived, {promise.size} were promised")
-    if promise.sha256 and stored.sha256 != promise.sha256:
-        raise Mismatch(f"the SHA-256 of what has arrived is {stored.sha256}, {promise.sha256} was promised")
 
 
 def _copy(source: Source, file: FileIO, limit: int) -> Stored:

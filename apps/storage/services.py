@@ -21,8 +21,10 @@ from apps.storage.local import LocalStore
 
 S3_STORE: Final = "apps.storage.s3.S3Store"
 """By name: boto3 costs half a second and 30 MB, which a process without S3 is spared."""
-MULTIPART_ABOVE: Final = 100 << 20
-"""Bytes above which an upload to S3 comes in parts (api.md, "Models")."""
+SLOWEST: Final = 256 << 10
+"""Bytes a second that a large upload is given time for."""
+LONGEST: Final = 18 * 3600
+"""Seconds; well before an upload is given up after a day."""
 
 
 def store() -> ObjectStore:
@@ -73,9 +75,10 @@ def open_range(*, key: str, start: int, length: int) -> Iterator[Iterator[bytes]
         raise StorageError from error
 
 
-def upload_until(now: dt.datetime) -> dt.datetime:
-    """Until when an upload that is promised at `now` may begin."""
-    return now + dt.timedelta(seconds=settings.VISIONA["STORAGE_UPLOAD_SECONDS"])
+def upload_until(now: dt.datetime, size: int) -> dt.datetime:
+    """Until when an upload of `size` bytes that is promised at `now` may begin, the last part of it too."""
+    seconds = max(settings.VISIONA["STORAGE_UPLOAD_SECONDS"], min(size // SLOWEST, LONGEST))
+    return now + dt.timedelta(seconds=seconds)
 
 
 def download_until(now: dt.datetime) -> dt.datetime:

@@ -107,7 +107,9 @@ class PartBody(serializers.Serializer[Any]):
 
 
 class FinalizeBody(serializers.Serializer[Any]):
-    parts = PartBody(many=True, required=False, max_length=10_000, help_text="Of a multipart upload alone.")
+    parts = serializers.ListField(
+        child=PartBody(), required=False, max_length=10_000, help_text="Of a multipart upload alone."
+    )
 
 
 class ModelSerializer(serializers.ModelSerializer[AIModel]):

@@ -47,7 +47,7 @@ class ModelQuery(PageQuery):
         choices=["mine", "builtin", "all"], default="mine", help_text="`all`: own and built-in ones."
     )
     chip = serializers.CharField(max_length=64, required=False, help_text="One of its chips, exactly.")
-    source = serializers.ChoiceField(choices=ModelSource.choices, required=False)
+    source = serializers.ChoiceField(choices=ModelSource.choices, required=False)  # type: ignore[assignment]  # a field
     status = serializers.ChoiceField(choices=ModelStatus.choices, required=False)
     search = serializers.CharField(
         max_length=200,

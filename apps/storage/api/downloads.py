@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from typing import Final
@@ -24,10 +25,14 @@ TYPE: Final = "application/octet-stream"
 
 
 class Window:
-    """So many bytes of an open file, as the server's file wrapper wants them. Closes the file."""
+    """So many bytes of an open file, as the server's file wrapper wants them. Closes the file, and calls `done` once:
 
-    def __init__(self, file: FileIO, span: Span) -> None:
+    at the latest when it is collected, as it is where an answer never reaches the server.
+    """
+
+    def __init__(self, file: FileIO, span: Span, done: Callable[[], None]) -> None:
         self._file = file
+        self._done = weakref.finalize(self, done)
         self._left = span.length
         file.seek(span.start)
 
@@ -48,6 +53,44 @@ class Window:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._done()
+
+
+class Several:
+    """The body of `multipart/byteranges` (RFC 9110 §14.6); `done` as with a Window."""
+
+    def __init__(self, file: FileIO, spans: Sequence[Span], size: int, done: Callable[[], None]) -> None:
+        self._file, self._spans = file, spans
+        self._done = weakref.finalize(self, done)
+        self.boundary = secrets.token_hex(16)
+        self._heads = [
+            f"\r\n--{self.boundary}\r\nContent-Type: {TYPE}\r\n"
+            f"Content-Range: {span.content_range(size)}\r\n\r\n".encode()
+            for span in spans
+        ]
+        self._tail = f"\r\n--{self.boundary}--\r\n".encode()
+
+    @property
+    def length(self) -> int:
+        """Bytes in all."""
+        return sum(map(len, self._heads)) + sum(span.length for span in self._spans) + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for head, span in zip(self._heads, self._spans, strict=True):
+            yield head
+            window = Window(self._file, span, _nothing)
+            while piece := window.read():
+                yield piece
+        yield self._tail
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        self._done()
+
+
+def _nothing() -> None:
+    """A window within a larger answer leaves the end to it."""
 
 
 def answer(request: HttpRequest, grant: Grant, file: FileIO, done: Callable[[], None]) -> HttpResponseBase:
@@ -71,7 +114,7 @@ def answer(request: HttpRequest, grant: Grant, file: FileIO, done: Callable[[], 
     if len(spans) == 1:
         common["Content-Range"] = spans[0].content_range(grant.size)
         return _one(request, spans[0], 206, common, file, done)
-    return _several(request, spans, grant.size, common, file, done)
+    return _several(spans, grant.size, common, file, done)
 
 
 def _wanted(request: HttpRequest, size: int, tag: str, modified: int) -> Sequence[Span] | None:
@@ -103,48 +146,18 @@ def _one(
     headers = {**headers, "Content-Length": str(span.length), "Content-Type": TYPE}
     if request.method == "HEAD":
         return _bare(status, headers, file, done)
-    response = FileResponse(Window(file, span), status=status, headers=headers)
+    response = FileResponse(Window(file, span, done), status=status, headers=headers)
     response.block_size = CHUNK
-    response._resource_closers.append(done)  # noqa: SLF001 - Django's own way to close what a response holds
     return response
 
 
 def _several(
-    request: HttpRequest,
-    spans: Sequence[Span],
-    size: int,
-    headers: Mapping[str, str],
-    file: FileIO,
-    done: Callable[[], None],
+    spans: Sequence[Span], size: int, headers: Mapping[str, str], file: FileIO, done: Callable[[], None]
 ) -> HttpResponseBase:
-    """`multipart/byteranges` (RFC 9110 §14.6)."""
-    boundary = secrets.token_hex(16)
-    heads = [
-        f"\r\n--{boundary}\r\nContent-Type: {TYPE}\r\nContent-Range: {span.content_range(size)}\r\n\r\n".encode()
-        for span in spans
-    ]
-    tail = f"\r\n--{boundary}--\r\n".encode()
-    total = sum(len(head) + span.length for head, span in zip(heads, spans, strict=True)) + len(tail)
-
-    def body() -> Iterator[bytes]:
-        for head, span in zip(heads, spans, strict=True):
-            yield head
-            window = Window(file, span)
-            while piece := window.read():
-                yield piece
-        yield tail
-
-    response = StreamingHttpResponse(
-        body(),
-        status=206,
-        headers={
-            **headers,
-            "Content-Type": f"multipart/byteranges; boundary={boundary}",
-            "Content-Length": str(total),
-        },
-    )
-    response._resource_closers += [file.close, done]  # noqa: SLF001 - Django's own way to close what a response holds
-    return response
+    body = Several(file, spans, size, done)
+    kind = f"multipart/byteranges; boundary={body.boundary}"
+    headers = {**headers, "Content-Type": kind, "Content-Length": str(body.length)}
+    return StreamingHttpResponse(body, status=206, headers=headers)
 
 
 def _bare(status: int, headers: Mapping[str, str], file: FileIO, done: Callable[[], None]) -> HttpResponse:
