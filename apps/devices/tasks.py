@@ -9,14 +9,16 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 
+from django.conf import settings
 from django.utils import timezone
 from procrastinate import RetryStrategy
 from procrastinate.contrib.django import app
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Status
 
+from apps.audit.retention import sweep as sweep_by
 from apps.common.actor import Actor
-from apps.devices import presence, services
+from apps.devices import presence, retention, services
 from apps.tunnels import services as tunnels
 from tunnel.contract import CLOSE_REVOKED
 
@@ -52,12 +54,20 @@ def unpair_all(*, user_id: str, request_id: str = "") -> None:
 @app.periodic(cron="7 * * * *", queueing_lock="devices.remove_old_jobs")
 @app.task(name="devices.remove_old_jobs", queue="maintenance", pass_context=True)
 async def remove_old_jobs(context: JobContext, timestamp: int) -> None:
-    """Finished jobs are kept for 30 days (product.md, "Over time"), those of every 5 s for an hour."""
+    """Finished jobs are kept for `VISIONA_KEEP_JOBS_DAYS`, those of every 5 s for an hour."""
     manager = context.app.job_manager
-    for hours, queue in ((1, PRESENCE_QUEUE), (30 * 24, None)):
+    for hours, queue in ((1, PRESENCE_QUEUE), (settings.VISIONA["KEEP_JOBS_DAYS"] * 24, None)):
         await manager.delete_old_jobs(
             nb_hours=hours, queue=queue, include_failed=True, include_cancelled=True, include_aborted=True
         )
+
+
+@app.periodic(cron="43 * * * *", queueing_lock="devices.retention")
+@app.task(name="devices.retention", queue="maintenance")
+def sweep(timestamp: int) -> None:
+    """Every hour: device events and deleted devices that are kept no longer are deleted for good."""
+    for rule in (retention.EVENTS, retention.DELETED):
+        sweep_by(rule, actor=Actor.system("worker"), now=timezone.now())
 
 
 @app.periodic(cron="* * * * *", queueing_lock="devices.retry_stalled_jobs")

@@ -1,6 +1,5 @@
 """What the audit route takes and answers."""
 
-
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
