@@ -122,6 +122,17 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
+EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if VISIONA['EMAIL_HOST'] else 'filebased'}.EmailBackend"
+EMAIL_FILE_PATH = str(BASE_DIR / VISIONA["EMAIL_DIR"])
+EMAIL_HOST, EMAIL_PORT = VISIONA["EMAIL_HOST"], VISIONA["EMAIL_PORT"]
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = VISIONA["EMAIL_USER"], VISIONA["EMAIL_PASSWORD"]
+EMAIL_USE_TLS, EMAIL_USE_SSL = VISIONA["EMAIL_SECURITY"] == "starttls", VISIONA["EMAIL_SECURITY"] == "tls"
+EMAIL_TIMEOUT = VISIONA["EMAIL_TIMEOUT_SECONDS"]
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = VISIONA["EMAIL_FROM"]
+
+# The jobs that delete what apps hold of a user who leaves, in order; each takes `user_id` and may run twice.
+ACCOUNT_END_TASKS = ("devices.unpair_all", "webhooks.delete_all")
+
 # Jobs are short; SIGTERM waits this long for those that run, and whatever is left is done by the next worker.
 PROCRASTINATE_WORKER_DEFAULTS = {"concurrency": 8, "shutdown_graceful_timeout": 3.0}
 

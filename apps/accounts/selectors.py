@@ -16,6 +16,11 @@ def by_email(email: str) -> User | None:
         return None
 
 
+def by_identity(issuer: str, subject: str) -> User | None:
+    """The user that an OpenID provider's subject is linked to, disabled or not; None if there is none."""
+    return User.objects.filter(oidc_issuer=issuer, oidc_subject=subject).exclude(oidc_subject="").first()
+
+
 def active_user(user_id: uuid.UUID) -> User | None:
     """The user if there and not disabled: asked on every request, so that disabling cuts off at once."""
     sql, columns = _active_user_query()

@@ -9,9 +9,10 @@ from django.contrib.auth import hashers
 from django.db import IntegrityError, transaction
 from procrastinate.contrib.django import app as jobs
 
-from apps.accounts import demo, selectors, sessions
+from apps.accounts import demo, mails, selectors, sessions
 from apps.accounts.attempts import attempt
 from apps.accounts.models import User
+from apps.accounts.oidc.linking import holder_of
 from apps.accounts.sessions import LoginSession
 from apps.audit.services import record
 from apps.common import throttle
@@ -30,7 +31,8 @@ def register(*, actor: Actor, email: str, password: str, name: str, locale: str,
     try:
         with transaction.atomic():
             user.save(force_insert=True)
-            _record(actor, "user.register", user, now)
+            record_of(actor, "user.register", user, now)
+            mails.defer("verify", user, actor=actor)
     except IntegrityError:
         raise DomainError("EMAIL_TAKEN") from None
     return user
@@ -46,7 +48,7 @@ def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.dateti
         user = demo.ensure_demo_user()
         if not user.is_active:
             raise DomainError("ACCOUNT_DISABLED")
-        _record(actor, "user.login", user, now)
+        record_of(actor, "user.login", user, now)
         return user, demo.STATIC_TOKEN, now + dt.timedelta(seconds=sessions.absolute_seconds())
     with attempt(email, actor.address) as this:  # and only then a connection: who waits for the turn holds none
         found = selectors.by_email(email)
@@ -68,15 +70,25 @@ def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.dateti
             now=now,
         )
         raise DomainError(refused)
-    token, session = sessions.create(user_id=found.pk, address=actor.address, agent=agent, now=now)
+    return open_login(actor=actor, user=found, agent=agent, refused="INVALID_CREDENTIALS", now=now)
+
+
+def open_login(
+    *, actor: Actor, user: User, agent: str, refused: str, now: dt.datetime, detail: dict[str, Any] | None = None
+) -> Login:
+    """A new session for a user whose credential was checked. Raises `refused` if they are no longer as they were then:
+    a password that is changed meanwhile, or an account disabled, opens nothing.
+    """
+    token, session = sessions.create(user_id=user.pk, address=actor.address, agent=agent, now=now)
     try:
         with transaction.atomic():
-            User.objects.filter(pk=found.pk).update(last_login=now)
-            _record(actor, "user.login", found, now, {"session": str(session.id)})
+            if not User.objects.filter(pk=user.pk, password=user.password, is_active=True).update(last_login=now):
+                raise DomainError(refused)
+            record_of(actor, "user.login", user, now, {"session": str(session.id), **(detail or {})})
     except BaseException:
         sessions.end(session)  # what was not audited is not handed out
         raise
-    return found, token, session.expires_at
+    return user, token, session.expires_at
 
 
 def _refusal(user: User, password: str) -> str:
@@ -90,16 +102,18 @@ def logout(*, actor: Actor, user: User, session: LoginSession | None, now: dt.da
     if session is not None:
         sessions.end(session)
         with transaction.atomic():
-            _record(actor, "user.logout", user, now, {"session": str(session.id)})
-            _cut_off(actor, logins=[session.token_hash])
+            record_of(actor, "user.logout", user, now, {"session": str(session.id)})
+            cut_off(actor, logins=[session.token_hash])
 
 
 def logout_all(*, actor: Actor, user: User, now: dt.datetime) -> None:
-    """Ends every session of the user."""
+    """Ends every session of the user; JWTs of a provider that were issued until now are refused from here on."""
     ended = sessions.end_all(user.pk)
+    if user.oidc_subject:
+        sessions.end_holder(holder_of(user.oidc_issuer, user.oidc_subject), now=now)
     with transaction.atomic():
-        _record(actor, "user.logout_all", user, now, {"sessions": ended})
-        _cut_off(actor, users=[str(user.pk)])
+        record_of(actor, "user.logout_all", user, now, {"sessions": ended})
+        cut_off(actor, users=[str(user.pk)])
 
 
 def revoke_session(*, actor: Actor, user: User, session: LoginSession, now: dt.datetime) -> None:
@@ -107,8 +121,8 @@ def revoke_session(*, actor: Actor, user: User, session: LoginSession, now: dt.d
     if not sessions.end(session):
         raise not_found()
     with transaction.atomic():
-        _record(actor, "user.session_revoked", user, now, {"session": str(session.id)})
-        _cut_off(actor, logins=[session.token_hash])
+        record_of(actor, "user.session_revoked", user, now, {"session": str(session.id)})
+        cut_off(actor, logins=[session.token_hash])
 
 
 def update_profile(*, actor: Actor, user: User, changes: dict[str, Any], now: dt.datetime) -> User:
@@ -120,7 +134,7 @@ def update_profile(*, actor: Actor, user: User, changes: dict[str, Any], now: dt
         for key, value in changed.items():
             setattr(user, key, value)
         user.save(update_fields=[*changed, "updated_at"])
-        _record(actor, "user.profile_changed", user, now, {"fields": sorted(changed)})
+        record_of(actor, "user.profile_changed", user, now, {"fields": sorted(changed)})
     return user
 
 
@@ -138,19 +152,19 @@ def set_active(*, actor: Actor, user_id: uuid.UUID, active: bool, now: dt.dateti
         changed = User.objects.filter(pk=user_id, is_active=not active).update(is_active=active, updated_at=now)
         if not changed:
             return False
-        _record(actor, "user.enabled" if active else "user.disabled", User(pk=user_id), now)
+        record_of(actor, "user.enabled" if active else "user.disabled", User(pk=user_id), now)
         if not active:
             jobs.configure_task("tunnels.close_user").defer(user_id=str(user_id), request_id=actor.request_id)
             transaction.on_commit(end_logins, robust=True)
     return True
 
 
-def _cut_off(actor: Actor, *, users: Sequence[str] = (), logins: Sequence[str] = ()) -> None:
+def cut_off(actor: Actor, *, users: Sequence[str] = (), logins: Sequence[str] = ()) -> None:
     """Have the daemons drop at once what they were told of these: a job of the app above, after the commit."""
     jobs.configure_task("tunnels.invalidate").defer(users=list(users), logins=list(logins), request_id=actor.request_id)
 
 
-def _record(actor: Actor, action: str, user: User, now: dt.datetime, detail: dict[str, Any] | None = None) -> None:
+def record_of(actor: Actor, action: str, user: User, now: dt.datetime, detail: dict[str, Any] | None = None) -> None:
     who = actor
     if not actor.user_id:
         who = Actor(str(user.pk), user.email, actor.address, actor.request_id)

@@ -5,6 +5,7 @@ It knows no user but by id, and no HTTP.
 """
 
 import datetime as dt
+import math
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ PUSH_SECONDS: Final = 60
 
 _KEY: Final = "visiona:login:"
 _INDEX: Final = "visiona:logins:"
+_ADOPTED: Final = "visiona:adopted:"
+_ENDED: Final = "visiona:adopted-ended:"
+_FLOOR: Final = "visiona:adopted-floor:"
 
 # KEYS: session, index of the user. ARGV: hash, now, idle s, absolute s, then the hash's fields and values.
 _CREATE: Final = """
@@ -80,18 +84,33 @@ for _, hash in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
 end
 return found
 """
+# KEYS: session, index of the adopted, its own end, its holder's floor. ARGV: hash, now, idle s, issued at, ends at,
+# then the fields. Answers 1; 0 if it was ended here, or with all of its holder's that were issued until then.
+_ADOPT: Final = """
+local floor = redis.call('GET', KEYS[4])
+if redis.call('EXISTS', KEYS[3]) == 1 or (floor and tonumber(ARGV[4]) <= tonumber(floor)) then return 0 end
+local left = math.ceil(math.min(tonumber(ARGV[3]), ARGV[5] - ARGV[2]) * 1000)
+redis.call('HSET', KEYS[1], unpack(ARGV, 6))
+redis.call('PEXPIRE', KEYS[1], left)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[2])
+redis.call('ZADD', KEYS[2], ARGV[5], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], math.max(left, redis.call('PTTL', KEYS[2])))
+return 1
+"""
 # KEYS: session, index. ARGV: hash. Answers 1 if there was one.
 _END: Final = """
 redis.call('ZREM', KEYS[2], ARGV[1])
 return redis.call('DEL', KEYS[1])
 """
-# KEYS: index. ARGV: prefix of the session keys. Answers how many were ended.
+# KEYS: index. ARGV: prefix of the session keys, the hash that stays or nothing. Answers the hashes that were ended.
 _END_ALL: Final = """
-local ended = 0
+local ended = {}
 for _, hash in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  ended = ended + redis.call('DEL', ARGV[1] .. hash)
+  if hash ~= ARGV[2] then
+    if redis.call('DEL', ARGV[1] .. hash) == 1 then ended[#ended + 1] = hash end
+    redis.call('ZREM', KEYS[1], hash)
+  end
 end
-redis.call('DEL', KEYS[1])
 return ended
 """
 
@@ -108,6 +127,8 @@ class LoginSession:
     expires_at: dt.datetime
     address: str
     agent: str
+    holder: str = ""
+    """Of a credential that another issuer made (`adopt`): whose it is there. Empty for a login of ours."""
 
 
 def idle_seconds() -> int:
@@ -201,14 +222,67 @@ def list_of(user_id: uuid.UUID, *, now: dt.datetime) -> list[LoginSession]:
     return [_session(token_hash, fields) for token_hash, fields in found]
 
 
+def adopt(
+    *, token_hash: str, user_id: uuid.UUID, holder: str, issued_at: float, expires_at: float, now: dt.datetime
+) -> LoginSession | None:
+    """A session for a credential that another issuer made and that was found good: from then on it can be named by its
+    hash like a login, and ends with its own end. Again: the same. None if it was ended here before. One call.
+
+    Args:
+        holder: names whose it is at its issuer; `end_holder` ends all of them.
+        issued_at, expires_at: Unix seconds.
+    """
+    session = LoginSession(
+        id=uuid.UUID(hex=token_hash[:32]),
+        user_id=user_id,
+        token_hash=token_hash,
+        created_at=_time(str(issued_at)),
+        last_used_at=now,
+        expires_at=_time(str(expires_at)),
+        address="",
+        agent="",
+        holder=holder,
+    )
+    fields = {
+        "id": str(session.id),
+        "user_id": str(user_id),
+        "created_at": issued_at,
+        "last_used_at": now.timestamp(),
+        "expires_at": expires_at,
+        "address": "",
+        "agent": "",
+        "holder": holder,
+    }
+    flat = [part for pair in fields.items() for part in pair]
+    taken = _run(
+        _ADOPT,
+        [_KEY + token_hash, _ADOPTED + str(user_id), _ENDED + token_hash, _FLOOR + holder],
+        [token_hash, now.timestamp(), idle_seconds(), issued_at, expires_at, *flat],
+    )
+    return session if taken else None
+
+
+def end_holder(holder: str, *, now: dt.datetime) -> None:
+    """Whatever was issued to the holder until now is adopted no more; kept for longer than any such credential."""
+    redis.client().set(_FLOOR + holder, now.timestamp(), ex=absolute_seconds())
+
+
 def end(session: LoginSession) -> bool:
     """Ends one session; whether it was still there (of two that race, one is told True)."""
+    if session.holder:
+        redis.client().set(_ENDED + session.token_hash, "1", exat=math.ceil(session.expires_at.timestamp()))
     return bool(_run(_END, [_KEY + session.token_hash, _INDEX + str(session.user_id)], [session.token_hash]))
 
 
 def end_all(user_id: uuid.UUID) -> int:
-    """Ends every session of a user; how many there were."""
-    ended: int = _run(_END_ALL, [_INDEX + str(user_id)], [_KEY])
+    """Ends every session of a user, what was adopted too; how many logins of ours there were."""
+    _run(_END_ALL, [_ADOPTED + str(user_id)], [_KEY, ""])
+    return len(_run(_END_ALL, [_INDEX + str(user_id)], [_KEY, ""]))
+
+
+def end_others(user_id: uuid.UUID, keep: str) -> list[str]:
+    """Ends every login of a user but the one whose token hash is `keep` (empty: all); the token hashes of the ended."""
+    ended: list[str] = _run(_END_ALL, [_INDEX + str(user_id)], [_KEY, keep])
     return ended
 
 
@@ -233,6 +307,7 @@ def _session(token_hash: str, flat: list[str]) -> LoginSession:
         expires_at=_time(fields["expires_at"]),
         address=fields["address"],
         agent=fields["agent"],
+        holder=fields.get("holder", ""),
     )
 
 

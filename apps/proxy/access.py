@@ -15,7 +15,9 @@ from django.utils.translation import gettext as _
 
 from apps.accounts import demo, sessions
 from apps.accounts.models import User
+from apps.accounts.oidc import bearer
 from apps.accounts.selectors import active_user
+from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 from apps.common.ids import as_uuid
 from apps.devices.selectors import RETRY_OFFLINE_SECONDS, choose_device, owned_device
@@ -54,7 +56,7 @@ def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
 
 # --- logins -----------------------------------------------------------------------------------------------------------
 def _by_login(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
-    token_hash = _login_hash(ask)
+    token_hash = _login_hash(ask, now)
     named = as_uuid(ask["device"])
     if token_hash and named is not None:
         return _named(ask, token_hash, named, now)
@@ -64,16 +66,22 @@ def _by_login(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
     return Reach(user.pk, token_hash, target.entry)
 
 
-def _login_hash(ask: AuthorizeRequest) -> str:
-    """The hash of the login token, empty for the static development user. Raises UNAUTHENTICATED."""
+def _login_hash(ask: AuthorizeRequest, now: dt.datetime) -> str:
+    """The hash of the login token or of a JWT that was found good, empty for the static development user.
+
+    Raises UNAUTHENTICATED, and for a JWT what `bearer.login` raises.
+    """
     token = ask["token"]
     if ask["kind"] == "login":
         return token
     static = bool(demo.static_user_id())
     if static and (ask["kind"] == "none" or token == demo.STATIC_TOKEN):
         return ""
-    if ask["kind"] == "none" or token_prefix(token) != LOGIN_PREFIX:
+    if ask["kind"] == "none":
         raise DomainError("UNAUTHENTICATED")
+    if token_prefix(token) != LOGIN_PREFIX:
+        stranger = Actor("", "", ask["address"], ask["request_id"])
+        return bearer.login(token, actor=stranger, now=now)[1].token_hash
     return hash_token(token)
 
 

@@ -1,4 +1,4 @@
-"""The credential of the API: `Authorization: Bearer vAu_…`, never in a query, never in a cookie."""
+"""The credential of the API: `Authorization: Bearer` with a `vAu_…` or, with OIDC, a JWT; in no query and no cookie."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ from rest_framework.request import Request
 
 from apps.accounts import demo, selectors, sessions
 from apps.accounts.models import User
+from apps.accounts.oidc import bearer
 from apps.accounts.sessions import LoginSession
+from apps.common.actor import Actor
 from apps.common.errors import DomainError
 from tunnel.contract import LOGIN_PREFIX, token_prefix
 
@@ -16,13 +18,16 @@ from tunnel.contract import LOGIN_PREFIX, token_prefix
 class LoginTokenAuthentication(BaseAuthentication):
     """`request.user` is the User, `request.auth` its LoginSession (None for the static development user).
 
-    Raises DomainError UNAUTHENTICATED for a credential that is unknown, expired, logged out or of a disabled user.
+    Raises DomainError UNAUTHENTICATED for a credential that is unknown, expired, logged out or of a disabled user;
+    TOKEN_EXPIRED and TOKEN_REVOKED for JWTs.
     """
 
     def authenticate(self, request: Request) -> tuple[User, LoginSession | None] | None:
         scope = getattr((request.parser_context or {}).get("view"), "throttle_scope", "")
-        found = authenticate_header(get_authorization_header(request).decode("latin-1"), scope)
-        if found is not None and found[1] is not None:
+        plain = request._request  # noqa: SLF001 - `request.user` is what is being found here
+        stranger = Actor("", "", plain.client_address, plain.request_id)  # type: ignore[attr-defined]  # our middleware's
+        found = authenticate_header(get_authorization_header(request).decode("latin-1"), stranger, scope)
+        if found is not None and found[1] is not None and not found[1].holder:
             request.counted = bool(scope)  # type: ignore[attr-defined]  # read by `throttle.count_user`
         return found
 
@@ -30,10 +35,13 @@ class LoginTokenAuthentication(BaseAuthentication):
         return 'Bearer realm="visiona"'
 
 
-def authenticate_header(header: str, throttle_scope: str = "") -> tuple[User, LoginSession | None] | None:
+def authenticate_header(
+    header: str, stranger: Actor, throttle_scope: str = ""
+) -> tuple[User, LoginSession | None] | None:
     """The user of an `Authorization` header; None if it is empty and nobody stands for strangers. One query.
 
-    With a `throttle_scope` the call of a login is counted in it, in the same call to Redis. Raises RATE_LIMITED.
+    With a `throttle_scope` the call of a login of ours is counted in it, in the same call to Redis. Raises
+    RATE_LIMITED, and for a JWT what `bearer.login` does; `stranger` acts where that makes a user at first sight.
     """
     scheme, _, token = header.strip().partition(" ")
     token = token.strip()
@@ -44,9 +52,11 @@ def authenticate_header(header: str, throttle_scope: str = "") -> tuple[User, Lo
         return user, None
     if not header.strip():
         return None
-    if scheme.lower() != "bearer" or token_prefix(token) != LOGIN_PREFIX:
+    if scheme.lower() != "bearer":
         raise DomainError("UNAUTHENTICATED")
     now = timezone.now()
+    if token_prefix(token) != LOGIN_PREFIX:
+        return bearer.login(token, actor=stranger, now=now)
     session = (
         sessions.use_counted(token, scope=throttle_scope, now=now) if throttle_scope else sessions.use(token, now=now)
     )

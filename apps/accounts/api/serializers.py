@@ -6,7 +6,7 @@ from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from apps.accounts import demo, passwords
+from apps.accounts import demo, mail_tokens, passwords
 from apps.accounts.models import User
 from apps.common.fields import EmailField, TextField
 
@@ -48,8 +48,49 @@ class LoginBody(serializers.Serializer[Any]):
 
 
 class ProfileBody(serializers.Serializer[Any]):
+    """The new e-mail is the account's once the link that is sent to it is opened."""
+
     name = TextField(max_length=200, allow_blank=True, required=False)
     locale = TextField(max_length=16, allow_blank=True, required=False)
+    email = EmailField(required=False)
+    password = TextField(
+        max_length=1024,
+        trim_whitespace=False,
+        required=False,
+        help_text="The present one; needed to change the e-mail.",
+    )
+
+
+class LeaveBody(serializers.Serializer[Any]):
+    password = TextField(
+        max_length=1024, trim_whitespace=False, required=False, help_text="The present one, where the account has one."
+    )
+    email = TextField(
+        max_length=254,
+        required=False,
+        help_text="Of an account without a password: its e-mail, and the login must be younger than 15 minutes.",
+    )
+
+
+class MailTokenBody(serializers.Serializer[Any]):
+    token = TextField(max_length=mail_tokens.MAX_CHARACTERS, help_text="From the link in the mail.")
+
+
+class PasswordBody(serializers.Serializer[Any]):
+    current = TextField(max_length=1024, trim_whitespace=False)
+    new = NewPasswordField()
+
+
+class ResetBody(serializers.Serializer[Any]):
+    email = TextField(max_length=254)
+
+
+class NewPasswordBody(MailTokenBody):
+    password = NewPasswordField()
+
+
+class OidcCodeBody(serializers.Serializer[Any]):
+    code = TextField(max_length=128, help_text="From the fragment `#code=` of the page that the login ended at.")
 
 
 class UserSerializer(serializers.ModelSerializer[User]):

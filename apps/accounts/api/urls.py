@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from apps.accounts.api import views
+from apps.accounts.api import credential_views, oidc_views, views
 
 urlpatterns = [
     path("api/auth/register", views.RegisterView.as_view()),
@@ -12,4 +12,12 @@ urlpatterns = [
     path("api/auth/me", views.MeView.as_view()),
     path("api/auth/sessions", views.SessionListView.as_view()),
     path("api/auth/sessions/<str:id>", views.SessionView.as_view()),
+    path("api/auth/email/verify", credential_views.VerifyEmailView.as_view()),
+    path("api/auth/email/verify/resend", credential_views.ResendView.as_view()),
+    path("api/auth/password", credential_views.PasswordView.as_view()),
+    path("api/auth/password/reset", credential_views.ResetView.as_view()),
+    path("api/auth/password/reset/confirm", credential_views.ConfirmResetView.as_view()),
+    path("api/auth/oidc/login", oidc_views.OidcLoginView.as_view()),
+    path("api/auth/oidc/callback", oidc_views.OidcCallbackView.as_view()),
+    path("api/auth/oidc/token", oidc_views.OidcTokenView.as_view()),
 ]

@@ -1,6 +1,7 @@
 """The account routes: register, log in and out, oneself, one's sessions."""
 
-from typing import cast
+import datetime as dt
+from typing import Any, cast
 
 from django.conf import settings
 from django.utils import timezone
@@ -8,8 +9,9 @@ from django.utils.translation import gettext as _
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.accounts import services, sessions
+from apps.accounts import credentials, leaving, services, sessions
 from apps.accounts.api.serializers import (
+    LeaveBody,
     LoginAnswer,
     LoginBody,
     NewAccountBody,
@@ -18,12 +20,24 @@ from apps.accounts.api.serializers import (
     SessionSerializer,
     UserSerializer,
 )
+from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404
 from apps.common.errors import DomainError, not_found
 from apps.common.pagination import paginate_list
 from apps.common.responses import ok
 from apps.common.schema import describe
+
+
+def login_answer(user: User, token: str, expires_at: dt.datetime) -> dict[str, Any]:
+    """What every way of logging in answers."""
+    return {
+        "user": UserSerializer(user).data,
+        "access_token": token,
+        "token_type": "Bearer",
+        "expires_at": expires_at,
+        "idle_timeout": sessions.idle_seconds(),
+    }
 
 
 class RegisterView(PublicApiView):
@@ -47,15 +61,7 @@ class LoginView(PublicApiView):
         user, token, expires_at = services.login(
             actor=self.actor, agent=request.headers.get("User-Agent", ""), now=timezone.now(), **self.body(LoginBody)
         )
-        return ok(
-            {
-                "user": UserSerializer(user).data,
-                "access_token": token,
-                "token_type": "Bearer",
-                "expires_at": expires_at,
-                "idle_timeout": sessions.idle_seconds(),
-            }
-        )
+        return ok(login_answer(user, token, expires_at))
 
 
 class LogoutView(ApiView):
@@ -82,12 +88,35 @@ class MeView(ApiView):
         """Who am I."""
         return ok(UserSerializer(self.user).data)
 
-    @describe("Auth", body=ProfileBody, answer=UserSerializer)
+    @describe(
+        "Auth",
+        body=ProfileBody,
+        answer=UserSerializer,
+        errors=("INVALID_CREDENTIALS", "INVALID_STATE", "NOT_IMPLEMENTED"),
+    )
     def patch(self, request: Request) -> Response:
-        """Change the name or the locale."""
+        """Change the name, the locale; with the password the e-mail, which changes by the link that is sent to it."""
         changes = self.body(ProfileBody)
-        user = services.update_profile(actor=self.actor, user=self.user, changes=changes, now=timezone.now())
+        email, password = changes.pop("email", None), changes.pop("password", "")
+        now = timezone.now()
+        if email is not None and email != self.user.email:
+            credentials.ask_email_change(actor=self.actor, user=self.user, email=email, password=password, now=now)
+        user = services.update_profile(actor=self.actor, user=self.user, changes=changes, now=now)
         return ok(UserSerializer(user).data)
+
+    @describe("Auth", body=LeaveBody, errors=("INVALID_CREDENTIALS", "FORBIDDEN"))
+    def delete(self, request: Request) -> Response:
+        """End this account: devices are unpaired, data and bytes deleted, the trail pseudonymised. No way back."""
+        body = self.body(LeaveBody)
+        leaving.leave(
+            actor=self.actor,
+            user=self.user,
+            session=cast("LoginSession | None", request.auth),
+            password=body.get("password", ""),
+            email=body.get("email", ""),
+            now=timezone.now(),
+        )
+        return ok(None)
 
 
 class SessionListView(ApiView):

@@ -154,7 +154,7 @@ def test_head_is_get_without_the_body(alice_api):
 def test_options_tells_the_methods(alice_api):
     answer = alice_api("OPTIONS", "/api/auth/me")
     assert (answer.status, answer.data) == (200, None)
-    assert answer.headers["Allow"] == "GET, PATCH, HEAD, OPTIONS"
+    assert answer.headers["Allow"] == "GET, PATCH, DELETE, HEAD, OPTIONS"
 
 
 def test_a_strange_host_is_refused_in_the_envelope(anonymous, settings):

@@ -1,0 +1,129 @@
+"""Logging in at the OpenID provider: there, back, and the front end's code for a login. 404 where there is none."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from django.conf import settings
+from django.http import HttpResponse
+from django.utils import timezone
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from apps.accounts.api.serializers import LoginAnswer, OidcCodeBody
+from apps.accounts.api.views import login_answer
+from apps.accounts.oidc import flow, login
+from apps.accounts.oidc.config import Config, config
+from apps.common.api import PublicApiView, StrictQuery
+from apps.common.errors import not_found
+from apps.common.responses import ok
+from apps.common.schema import describe, error_responses
+
+COOKIE: Final = "visiona_oidc"
+COOKIE_PATH: Final = "/api/auth/oidc"
+_ERRORS: Final = ("BAD_REQUEST", "VALIDATION_ERROR", "NOT_FOUND", "RATE_LIMITED", "INTERNAL_ERROR", "CACHE_UNAVAILABLE")
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+def _redirects(where: str) -> Callable[[Handler], Handler]:
+    """Declares a GET that a browser follows, in the schema."""
+    parameter = OpenApiParameter("Location", str, OpenApiParameter.HEADER, response=[302], description=where)
+    declare: Callable[[Handler], Handler] = extend_schema(
+        tags=["Auth"],
+        auth=[],
+        parameters=[parameter],
+        responses={302: OpenApiResponse(description=where), **error_responses((*_ERRORS, "OVERLOADED"))},
+    )
+    return declare
+
+
+class OidcView(PublicApiView):
+    """A route that is there only where a provider is, and we are its client."""
+
+    target: Config
+
+    def load(self, request: Request, **kwargs: str) -> Config:
+        known = config()
+        if known is None or not known.client_id:
+            raise not_found()
+        return known
+
+
+class LoginQuery(StrictQuery):
+    redirect_uri = serializers.CharField(
+        max_length=2000, help_text="The front end's page to end at: one of `VISIONA_OIDC_REDIRECT_URIS`, exactly."
+    )
+
+
+class OidcLoginView(OidcView):
+    query_classes = {"GET": LoginQuery}  # noqa: RUF012 - declared ClassVar in ApiView
+
+    @_redirects("The provider's login.")
+    def get(self, request: Request) -> HttpResponse:
+        """Send a browser here to log in at the provider; a cookie of ten minutes binds the login to it."""
+        browser = request.COOKIES.get(COOKIE, "")
+        if len(browser) != 43:  # one of ours stays, so that two tabs may log in at once
+            browser = secrets.token_urlsafe(32)
+        response = _to(flow.begin(self.target, redirect_uri=self.query["redirect_uri"], browser=browser))
+        response.set_cookie(
+            COOKIE,
+            browser,
+            max_age=flow.STATE_SECONDS,
+            path=COOKIE_PATH,
+            secure=settings.VISIONA["PUBLIC_URL"].startswith("https:"),
+            httponly=True,
+            samesite="Lax",  # the provider sends the browser back by a link
+        )
+        return response
+
+
+class CallbackQuery(StrictQuery):
+    """What providers send back; more than the protocol asks for, and it may be cut off nowhere."""
+
+    state = serializers.CharField(max_length=512)
+    code = serializers.CharField(max_length=4096, required=False)
+    iss = serializers.CharField(max_length=512, required=False)
+    error = serializers.CharField(max_length=256, required=False)
+    error_description = serializers.CharField(max_length=2000, required=False, allow_blank=True)
+    error_uri = serializers.CharField(max_length=2000, required=False, allow_blank=True)
+    session_state = serializers.CharField(max_length=512, required=False, allow_blank=True)
+    scope = serializers.CharField(max_length=2000, required=False, allow_blank=True)
+    authuser = serializers.CharField(max_length=64, required=False, allow_blank=True)
+    hd = serializers.CharField(max_length=256, required=False, allow_blank=True)
+    prompt = serializers.CharField(max_length=64, required=False, allow_blank=True)
+
+
+class OidcCallbackView(OidcView):
+    query_classes = {"GET": CallbackQuery}  # noqa: RUF012 - declared ClassVar in ApiView
+
+    @_redirects("The front end's page, with `#code=` (one use, 60 s) or `#error=` and one of our codes.")
+    def get(self, request: Request) -> HttpResponse:
+        """Where the provider sends the browser back to."""
+        return _to(flow.finish(self.target, self.query, browser=request.COOKIES.get(COOKIE, ""), now=timezone.now()))
+
+
+class OidcTokenView(OidcView):
+    @describe(
+        "Auth",
+        body=OidcCodeBody,
+        answer=LoginAnswer,
+        errors=("INVALID_CREDENTIALS", "ACCOUNT_DISABLED", "EMAIL_TAKEN", "FORBIDDEN", "NOT_FOUND"),
+        public=True,
+    )
+    def post(self, request: Request) -> Response:
+        """Log in with the code from the page's fragment; answers as `login` does. Makes or links the account."""
+        user, token, expires_at = login.redeem(
+            actor=self.actor,
+            agent=request.headers.get("User-Agent", ""),
+            now=timezone.now(),
+            **self.body(OidcCodeBody),
+        )
+        return ok(login_answer(user, token, expires_at))
+
+
+def _to(url: str) -> HttpResponse:
+    """A redirect to whatever is on the lists: Django's own knows no scheme of an app."""
+    return HttpResponse(status=302, headers={"Location": url})

@@ -1,0 +1,131 @@
+"""The mails to users: which there are, in which language, and where their links lead.
+
+A mail is a job of the worker, deferred in the transaction of the act. The job names the user and the kind of mail; the
+token in its link is made when it is sent, so that neither the table of jobs nor a log ever holds one.
+"""
+
+import datetime as dt
+from email.utils import make_msgid, parseaddr
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import structlog
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.template.loader import render_to_string
+from django.utils import translation
+from django.utils.translation import gettext_lazy as _
+from procrastinate.contrib.django import app as jobs
+
+from apps.accounts import mail_tokens
+from apps.accounts.models import User
+from apps.common import throttle
+from apps.common.actor import Actor
+from apps.common.errors import DomainError
+from tunnel.contract import language_of
+
+Kind = Literal["verify", "reset", "password_changed", "email_changed"]
+NOWHERE: Final = "oidc.invalid"
+"""The domain of placeholder addresses of users whose provider tells no e-mail (RFC 2606 §2: `.invalid`)."""
+A_MINUTE: Final = 5
+"""Mails to one user; more are dropped, whoever asks for them from wherever."""
+_LINKS: Final[dict[str, tuple[str, str]]] = {
+    "verify": ("EMAIL_VERIFY_URL", "/#verify={token}"),
+    "reset": ("EMAIL_RESET_URL", "/#reset={token}"),
+}
+
+logger = structlog.get_logger(__name__)
+
+
+def required() -> None:
+    """Raises NOT_IMPLEMENTED on a server that sends no mail (production without `VISIONA_EMAIL_HOST`)."""
+    if not possible():
+        raise DomainError("NOT_IMPLEMENTED", _("This server sends no mail; ask an administrator."))
+
+
+def possible() -> bool:
+    """Whether mails are sent, or in development written into a folder."""
+    return bool(settings.VISIONA["EMAIL_HOST"]) or settings.VISIONA["ENV"] != "production"
+
+
+def defer(kind: Kind, user: User | None, *, actor: Actor, email: str = "") -> None:
+    """Have the worker send it, if the caller's transaction stands.
+
+    Args:
+        user: None: nobody; the job does nothing, and who watches the clock learns nothing.
+        email: where to, if not to the user's present address.
+    """
+    if possible():
+        defer_to("" if user is None else str(user.pk), kind, actor=actor, email=email)
+
+
+def defer_to(user_id: str, kind: Kind, *, actor: Actor, email: str = "") -> None:
+    """As `defer`, for whoever knows the id alone; an empty one is nobody's."""
+    jobs.configure_task("accounts.send_mail").defer(
+        kind=kind,
+        user_id=user_id,
+        email=email,
+        language=translation.get_language() or settings.LANGUAGE_CODE,
+        request_id=actor.request_id,
+    )
+
+
+def send(kind: Kind, user: User, *, email: str, language: str, now: dt.datetime) -> bool:
+    """Send it now, in the user's language, else in `language`. False: there is no reason to, or too many were sent.
+
+    Raises OSError and smtplib's errors.
+    """
+    to = email or user.email
+    if not _wanted(kind, user, email) or to.rpartition("@")[2].endswith(".invalid"):
+        return False
+    try:
+        throttle.take(throttle.Window(f"visiona:throttle:mail:{user.pk}", A_MINUTE))
+    except DomainError:
+        logger.warning("mail_dropped", kind=kind, user=str(user.pk))
+        return False
+    message = _message(kind, user, to, language_of(user.locale, language), now)
+    if not settings.VISIONA["EMAIL_HOST"]:
+        Path(settings.EMAIL_FILE_PATH).mkdir(mode=0o700, parents=True, exist_ok=True)  # its links open accounts
+    message.send()
+    logger.info("mail_sent", kind=kind, user=str(user.pk))  # neither the address nor the link
+    return True
+
+
+def _wanted(kind: Kind, user: User, email: str) -> bool:
+    """Whether it is still to be sent: what happened since the act may have made it pointless."""
+    if not user.is_active:
+        return False
+    if kind == "verify":
+        return bool(email) or user.email_verified_at is None
+    if kind == "reset":
+        return may_have_password(user)
+    return True
+
+
+def may_have_password(user: User) -> bool:
+    """Whether a password may be set by mail. Who came by a provider logs in there, with its second factors."""
+    return user.has_usable_password() or not user.oidc_subject
+
+
+def _message(kind: Kind, user: User, to: str, language: str, now: dt.datetime) -> EmailMessage:
+    with translation.override(language):
+        text = render_to_string(f"accounts/mail/{kind}.{language}.txt", _context(kind, user, to, now))
+    subject, _blank, body = text.partition("\n\n")
+    sender = settings.DEFAULT_FROM_EMAIL
+    domain = parseaddr(sender)[1].rpartition("@")[2] or "localhost"
+    headers = {"Message-ID": make_msgid(domain=domain), "Auto-Submitted": "auto-generated"}
+    return EmailMessage(subject.strip(), body, sender, [to], headers=headers)
+
+
+def _context(kind: Kind, user: User, to: str, now: dt.datetime) -> dict[str, Any]:
+    values = settings.VISIONA
+    context: dict[str, Any] = {"name": user.name, "email": user.email, "to": to, "site": values["PUBLIC_URL"]}
+    if kind in ("verify", "reset"):
+        purpose: mail_tokens.Purpose = "verify" if kind == "verify" else "reset"
+        setting, fallback = _LINKS[kind]
+        template = values[setting] or values["PUBLIC_URL"] + fallback
+        token = mail_tokens.issue(purpose, user, email=to, now=now)
+        context["link"] = template.replace("{token}", token)
+        seconds: int = values["EMAIL_VERIFY_SECONDS" if kind == "verify" else "EMAIL_RESET_SECONDS"]
+        context["hours"], context["minutes"] = seconds // 3600, max(1, seconds // 60)
+    return context

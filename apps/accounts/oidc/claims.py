@@ -1,0 +1,173 @@
+"""From a signed token to an identity. It knows keys and rules, no network, no database, no HTTP.
+
+Taken are asymmetric signatures of an allow-list alone, and the key only from the provider's own set: `jku`, `x5u`,
+`jwk` in a token's head are not looked at (RFC 8725 §3.1, §3.10).
+"""
+
+import datetime as dt
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from joserfc import jwt
+from joserfc.errors import ExpiredTokenError, JoseError
+from joserfc.jwk import Key
+from joserfc.jws import JWSRegistry, extract_compact
+from joserfc.jwt import JWTClaimsRegistry
+
+from apps.accounts.oidc.config import Config
+
+LEEWAY_SECONDS: Final = 60
+MAX_CHARACTERS: Final = 16_384
+_TYPES: Final = ("", "jwt", "at+jwt", "application/at+jwt")
+"""`typ` of ID tokens and access tokens; those with a purpose of their own (logout, events) are no credentials."""
+_FORM: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
+
+
+class TokenError(Exception):
+    """The token proves nothing. `expired`: it did."""
+
+    def __init__(self, why: str, *, expired: bool = False) -> None:
+        super().__init__(why)
+        self.expired = expired
+
+
+class _Registry(JWSRegistry):
+    """Heads with fields of the provider's own (Clerk's `cat`), or with a certificate's chain."""
+
+    max_header_length = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who somebody is, by the provider's word. `email` is empty where the token names none; times in Unix seconds."""
+
+    issuer: str
+    subject: str
+    email: str
+    email_verified: bool
+    name: str
+    locale: str
+    issued_at: float
+    expires_at: float
+
+
+def is_jwt(token: str) -> bool:
+    """Whether it has a JWT's form and a credible length."""
+    return len(token) <= MAX_CHARACTERS and _FORM.match(token) is not None
+
+
+def key_id(token: str) -> str | None:
+    """The id of the key by which the token says it is signed. Raises TokenError for what is no JWT."""
+    kid = _header(token).get("kid")
+    return kid if isinstance(kid, str) else None
+
+
+def read(token: str, keys: Iterable[Key], config: Config, *, issuer: str, now: dt.datetime) -> dict[str, Any]:
+    """The claims of a token that the issuer signed and that is in time. Raises TokenError.
+
+    Who it is for is checked by `check_bearer` or `check_login`.
+    """
+    header = _header(token)
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if algorithm not in config.algorithms:
+        raise TokenError("an algorithm that is not taken")
+    if str(header.get("typ", "")).lower() not in _TYPES:
+        raise TokenError("a token for another purpose")
+    claims = _verified(token, [key for key in keys if kid is None or key.kid == kid], config)
+    rules = JWTClaimsRegistry(
+        now=int(now.timestamp()),
+        leeway=LEEWAY_SECONDS,
+        iss={"essential": True, "value": issuer},
+        sub={"essential": True},
+        exp={"essential": True},
+        iat={"essential": True},
+    )
+    try:
+        rules.validate(claims)
+    except ExpiredTokenError as error:
+        raise TokenError("expired", expired=True) from error
+    except JoseError as error:
+        raise TokenError(error.error) from error
+    if len(claims["sub"]) > 255 or "\0" in claims["sub"]:
+        raise TokenError("a subject that cannot be kept")
+    return claims
+
+
+def _header(token: str) -> Mapping[str, Any]:
+    if not is_jwt(token):
+        raise TokenError("no JWT")
+    try:
+        return extract_compact(token.encode(), registry=_Registry()).headers()
+    except (JoseError, ValueError) as error:
+        raise TokenError("no JWT") from error
+
+
+def _verified(token: str, keys: list[Key], config: Config) -> dict[str, Any]:
+    registry = _Registry(algorithms=config.algorithms, strict_check_header=False)
+    for key in keys:
+        try:
+            return jwt.decode(token, key, algorithms=config.algorithms, registry=registry).claims
+        except (JoseError, ValueError, TypeError):
+            continue  # of several keys without an id one may fit
+    raise TokenError("no key of the provider's fits")
+
+
+def check_bearer(claims: Mapping[str, Any], config: Config) -> None:
+    """Whether the token is meant for this API. Raises TokenError.
+
+    `aud` and `azp` must each be one of ours where we name some and the token has it, and one of the two must be there.
+    """
+    audience, party = claims.get("aud"), claims.get("azp")
+    named = set(audience) if isinstance(audience, list) else {audience}
+    matched = False
+    if config.audiences and audience:
+        if not named & config.audiences:
+            raise TokenError("for another audience")
+        matched = True
+    if config.parties and party:
+        if party not in config.parties:
+            raise TokenError("of another party")
+        matched = True
+    if not matched:
+        raise TokenError("for nobody named")
+
+
+def check_login(claims: Mapping[str, Any], config: Config, *, nonce: str) -> None:
+    """Whether the ID token answers our request (OpenID Connect Core §3.1.3.7). Raises TokenError."""
+    audience = claims.get("aud")
+    named = audience if isinstance(audience, list) else [audience]
+    if config.client_id not in named:
+        raise TokenError("for another audience")
+    party = claims.get("azp")
+    if (party is not None or len(named) > 1) and party != config.client_id:
+        raise TokenError("of another party")
+    if claims.get("nonce") != nonce:
+        raise TokenError("an answer to another request")
+
+
+def identity(claims: Mapping[str, Any], config: Config) -> Identity:
+    """What the claims say of the person. An e-mail that could not be kept counts as none."""
+    email = _text(claims, config.email_claim, 254)
+    verified = claims.get(config.email_claim + "_verified")
+    return Identity(
+        issuer=str(claims["iss"]),
+        subject=str(claims["sub"]),
+        email=email if _EMAIL.match(email) else "",
+        email_verified=verified is True or verified == "true",  # some send the word
+        name=_text(claims, "name", 200),
+        locale=_text(claims, "locale", 16),
+        issued_at=max(0.0, float(claims["iat"])),
+        expires_at=min(float(claims["exp"]), _LAST),
+    )
+
+
+_LAST: Final = 32_503_680_000.0
+"""The year 3000: what ends later ends then."""
+_EMAIL: Final = re.compile(r"[^@\s\0]{1,64}@[^@\s\0]+\.[^@\s\0]+\Z")
+
+
+def _text(claims: Mapping[str, Any], name: str, limit: int) -> str:
+    found = claims.get(name)
+    return found.strip() if isinstance(found, str) and len(found) <= limit and "\0" not in found else ""

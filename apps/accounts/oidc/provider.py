@@ -1,0 +1,171 @@
+"""The provider's discovery document and keys: fetched when first needed, kept for an hour, renewed for an unknown key.
+
+While the provider is away what is known goes on, for a day at most: a login here must not hang on every answer there.
+Whoever sends tokens with made-up key ids causes one fetch in `COOLDOWN_SECONDS`, and no more. One per process.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import structlog
+from django.utils.translation import gettext_lazy as _
+from joserfc.errors import JoseError
+from joserfc.jwk import JWKRegistry, Key
+
+from apps.accounts.oidc.config import Config
+from apps.accounts.oidc.fetch import ProviderError, fetch_json
+from apps.common.errors import DomainError
+
+logger = structlog.get_logger(__name__)
+
+FRESH_SECONDS: Final = 3600.0
+STALE_SECONDS: Final = 24 * 3600.0
+COOLDOWN_SECONDS: Final = 30.0
+"""Between two fetches for keys that are not known."""
+DOWN_SECONDS: Final = 2.0
+"""After a failed fetch, while nothing is known: calls of this time fail at once."""
+MAX_KEYS: Final = 64
+MIN_RSA_BITS: Final = 2048
+_KEY_TYPES: Final = ("RSA", "EC", "OKP")  # never `oct`: a public key must not become a shared secret
+_ENDPOINTS: Final = ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
+
+Fetch = Callable[..., dict[str, Any]]
+
+
+def unavailable() -> DomainError:
+    """The refusal while the provider is needed and does not answer."""
+    return DomainError("OVERLOADED", _("The identity provider cannot be reached right now; try again shortly."))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the provider told of itself. `issuer` is its own spelling, which tokens repeat exactly."""
+
+    issuer: str
+    endpoints: Mapping[str, str]
+    auth_methods: tuple[str, ...]
+    sends_iss: bool
+    keys: tuple[Key, ...]
+    at: float
+
+
+class Provider:
+    """One provider, shared by the threads of a process."""
+
+    def __init__(
+        self, issuer: str, seconds: float, *, fetch: Fetch = fetch_json, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._issuer = issuer
+        self._seconds = seconds
+        self._fetch = fetch
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: Known | None = None
+        self._tried_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Provider {self._issuer} keys={len(self._known.keys) if self._known else None}>"
+
+    def known(self) -> Known:
+        """What is known, renewed if it is old. Raises DomainError OVERLOADED while nothing is."""
+        found = self._known
+        if found is not None and self._clock() - found.at < FRESH_SECONDS:
+            return found
+        if found is None:
+            return self._renewed(pause=DOWN_SECONDS)
+        return self._renewed(pause=COOLDOWN_SECONDS, wait=False)
+
+    def known_with(self, kid: str | None) -> Known:
+        """As `known`, asked anew if it has no key of that id (the provider may have changed its keys)."""
+        found = self.known()
+        if kid is None or any(key.kid == kid for key in found.keys):
+            return found
+        return self._renewed(pause=COOLDOWN_SECONDS)
+
+    def _renewed(self, *, pause: float, wait: bool = True) -> Known:
+        """Fetch, unless somebody did within `pause` seconds. Who comes meanwhile waits for the same fetch, or goes on
+        with what is known (`wait` false).
+        """
+        asked_at = self._clock()
+        if self._lock.acquire(timeout=3 * self._seconds if wait else 0):
+            try:
+                # `pause` counts from before the wait: what another thread fetched meanwhile is new enough.
+                if asked_at - self._tried_at >= pause:
+                    self._try()
+            finally:
+                self._lock.release()
+        found = self._known
+        if found is None or self._clock() - found.at > STALE_SECONDS:
+            raise unavailable()
+        return found
+
+    def _try(self) -> None:
+        try:
+            self._known = self._load()
+        except ProviderError as error:
+            logger.warning("oidc_provider_unavailable", issuer=self._issuer, error=str(error))
+        finally:
+            self._tried_at = self._clock()
+
+    def _load(self) -> Known:
+        document = self._fetch("GET", self._issuer + "/.well-known/openid-configuration", seconds=self._seconds)
+        issuer = document.get("issuer")
+        if not isinstance(issuer, str) or issuer.rstrip("/") != self._issuer:
+            raise ProviderError("the discovery document is of another issuer")
+        endpoints = {name: document[name] for name in _ENDPOINTS if isinstance(document.get(name), str)}
+        for name, url in endpoints.items():
+            self._check(name, url)
+        if "jwks_uri" not in endpoints:
+            raise ProviderError("the discovery document names no jwks_uri")
+        methods = document.get("token_endpoint_auth_methods_supported")
+        return Known(
+            issuer=issuer,
+            endpoints=endpoints,
+            auth_methods=tuple(methods) if isinstance(methods, list) else ("client_secret_basic",),
+            sends_iss=document.get("authorization_response_iss_parameter_supported") is True,
+            keys=read_keys(self._fetch("GET", endpoints["jwks_uri"], seconds=self._seconds)),
+            at=self._clock(),
+        )
+
+    def _check(self, name: str, url: str) -> None:
+        """The document may name other hosts (Google's does), but over TLS; without TLS the issuer's own alone.
+
+        So neither a bad document nor one altered on the way leads us to a service inside.
+        """
+        ours, theirs = urlsplit(self._issuer), urlsplit(url)
+        same = (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
+        if not same and not (ours.scheme == theirs.scheme == "https" and theirs.hostname):
+            raise ProviderError(f"{name} of the discovery document leads elsewhere")
+
+
+def read_keys(document: Mapping[str, Any]) -> tuple[Key, ...]:
+    """The public signature keys of a JWKS; others, and those too weak or of unknown kinds, are passed over."""
+    items = document.get("keys")
+    if not isinstance(items, list):
+        raise ProviderError("the key set holds no keys")
+    found = []
+    for item in items[:MAX_KEYS]:
+        if not isinstance(item, dict) or item.get("kty") not in _KEY_TYPES or item.get("use", "sig") != "sig":
+            continue
+        if item["kty"] == "RSA" and len(str(item.get("n"))) * 6 < MIN_RSA_BITS:  # base64: six bits a character
+            continue
+        try:
+            found.append(JWKRegistry.import_key(item))
+        except (JoseError, ValueError, TypeError) as error:
+            logger.warning("oidc_key_passed_over", error=type(error).__name__)
+    return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def _provider(issuer: str, seconds: float) -> Provider:
+    return Provider(issuer, seconds)
+
+
+def provider(config: Config) -> Provider:
+    """The process's own of this configuration."""
+    return _provider(config.issuer, config.timeout)
