@@ -218,5 +218,5 @@ def test_a_worker_whose_connections_break_goes_on(box, worker):
             " AND datname = current_database()"
         )
     registry.end({box[0]["device_id"]: 1})
-    wait_for(lambda: device_of(box[0]).link_status == LinkStatus.OFFLINE, 20)
+    wait_for(lambda: device_of(box[0]).link_status == LinkStatus.OFFLINE, 60)
     assert worker.poll() is None
