@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 import redis.exceptions
 import structlog
@@ -19,6 +19,7 @@ from django.db import Error, connection
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
+from apps.clusters.load import leases
 from apps.common.database import release_database
 from apps.common.errors import DomainError
 from apps.common.responses import request_id_of
@@ -37,11 +38,14 @@ from apps.tunnels.forwarder import (
     Tap,
     pool,
 )
+from apps.tunnels.registry import Entry
 
 logger = structlog.get_logger("visiona.forward")
 
 CLIENT_CLOSED: Final = 499
 """The status in logs for a client that left before its answer; nobody receives it (nginx's convention)."""
+H_SERVED_BY: Final = "X-VisionA-Device-Id"
+"""Which member of a cluster answered."""
 _ENDLESS: Final = (b"multipart/x-mixed-replace", b"text/event-stream")
 
 
@@ -86,29 +90,49 @@ def check(running: list[Running]) -> None:
     try:
         logins = {each.login for each in running if each.login}
         live = selectors.live_logins(logins) if logins else set()
-        epochs = selectors.device_epochs(each.device_id for each in running)
+        held = [(each, each.target) for each in running]
+        epochs = selectors.device_epochs(device_id for _, (device_id, _epoch) in held)
     except (Error, redis.exceptions.RedisError) as error:
         logger.warning("exchanges_not_checked", running=len(running), error=type(error).__name__)
         return
     finally:
         connection.close()
-    for each in running:
-        epoch = epochs.get(each.device_id)
+    for each, target in held:
+        epoch = epochs.get(target[0])
         if each.login and each.login not in live:
             each.end("UNAUTHENTICATED")
+        elif each.target != target:
+            continue  # it went elsewhere meanwhile
         elif epoch is None:
             each.end("NOT_FOUND")
-        elif epoch > each.epoch:
+        elif epoch > target[1]:
             each.end("TUNNEL_DISCONNECTED")
 
 
 def tidy(now: float) -> int:
-    """Close idle streams that are old, or of daemons that drain; how many are left. `now` in monotonic seconds."""
+    """Close idle streams that are old, or of daemons that drain, and go on counting what runs on clusters.
+
+    Returns how many streams are left. `now` in monotonic seconds.
+    """
     try:
         pool.leave(selectors.draining_nodes())
+        leases.renew()
     except redis.exceptions.RedisError as error:  # a daemon that drains waits for the streams' idle time then
         logger.warning("draining_not_asked", error=type(error).__name__)
     return pool.expire(now)
+
+
+class Others(Protocol):
+    """Who else may take a request whose device failed (`apps.clusters.dispatcher`)."""
+
+    def next(self, code: str) -> Entry | None:
+        """The next one after a failure; None: nobody is left. Raises the errors of Redis."""
+
+    def answered(self) -> None:
+        """The device began to answer."""
+
+    def over(self, code: str = "") -> None:
+        """The request is over, with the code of what failed at the last. Idempotent."""
 
 
 def forward(
@@ -122,6 +146,7 @@ def forward(
     tap: Tap | None = None,
     upgrade: bool = False,
     admit: Callable[[], None] | None = None,
+    others: Others | None = None,
 ) -> HttpResponseBase:
     """Carry the request to the device of `route` and answer with what its box says.
 
@@ -130,6 +155,8 @@ def forward(
         mount: the raw prefix that the box does not see.
         upgrade: the request must be one for an upgrade; it is passed on as such.
         admit: the last word before the request goes out, when all else has been checked (a ticket is spent).
+        others: who takes it if the device fails; the answer names the one that did by H_SERVED_BY. It is told `over`
+            once the answer is; where this raises, by the caller.
 
     Raises DomainError.
     """
@@ -153,6 +180,7 @@ def forward(
         limits=own.limits,
         secret=own.secret,
         tap=tap,
+        elsewhere=None if others is None else _turning(running, others),
     )
     with own.gate.held(running):
         own.watchdog.wake()
@@ -164,15 +192,35 @@ def forward(
         answer = _head(own, running, forwarded, request)
         if answer is None:
             own.gate.leave(running)
+            if others is not None:
+                others.over()
             return HttpResponse(status=CLIENT_CLOSED)
 
         def done() -> None:
             if own.gate.leave(running):
                 log(request, forwarded)
+                if others is not None:
+                    others.over(forwarded.problem.partition(":")[0] if forwarded.outcome == "cut" else "")
 
         carried = BoxAnswer(forwarded, answer, done)
+        if others is not None:
+            others.answered()
+            carried[H_SERVED_BY] = forwarded.route.device_id
         request.carried = carried  # type: ignore[attr-defined]  # read by CarriedMiddleware
         return carried
+
+
+def _turning(running: Running, others: Others) -> Callable[[str], Route | None]:
+    """Asks `others` for the next device, and has the watchdog look at that one from then on."""
+
+    def turn(code: str) -> Route | None:
+        entry = others.next(code)
+        if entry is None:
+            return None
+        running.target = (entry.device_id, entry.epoch)
+        return selectors.as_route(entry)
+
+    return turn
 
 
 def _head(own: Engine, running: Running, forwarded: Forward, request: HttpRequest) -> AnswerHead | None:

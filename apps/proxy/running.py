@@ -28,20 +28,20 @@ RETRY_AFTER: Final = 5
 class Running:
     """One exchange under way. `login` is the login session's token hash, empty without one (static user)."""
 
-    __slots__ = ("_gate", "_verdict", "device_id", "epoch", "login", "long", "started", "user_id")
+    __slots__ = ("_gate", "_verdict", "login", "long", "started", "target", "user_id")
 
     def __init__(self, gate: Gate, *, device_id: str, epoch: int, user_id: str, login: str) -> None:
         self._gate = gate
         self._verdict = ""
-        self.device_id = device_id
-        self.epoch = epoch
+        self.target = (device_id, epoch)
+        """The device and its epoch: one value, since another thread reads it while an exchange turns elsewhere."""
         self.user_id = user_id
         self.login = login
         self.started = time.monotonic()
         self.long = False
 
     def __repr__(self) -> str:
-        return f"<Running device={self.device_id} long={self.long} {self._verdict or 'going on'}>"
+        return f"<Running device={self.target[0]} long={self.long} {self._verdict or 'going on'}>"
 
     @property
     def ended(self) -> str:

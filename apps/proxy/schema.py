@@ -39,6 +39,12 @@ TICKET: Final = OpenApiParameter(
 )  # fmt: skip
 
 
+_SERVED_BY: Final = OpenApiParameter(
+    "X-VisionA-Device-Id", OpenApiTypes.UUID, OpenApiParameter.HEADER, response=True,
+    description="The member that answered.",
+)  # fmt: skip
+
+
 def _responses(*more: str) -> dict[Any, Any]:
     """Per status: our envelope, or what the box says, which may be anything of the same status."""
     by_status: dict[int, list[str]] = {}
@@ -61,8 +67,12 @@ def proxied(
     parameters: Iterable[OpenApiParameter] = (),
     methods: Iterable[str] = METHODS,
     tickets: bool = False,
+    cluster: bool = False,
 ) -> Callable[[View], View]:
-    """Declares a proxy view's methods; the view's own `dispatch` serves them, and all others."""
+    """Declares a proxy view's methods; the view's own `dispatch` serves them, and all others.
+
+    `tickets`: a GET may come with one; `cluster`: the answer names the member that gave it.
+    """
 
     def declare(view: View) -> View:
         for method in methods:
@@ -70,7 +80,7 @@ def proxied(
             handler = extend_schema(
                 tags=[tag],
                 summary=summary,
-                parameters=[*parameters, *([TICKET] if by_ticket else [])],
+                parameters=[*parameters, *([TICKET] if by_ticket else []), *([_SERVED_BY] if cluster else [])],
                 request=None if method in ("get", "delete") else {"application/octet-stream": OpenApiTypes.BINARY},
                 responses=_responses(*(["FORBIDDEN"] if by_ticket else [])),
                 auth=_LOGIN,

@@ -15,5 +15,7 @@ urlpatterns = [
     path("api/devices/scan", views.ScanView.as_view()),
     path("api/devices/<str:device_id>/proxy", views.DeviceProxyView.as_view(schema=None)),
     re_path(r"^api/devices/(?P<device_id>[^/]+)/proxy/(?P<path>[\s\S]*)\Z", views.DeviceProxyView.as_view()),
+    path("api/clusters/<str:id>/proxy", views.ClusterProxyView.as_view(schema=None)),
+    re_path(r"^api/clusters/(?P<id>[^/]+)/proxy/(?P<path>[\s\S]*)\Z", views.ClusterProxyView.as_view()),
     re_path(r"^ws/(?P<path>[\s\S]*)\Z", views.SocketView.as_view()),
 ]

@@ -20,6 +20,7 @@ from rest_framework.views import APIView
 from apps.accounts.api.authentication import LoginTokenAuthentication
 from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
+from apps.clusters.dispatcher import Dispatcher
 from apps.common.api import id_or_404
 from apps.common.errors import DomainError, invalid
 from apps.common.responses import ok, request_id_of
@@ -36,6 +37,7 @@ from apps.proxy.tickets import Ticket
 from apps.tunnels.forwarder import Tap, own_params
 
 _MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
+_CLUSTER_MOUNT = re.compile(rb"/api/clusters/[^/?]+/proxy(?=[/?]|\Z)")
 
 
 class ProxyView(APIView):
@@ -173,6 +175,32 @@ class DeviceProxyView(BrowserView):
         if match is None:  # Django decodes before it routes: `/api/%64evices/…` comes here too
             raise DomainError("BAD_REQUEST")
         return self.carry(request, target_of(device), mount=match.group())
+
+
+@proxied("Clusters", "Any path, at the member whose turn it is", cluster=True)
+class ClusterProxyView(ProxyView):
+    """`/api/clusters/{id}/proxy/{path}`: the dispatcher."""
+
+    throttle_scope = "CLUSTER"
+
+    def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
+        dispatcher = Dispatcher(self.user.pk, id_or_404(kwargs["id"]))
+        match = _CLUSTER_MOUNT.match(raw.raw_target(request))
+        if match is None:
+            raise DomainError("BAD_REQUEST")
+        try:
+            first = selectors.as_route(dispatcher.first())
+            return engine.forward(
+                request,
+                first,
+                user_id=str(self.user.pk),
+                login=self._login(),
+                mount=match.group(),
+                others=dispatcher,
+            )
+        except BaseException as error:
+            dispatcher.over(getattr(error, "code", ""))
+            raise
 
 
 @scanned()

@@ -37,6 +37,8 @@ __all__ = ["ClientLeft", "Control", "Ended", "Route"]
 Outcome = Literal["", "ok", "refused", "client_left", "ended", "cut", "abandoned"]
 FindRoute = Callable[[], Route | None]
 """The registry's present word on the device; None: it is offline."""
+Elsewhere = Callable[[str], Route | None]
+"""Another device that may take the request which failed with this code, unanswered; None: nobody is left."""
 
 pool: Final[StreamPool[BoxStream]] = StreamPool()
 """The idle streams of this process."""
@@ -77,6 +79,7 @@ class Forward:
         limits: Limits,
         secret: str,
         tap: Tap | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.exchange = exchange
         self.route = route
@@ -97,6 +100,7 @@ class Forward:
         self._stream: BoxStream | None = None
         self._switch: Switch | None = None
         self._renewed = False
+        self._elsewhere = elsewhere
 
     def __repr__(self) -> str:
         return f"<Forward {self.outcome or 'running'} session={self.route.session} {self.exchange!r} {self._stream!r}>"
@@ -175,7 +179,7 @@ class Forward:
                     raise
                 watch.set_box(None)
                 self._drop_stream()
-                if not self._try_again():
+                if not self._try_again(error.code):
                     raise
                 exchange.restart()
                 fresh_only = True
@@ -198,19 +202,26 @@ class Forward:
                     open_seconds=self._limits.open_seconds,
                 )
             except OpenFailed as error:
-                # Nothing was sent, so any request may try the session that the device has by now.
-                if not error.elsewhere or not self._move_on():
+                # Nothing was sent, so any request may try the session that the device has by now, or another device.
+                possible = error.elsewhere or self._elsewhere is not None
+                if not possible or not self._move_on(error.code):
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
 
-    def _try_again(self) -> bool:
+    def _try_again(self, code: str) -> bool:
         """Whether a request that ended unanswered goes out once more, and on which session."""
         if self.reused:
             pool.unanswered(self.route.session)
             return self.exchange.may_retry(reused=True)
-        return self.exchange.may_retry(reused=True) and self._move_on()
+        return self.exchange.may_retry(reused=True) and self._move_on(code)
 
-    def _move_on(self) -> bool:
-        """Turn to a newer session of the device, once."""
+    def _move_on(self, code: str) -> bool:
+        """Turn to another device where one may take the request, else to a newer session of this one, once."""
+        if self._elsewhere is not None:
+            other = self._elsewhere(code)
+            if other is None:
+                return False
+            self.route = other
+            return True
         if self._renewed:
             return False
         self._renewed = True

@@ -163,7 +163,7 @@ def test_who_may_no_longer_is_ended(device: Device, alice: User, what: str, code
     elif what == "disabled":
         User.objects.update(is_active=False)
     elif what == "unknown":
-        each.device_id = str(uuid.uuid4())
+        each.target = (str(uuid.uuid4()), 3)
     else:
         Device.objects.update(epoch=4)
     engine.check([each])
