@@ -86,8 +86,7 @@ def attempt(*, delivery_id: uuid.UUID, number: int, now: dt.datetime) -> str:
         if not free:
             return BUSY
         release_database()
-        outcome = _send(webhook, delivery, now)
-    result = _record(delivery, outcome, now)
+        result = _record(delivery, _send(webhook, delivery, now), now)  # in hand until it is recorded
     logger.info("webhook_attempt", to=webhook.origin, event_id=str(delivery.event_id), number=number, result=result)
     _next_waiting(now)
     return result
