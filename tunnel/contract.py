@@ -271,7 +271,7 @@ class Authorized(TypedDict):
     allowed: Literal[True]
     device_id: str
     epoch: int
-    session: str  # the tunnel session that the registry knows
+    session: str  # the tunnel session that the registry knows; "" while it is on its way from one daemon to another
     node_url: str  # internal URL of the daemon that holds it
     user_id: str
     login: str  # names the login session, for invalidation and kind `login`; "" where there is none (then kind `none`)
@@ -289,7 +289,6 @@ class Forbidden(TypedDict):
     message: str
     details: NotRequired[Any]
     retry_after: NotRequired[int]
-    moving: NotRequired[bool]  # offline just now, on its way from a daemon that drained to another
 
 
 class Invalidate(TypedDict):

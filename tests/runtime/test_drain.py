@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.runtime.daemonworld import OTHER, echo, read_all, world
+from tests.runtime.daemonworld import OTHER, TOKEN, dial, echo, parse, read_all, world
 from tunnel.runtime.transport import HandshakeRefused
 
 
@@ -20,9 +20,8 @@ async def test_streams_in_flight_finish_and_nothing_new_begins() -> None:
         status, fields, refused, _ = await w.forward(headers=[("X-Device-Id", "device-0")])
         assert (status, fields["retry-after"]) == (503, "1")
         refused.close()
-        with pytest.raises(HandshakeRefused) as caught:
+        with pytest.raises(OSError, match="connect"):
             await w.agent(OTHER)
-        assert (caught.value.status, caught.value.header("Retry-After")) == (503, "5")
         beat = await w.control.wait(lambda: [one for one in w.control.heartbeats if one["draining"]])
         assert (beat[0]["sessions_count"], beat[0]["streams_count"]) == (1, 1)
         assert agent.end_reason is None
@@ -131,3 +130,99 @@ async def test_an_agent_in_the_handshake_is_turned_away() -> None:
         assert codes == [503]
         ended = await w.control.wait(lambda: w.control.events)
         assert (ended[0]["type"], ended[0]["reason"]) == ("disconnected", "drain")
+
+
+async def test_who_has_knocked_is_let_in_and_nobody_after_that() -> None:
+    """Connections that the kernel has taken before the port closes are answered, so that they need not be made anew."""
+    async with world() as w:
+        agent, _ = await w.agent()
+        await w.serve(agent, echo)
+        _, _, raw, _ = await w.forward()
+        knocked = await dial(w.public)  # nothing is said yet
+        w.daemon.drain()
+        await w.until(lambda: w.daemon._ports.public.fileno() < 0)
+        with pytest.raises(OSError, match="connect"):
+            await dial(w.public)
+        await knocked.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        status, _, _ = parse(await read_all(knocked))
+        assert status == 404  # nothing of ours, but an answer
+        assert (await w.http("/healthz", secret=None))[0] == 200  # the internal port stays to the end
+        raw.close()
+        await w.ended.wait()
+
+
+async def test_many_tunnels_go_one_after_the_other() -> None:
+    async with world(drain_seconds=2.0) as w:
+        agents = [(await w.agent(f"vAs_{number:032d}"))[0] for number in range(9)]
+        await w.until(lambda: len(w.daemon.sessions) == 9)
+        w.daemon.drain()
+        await w.until(lambda: any(each.peer_going_away for each in agents))
+        told = sum(each.peer_going_away for each in agents)
+        assert told < 9
+        await w.ended.wait()
+        await w.until(lambda: all(each.end_reason is not None for each in agents))
+        assert {each.end_reason.close_code for each in agents if each.end_reason} == {1012}
+
+
+async def test_a_tunnel_ends_with_its_own_streams() -> None:
+    """It does not wait for the streams of others: its agent is needed elsewhere."""
+    async with world(drain_seconds=60) as w:
+        busy, _ = await w.agent()
+        await w.serve(busy, echo)
+        _, _, raw, _ = await w.forward()
+        free, _ = await w.agent(OTHER)
+        w.daemon.drain()
+        await w.until(lambda: free.end_reason is not None)
+        assert busy.end_reason is None
+        raw.send_eof()
+        await read_all(raw)
+        await w.ended.wait()
+
+
+HANDS_OVER = [("Authorization", f"Bearer {TOKEN}"), ("X-VisionA-Agent", "visiona-agent/1; features=handover")]
+
+
+async def test_an_agent_that_hands_over_takes_streams_until_it_has() -> None:
+    async with world(drain_seconds=60) as w:
+        agent, _ = await w.agent(headers=HANDS_OVER)
+        await w.serve(agent, echo)
+        session = w.daemon.sessions.all()[0]
+        _, _, held, _ = await w.forward()
+        w.daemon.drain()
+        await w.until(lambda: agent.peer_going_away)
+        status, _, raw, rest = await w.forward(first=b"still")
+        assert status == 101
+        raw.send_eof()
+        assert rest + await read_all(raw) == b"still"
+        done = await w.http(f"/internal/session/{session.id}?code=1012&handover=1", method="DELETE")
+        assert done[0] == 200
+        status, fields, refused, _ = await w.forward()
+        assert (status, fields["retry-after"]) == (503, "1")
+        refused.close()
+        assert agent.end_reason is None
+        await held.send_all(b"in flight")
+        held.send_eof()
+        assert await read_all(held) == b"in flight"
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1012
+        await w.ended.wait()
+
+
+async def test_an_agent_that_finds_no_other_daemon_is_not_waited_for() -> None:
+    async with world(drain_seconds=60) as w:
+        await w.agent(headers=HANDS_OVER)
+        start = trio.current_time()
+        w.daemon.drain()
+        await w.ended.wait()
+        assert trio.current_time() - start < 30
+
+
+async def test_a_handover_outside_of_a_drain_ends_the_old_tunnel_too() -> None:
+    async with world() as w:
+        agent, _ = await w.agent(headers=HANDS_OVER)
+        session = w.daemon.sessions.all()[0]
+        await w.http(f"/internal/session/{session.id}?code=1012&handover=1", method="DELETE")
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1012

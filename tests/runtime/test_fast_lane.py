@@ -261,6 +261,8 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
             await wire.send(OK)
 
         await box(w, slow)
+        held = w.daemon.sessions.all()[0].id
+        w.control.grant = {"node_url": w.daemon.node_url, "session": held}
         async with Visitor(w) as visitor, Visitor(w) as idle:
             await visitor.send(f"GET /d/{DEVICE}/x")
             await reached.wait()
@@ -268,9 +270,10 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
             await trio.testing.wait_all_tasks_blocked(0.05)  # the daemon has read it: the connection is not idle
             w.daemon.drain()
             await w.until(lambda: w.daemon.metrics.draining)
-            await idle.stream.send_all(f"{DEVICE}/x HTTP/1.1\r\nHost: h\r\n\r\n".encode())
-            assert (await idle.read()).code == "TUNNEL_UNAVAILABLE"
+            await idle.stream.send_all(f"{DEVICE}/late HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            assert (await idle.read()).code == "TUNNEL_DISCONNECTED"
             go_on.set()
-            assert (await visitor.read()).body == b"ok"
-            with trio.fail_after(5):
+            got = await visitor.read()
+            assert (got.body, got.all("connection")) == (b"ok", ["close"])
+            with trio.fail_after(20):
                 await w.ended.wait()

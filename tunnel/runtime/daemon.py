@@ -22,6 +22,7 @@ from tunnel.logs import JsonLog
 from tunnel.registry import Registry
 from tunnel.runtime.admission import Admission
 from tunnel.runtime.arrivals import Arrivals
+from tunnel.runtime.departures import Departures
 from tunnel.runtime.fast import FastLane
 from tunnel.runtime.heartbeat import Heart
 from tunnel.runtime.internal import InternalApi
@@ -110,6 +111,7 @@ class Daemon:
         self._grace_seconds = config.drain_seconds
         self._background: trio.Nursery | None = None
         self._closing = trio.CapacityLimiter(_CLOSING_AT_ONCE)
+        self._departures = Departures(self._spawn, grace=config.drain_seconds)
 
     @property
     def streams_fast(self) -> int:
@@ -206,8 +208,10 @@ class Daemon:
             switch=self.switch,
             metrics=self.metrics,
             drain=self.drain,
+            handed_over=self._departures.handed_over,
             fast=fast,
         )
+        public = self._public(listener)
         async with control, trio.open_nursery() as background:
             self._background = background
             background.start_soon(self._log.run)
@@ -216,7 +220,7 @@ class Daemon:
             background.start_soon(remote.run)
             async with trio.open_nursery() as sessions, trio.open_nursery() as accepting:
                 await sessions.start(fast.run)
-                accepting.start_soon(self._public(listener).run, sessions)
+                accepting.start_soon(public.run, sessions)
                 accepting.start_soon(self._internal(internal).run, sessions)
                 accepting.start_soon(heart.run)
                 accepting.start_soon(self.switch.watch, self.sessions.all)
@@ -230,32 +234,36 @@ class Daemon:
                 )
                 task_status.started(self._ports)
                 await self._drain_asked.wait()
-                await self._end(heart, listener)
+                await self._end(heart, listener, public)
                 accepting.cancel_scope.cancel()
                 sessions.cancel_scope.cancel()
             left = await outbox.flush(_FLUSH_SECONDS)
             self._log.info("stopped", events_lost=left)
             background.cancel_scope.cancel()
 
-    async def _end(self, heart: Heart, listener: Listener) -> None:
-        # 1. Not ready: load balancers and Django send nothing more; both ports refuse what comes all the same.
+    async def _end(self, heart: Heart, listener: Listener, public: HttpServer) -> None:
+        # 1. Not ready: load balancers and Django send nothing more; what comes all the same is refused, or passed on to
+        # the daemon that has the device by then.
         self.metrics.draining = True
         heart.beat_soon()
         streams = len(self.switch) + self.streams_fast
         self._log.info("draining", sessions=len(self.sessions), streams=streams, grace=self._grace_seconds)
-        # 2. Agents learn that nothing more will be opened. What is in flight goes on.
-        for session in self.sessions.all():
-            session.connection.go_away(0)
+        # 2. The public port is closed: agents and clients come to another daemon from now on.
         if self.fast is not None:
             self.fast.drain()
-        # 3. Streams finish, within the grace; a second signal cuts it short.
+        public.close()
+        # 3. Agents are told to go, a few at a time. What is in flight finishes, and a tunnel is closed when its streams
+        # have: an agent that is closed earlier would lose them. A second signal cuts it short.
+        reason = "restart" if self._close_code == CLOSE_RESTART else "shutdown"
         self._grace.deadline = trio.current_time() + self._grace_seconds
         with self._grace:
+            await self._departures.all(
+                self.sessions.all(), code=self._close_code, reason=reason, grace=self._grace_seconds
+            )
             await self.switch.wait_empty()
             if self.fast is not None:
                 await self.fast.wait_empty()
-        # 4. Only now the tunnels: an agent that is closed earlier would lose its streams.
-        reason = "restart" if self._close_code == CLOSE_RESTART else "shutdown"
+        # 4. Whoever is left.
         for session in self.sessions.all():
             session.close(self._close_code, reason)
         with trio.move_on_after(_CLOSE_SECONDS):

@@ -157,7 +157,6 @@ class FastLane:
             asked = read(head)
             if self._preflight(client, asked, request_id):
                 return None
-            self._check()
             grant = await self._grant(client, asked, request_id)
             return self._started(client, asked, grant, request_id)
         except ProxyError as error:
@@ -182,10 +181,6 @@ class FastLane:
         client.answer(self._cors.preflight(asked.said.origin, request_id, keep_alive=keep), keep=keep)
         return True
 
-    def _check(self) -> None:
-        if self.draining:
-            raise ProxyError("TUNNEL_UNAVAILABLE", "this daemon is going away")
-
     async def _grant(self, client: Client, asked: Asked, request_id: str) -> Grant:
         authorizer = self._authorizer
         if authorizer is None:
@@ -194,7 +189,7 @@ class FastLane:
         grant = authorizer.kept(asked.key, question) if asked.key else None
         if grant is None or self._outdated(grant):
             if asked.mount or asked.upgrade:
-                grant = await authorizer.ask(asked.key, question)
+                grant = await authorizer.settled(asked.key, question, seconds=self._patience)
             else:  # /ws/* without an upgrade: a ticket is not spent for that
                 if asked.kind != b"ticket":
                     await authorizer.ask(asked.key, question)
@@ -248,7 +243,7 @@ class FastLane:
     def reach(self, grant: Grant) -> Line | None:
         """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
         session = self._sessions.of_device(grant.device_id)
-        if session is None or session.closing or session.epoch < grant.epoch:
+        if session is None or session.closing or session.leaving or session.epoch < grant.epoch:
             return self.remote(grant) if self.remote is not None and grant.node_url != self.node_url else None
         line = self._lines.get(session.id)
         if line is None:
@@ -267,7 +262,7 @@ class FastLane:
         if line is not None:
             return line
         self._forget(grant)
-        fresh = await self._fresh(grant) if anew else None
+        fresh = await self._fresh(grant, grant.session) if anew else None
         if fresh is not None and fresh.session != grant.session:
             return await self.wait_reach(fresh, anew=False)
         raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
@@ -278,19 +273,31 @@ class FastLane:
         here = self.reach(grant)
         if here is not None and here.session != line.session:
             return here
-        fresh = await self._fresh(grant)
+        fresh = await self._fresh(grant, line.session)
         if fresh is None or fresh.session == line.session:
             return None
         return await self.wait_reach(fresh, anew=False)
 
-    async def _fresh(self, grant: Grant) -> Grant | None:
-        """What Django says now about the same caller; None: nothing better is known."""
+    async def _fresh(self, grant: Grant, than: str) -> Grant | None:
+        """What Django says now about the same caller; None: nothing better than session `than` is known."""
         if self._authorizer is None or not grant.key:
             return None  # a ticket is spent: nobody can be asked again
         try:
-            return await self._authorizer.ask(grant.key, grant.again)
+            return await self._authorizer.settled(
+                grant.key,
+                grant.again,
+                seconds=self._patience,
+                than=than,
+                leaving=self.node_url if self.draining else "",
+            )
         except ProxyError:
             return None  # what was wrong with the way tells the client more
+
+    @property
+    def _patience(self) -> float:
+        """How long a device that moves is waited for: while we drain, no longer than that its client can be told."""
+        seconds = self.config.open_seconds
+        return min(seconds, self.config.drain_seconds / 2) if self.draining else seconds
 
     def _forget(self, grant: Grant) -> None:
         if self._authorizer is not None:
@@ -313,7 +320,7 @@ class FastLane:
             error,
             request_id or self._ids.request_id(said[3]),
             accepted=said[8],
-            keep_alive=keep,
+            keep_alive=keep and not self.draining,
             head_only=head is not None and head.method == b"HEAD",
             extra=self._cors.lines(said[1]),
         )

@@ -23,6 +23,7 @@ FLIGHTS: Final = 1024
 """Look-ups under way or waiting for their turn; more callers than that are refused."""
 _REFRESH_AT: Final = 0.7  # of a grant's life: it is asked for anew while it is still good
 _MAX_TTL: Final = 60.0
+_ASK_AGAIN: Final = (0.05, 0.5)  # the pause between two look-ups about a device that moves; it grows
 _PASSED_ON: Final = frozenset({"DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE", "OVERLOADED"})
 
 
@@ -46,8 +47,8 @@ class Grant:
     """An allowed caller. `key` is empty for one that may not be kept (a ticket, which is spent)."""
 
     __slots__ = (
-        "again", "checked_at", "device_id", "epoch", "expires", "key", "limits", "login", "node_url", "refresh_at",
-        "session", "user_id",
+        "again", "checked_at", "device_id", "epoch", "expires", "key", "limits", "login", "moving", "node_url",
+        "refresh_at", "session", "user_id",
     )  # fmt: skip
 
     def __init__(self, key: bytes, asked: AuthorizeRequest, said: Authorized, limits: Limits, now: float) -> None:
@@ -60,6 +61,7 @@ class Grant:
         self.epoch = said["epoch"]
         self.session = said["session"]
         self.node_url = said["node_url"]
+        self.moving = said.get("moving", False)
         self.user_id = said["user_id"]
         self.login = said["login"]
         self.limits = limits
@@ -133,6 +135,25 @@ class Authorizer:
             raise ProxyError("TUNNEL_UNAVAILABLE", "the look-up was given up")
         return flight.grant
 
+    async def settled(
+        self, key: bytes, asked: AuthorizeRequest, *, seconds: float, than: str = "", leaving: str = ""
+    ) -> Grant:
+        """As `ask`; a device on its way from one daemon to another is waited for, up to `seconds`.
+
+        `than` is a session that will not do; `leaving` the URL of a node whose sessions are all on their way.
+        """
+        deadline, pause = trio.current_time() + seconds, _ASK_AGAIN[0]
+        while True:
+            grant = await self.ask(key, asked)
+            moving = grant.moving or (leaving != "" and grant.node_url == leaving)
+            if not moving or grant.session not in ("", than):
+                return grant
+            if trio.current_time() >= deadline:
+                raise ProxyError("TUNNEL_DISCONNECTED", "the device has not come back from a daemon that drained")
+            self.forget(grant)
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, _ASK_AGAIN[1])
+
     async def refusal(self, grant: Grant) -> Denied | None:
         """Ask anew about a caller that is being served: the definite refusal, if there is one."""
         try:
@@ -194,7 +215,7 @@ class Authorizer:
         if not said["allowed"]:
             raise Denied(said)
         grant = Grant(key, asked, said, self._limits_of(said["body_max"]), now)
-        if key and grant.expires > now:
+        if key and grant.expires > now and (grant.session or not grant.moving):
             self._kept[key] = grant
             self._kept.move_to_end(key)
             if len(self._kept) > SIZE:

@@ -36,7 +36,7 @@ class LocalLine:
         if self._full():
             raise ProxyError("OVERLOADED", "the daemon's buffers are full")
         try:
-            if self.tunnel.closing:
+            if self.tunnel.closing or self.tunnel.leaving:
                 raise NotOpened("TUNNEL_DISCONNECTED", "the tunnel is closing", retry_after=1)
             return self.tunnel.connection.open_nowait()
         except TooManyStreams as error:
@@ -46,7 +46,7 @@ class LocalLine:
 
     def give(self, stream: BoxStream, *, reusable: bool) -> None:
         """Keep or close the stream of an exchange that is over."""
-        if self.tunnel.closing or self.tunnel.connection.peer_going_away:
+        if self.tunnel.closing or self.tunnel.parting or self.tunnel.connection.peer_going_away:
             stream.close_nowait()
         else:
             self.lines.give(stream, reusable=reusable)

@@ -202,6 +202,8 @@ class Carried(Progress):
                 return
             self._head_sent = True
             self._head_at = trio.current_time()
+            if self._lane.draining:  # the client is to ask elsewhere from now on
+                exchange.request = exchange.request._replace(client_keep_alive=False)
             out.append(exchange.client_head(self._lane.cors_of(self._head)))
             if exchange.upgraded:
                 self.upgraded = True

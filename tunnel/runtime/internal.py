@@ -52,6 +52,7 @@ class InternalApi:
         switch: Switch,
         metrics: Metrics,
         drain: Callable[[], None],
+        handed_over: Callable[[TunnelSession], None],
         fast: FastLane,
     ) -> None:
         self._secrets = config.secrets
@@ -62,6 +63,7 @@ class InternalApi:
         self._switch = switch
         self._metrics = metrics
         self._drain = drain
+        self._handed_over = handed_over
         self._fast = fast
 
     async def serve(self, request: Request, stream: ByteStream, peer: str) -> Rest | None:
@@ -138,6 +140,9 @@ class InternalApi:
                 raise Refusal("NOT_FOUND", "no such session on this node")
             if request.method == "GET":
                 return success(self._facts(session), request.request_id)
+            if request.query.get("handover") == "1":
+                self._handed_over(session)
+                return success(None, request.request_id)
             code = _whole(request, "code", CLOSE_RESTART)
             if code not in CLOSING_CODES:
                 raise Refusal("VALIDATION_ERROR", "code: not a close code of ours", details={"code": ["unknown"]})
@@ -188,8 +193,8 @@ class InternalApi:
             raise Refusal("BAD_REQUEST", "the upgrade request has no body")
         deadline = trio.current_time() + self._open_seconds
         session = await self._chosen(request)
-        if self._metrics.draining:
-            raise Refusal("TUNNEL_DISCONNECTED", "this daemon is going away", retry_after=1)
+        if session.leaving:
+            raise Refusal("TUNNEL_DISCONNECTED", "this tunnel is going away", retry_after=1)
         tunnel = await self._switch.open(session, deadline)
         try:
             await stream.send_all(

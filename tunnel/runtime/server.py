@@ -14,7 +14,7 @@ from tunnel.contract import request_id_from
 from tunnel.http import ProxyError
 from tunnel.logs import JsonLog
 from tunnel.runtime.http1 import Refusal, Request, read_request, refusal, send_and_close, unreadable
-from tunnel.runtime.sockets import ByteStream, accept
+from tunnel.runtime.sockets import ByteStream, accept, accept_nowait, stop_listening
 
 _OUR_FAULT: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 _PAUSE_SECONDS: Final = 0.1
@@ -118,25 +118,46 @@ class HttpServer:
         self._slots = slots
         self._head_seconds = head_seconds
         self._max_connections = max_connections
+        self._nursery: trio.Nursery | None = None
         self.connections = 0
 
     async def run(self, connections: trio.Nursery) -> None:
-        """Accept until cancelled; each connection is a task of `connections`."""
+        """Accept until cancelled or closed; each connection is a task of `connections`."""
+        self._nursery = connections
         while True:
             try:
-                sock, address = await accept(self._listener)
+                self._take(*await accept(self._listener))
+            except trio.ClosedResourceError:
+                return
             except OSError as error:
                 if error.errno in _OUR_FAULT:
                     raise
                 # Out of descriptors or memory, a network that is down: accept(2) says that it passes.
                 self._log.error("accept_failed", port=self._name, error=str(error))
                 await trio.sleep(_PAUSE_SECONDS)
-                continue
-            if self.connections >= self._max_connections:
-                sock.close()
-                continue
-            self.connections += 1
-            connections.start_soon(self._serve, sock, address)
+                if self._listener.fileno() < 0:
+                    return
+
+    def close(self) -> None:
+        """Listen no more, so that whoever knows another address goes there at once. Those who wait are taken first.
+
+        Connections go on. Idempotent.
+        """
+        if self._listener.fileno() < 0:
+            return
+        try:
+            while (taken := accept_nowait(self._listener)) is not None:
+                self._take(*taken)
+        except OSError as error:
+            self._log.error("accept_failed", port=self._name, error=str(error))
+        stop_listening(self._listener)
+
+    def _take(self, sock: socket.socket, address: str) -> None:
+        if self._nursery is None or self.connections >= self._max_connections:
+            sock.close()
+            return
+        self.connections += 1
+        self._nursery.start_soon(self._serve, sock, address)
 
     async def _serve(self, sock: socket.socket, address: str) -> None:
         stream = ByteStream(sock)

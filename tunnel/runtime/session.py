@@ -61,7 +61,18 @@ class Identity:
 class TunnelSession:
     """A live tunnel. `run` carries it; `close` ends it from anywhere, without waiting."""
 
-    __slots__ = ("_close_order", "_crash", "_spawn", "connected_at", "connection", "forwards", "identity", "started")
+    __slots__ = (
+        "_close_order",
+        "_crash",
+        "_spawn",
+        "connected_at",
+        "connection",
+        "forwards",
+        "identity",
+        "leaving",
+        "parting",
+        "started",
+    )
 
     def __init__(self, identity: Identity, connection: Connection, spawn: Callable[..., None]) -> None:
         self.identity = identity
@@ -69,6 +80,8 @@ class TunnelSession:
         self.connected_at = datetime.now(UTC)
         self.started = trio.current_time()
         self.forwards = 0  # streams that the switch carries for it now
+        self.parting = False  # its agent was told to go: no stream is kept for later any more
+        self.leaving = False  # it takes no new streams
         self._spawn = spawn
         self._close_order: tuple[int, str] | None = None
         self._crash = ""

@@ -68,16 +68,38 @@ async def accept(listener: socket.socket) -> tuple[socket.socket, str]:
     """The next connection, tuned, and its peer's IP address. Raises OSError as accept(2) does."""
     while True:
         await trio.lowlevel.wait_readable(listener)
-        try:
-            sock, address = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            continue
-        try:
-            tune(sock)
-        except OSError:
-            sock.close()  # reset before we got to it; some systems say so only now
-            continue
-        return sock, str(address[0])
+        taken = accept_nowait(listener)
+        if taken is not None:
+            return taken
+
+
+def accept_nowait(listener: socket.socket) -> tuple[socket.socket, str] | None:
+    """As `accept`, of what has come already; None: nothing, or nothing that lives still."""
+    try:
+        sock, address = listener.accept()
+    except (BlockingIOError, ConnectionAbortedError):
+        return None
+    try:
+        tune(sock)
+    except OSError:
+        sock.close()  # reset before we got to it; some systems say so only now
+        return None
+    return sock, str(address[0])
+
+
+def stop_listening(listener: socket.socket) -> None:
+    """Take no connections on this port any more, nor does any other process that has the same socket (Linux).
+
+    Such a process may `listen` on it again. Whoever waits for it gets trio.ClosedResourceError. Idempotent.
+    """
+    if listener.fileno() < 0:
+        return
+    trio.lowlevel.notify_closing(listener)
+    try:
+        listener.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # elsewhere than on Linux a listening socket can't be shut down; closing it is all there is
+    listener.close()
 
 
 class ByteStream:

@@ -217,6 +217,8 @@ class Workers:
                     other.ports.internal.close()
                     if other.ports.public is not worker.ports.public:
                         other.ports.public.close()
+            if _SPREADS:
+                worker.ports.public.listen(_BACKLOG)  # the one before it has stopped listening when it was drained
             status = self._serve(config_of(self._config, worker.number), worker.ports, orders)
         except BaseException:  # noqa: BLE001 - the child must not go on with the parent's work, whatever happened
             traceback.print_exc()
