@@ -49,8 +49,6 @@ MULTIPART_ABOVE: Final = 100 << 20
 PART_LEAST: Final = 32 << 20
 PARTS_MOST: Final = 1_000
 """S3 would take 10 000; each is a URL in the answer to `init`."""
-COPY_MOST: Final = 5 << 30
-"""S3 copies no more in one call."""
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 _WRONG: Final = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "InvalidRange", "PreconditionFailed"})
 _TYPE: Final = "application/octet-stream"
@@ -140,18 +138,16 @@ class S3Store:
                 return self._settle_parts(promise, upload_id, parts)
             try:
                 stored, etag = self._checked(promise, promise.upload_key)
-            except Missing:
+                self._copy(promise, etag)
+            except Missing:  # nothing has come, or another call was quicker
                 return self._settled_before(promise)
-            self._copy(promise, etag)
             self._client.delete_object(**self._named(promise.upload_key))
             return stored
 
     def _copy(self, promise: Promise, etag: str) -> None:
-        """Within S3; only what was just read."""
+        """Within S3; only what was just read. Raises Missing, Mismatch."""
         source = {"Bucket": self._bucket, "Key": self._prefix + promise.upload_key}
-        self._client.copy_object(
-            **self._named(promise.object_key), CopySource=source, CopySourceIfMatch=etag, MetadataDirective="COPY"
-        )
+        self._call(self._client.copy_object, promise.object_key, CopySource=source, CopySourceIfMatch=etag)
 
     def _settle_parts(self, promise: Promise, upload_id: str, parts: Sequence[tuple[int, str]] | None) -> Stored:
         if parts is not None:

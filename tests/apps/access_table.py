@@ -68,6 +68,17 @@ TABLE: Final[dict[str, Row]] = {
     "DELETE /api/devices/{id}": Row(OBJECT, of="device"),
     "GET /api/devices/{id}/accelerators": Row(OBJECT, of="device"),
     "GET /api/devices/{id}/events": Row(OBJECT, of="device"),
+    "GET /api/models": Row(LOGIN),
+    "POST /api/models/init": Row(
+        LOGIN, 201, body={"name": "new", "version": "1", "filename": "a.nef", "size": 1, "chips": []}
+    ),
+    "GET /api/models/{id}": Row(OBJECT, of="model"),
+    "PATCH /api/models/{id}": Row(OBJECT, of="model", body={"name": "x"}),
+    "DELETE /api/models/{id}": Row(OBJECT, of="model"),
+    "POST /api/models/{id}/finalize": Row(OBJECT, of="model"),
+    "GET /api/models/{id}/download": Row(OBJECT, of="model"),
+    "PUT /storage/{signed}": Row(PUBLIC, 403),
+    "GET /storage/{signed}": Row(PUBLIC, 403),
     "GET /api/audit": Row(LOGIN),
     "GET /api/clusters": Row(LOGIN),
     "POST /api/clusters": Row(LOGIN, 201, body={"name": "new"}),

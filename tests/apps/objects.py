@@ -7,7 +7,9 @@ from apps.accounts.models import User
 from apps.clusters import services as clusters
 from apps.common.actor import Actor
 from apps.devices.models import Device
+from apps.model_registry.models import AIModel
 from apps.pairing import services as pairing
+from apps.storage import services as storage
 from apps.webhooks import services as webhooks
 
 SYSTEM = Actor.system("tests")
@@ -25,7 +27,13 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
     webhook = webhooks.create_webhook(
         actor=SYSTEM, owner_id=owner.pk, url="https://example.com/", events=["device.online"], now=timezone.now()
     ).webhook
+    _upload_key, object_key = storage.new_keys()
+    model = AIModel.objects.create(
+        owner=owner, name="m", version="1", filename="m.nef", size=1, sha256="0" * 64, status="ready",
+        object_key=object_key,
+    )  # fmt: skip
     return {
+        "model": {"id": str(model.pk)},
         "webhook": {"id": str(webhook.pk)},
         "device": {"id": str(device.pk), "device_id": str(device.pk), "path": "x"},
         "cluster": {"id": str(cluster.pk), "device_id": str(device.pk), "path": "x"},
