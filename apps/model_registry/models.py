@@ -6,6 +6,7 @@ from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 
 from apps.common.models import BaseModel
+from apps.model_registry.deployment_models import Deployment as Deployment  # Django looks for tables here
 
 LIVE = models.Q(deleted_at=None)
 
