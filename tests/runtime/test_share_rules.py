@@ -25,7 +25,7 @@ async def test_a_viewer_whose_login_ends_leaves_alone() -> None:
         assert views(w) == 2
         fast = w.daemon.fast
         assert fast is not None
-        ended = [run for run in fast._running if run.grant.login == "login-of-vAu_" + "b" * 32]
+        ended = [run for run in fast.running if run.grant.login == "login-of-vAu_" + "b" * 32]
         assert len(ended) == 1
         fast.invalidate(users=(), logins=("login-of-vAu_" + "b" * 32,), devices=())
         assert await other.end() == "reset"

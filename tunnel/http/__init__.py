@@ -72,6 +72,7 @@ from tunnel.http.response import field_lines as field_lines
 from tunnel.http.reuse import PROBE_SECONDS as PROBE_SECONDS
 from tunnel.http.reuse import AfterAnswer as AfterAnswer
 from tunnel.http.reuse import ReusePolicy as ReusePolicy
+from tunnel.http.target import NO_PARAMS as NO_PARAMS
 from tunnel.http.target import OwnParams as OwnParams
 from tunnel.http.target import is_device_id as is_device_id
 from tunnel.http.target import own_params as own_params

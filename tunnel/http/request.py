@@ -162,9 +162,11 @@ class Prepared:
     It depends on nothing but the head, the `Via` less its texts `address`, `request_id` and `traceparent`, and limits.
     """
 
-    __slots__ = ("_after", "_before", "_breaks", "_end", "request")
+    __slots__ = ("_after", "_before", "_breaks", "_end", "line", "request")
 
     def __init__(self, before: list[bytes], after: list[bytes], end: list[bytes], request: ProxyRequest) -> None:
+        self.line = before[0]
+        """The request line for the box."""
         self._before = b"\r\n".join(before)
         self._after = b"\r\n".join([b"", *after])
         self._end = b"\r\n".join([b"", *end, b"", b""])

@@ -187,6 +187,7 @@ class Daemon:
         self.metrics.fast = fast
         shares = Shares(fast, self._log, events=config.share_events)
         fast.share = shares.take_over
+        fast.plain = shares.plain_until
         self.metrics.shares = shares
         listener = Listener(
             config,

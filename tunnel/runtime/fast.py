@@ -6,26 +6,39 @@ Puts together who may (`fast_auth`), the client's connection (`fast_client`), th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import Any, Final
 
 import trio
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from tunnel.adapters.control import ControlPlane
 from tunnel.config import TunnelConfig
-from tunnel.http import Exchange, Field, Limits, ProxyError, RequestHead, Via
+from tunnel.http import (
+    Exchange,
+    Field,
+    Limits,
+    OrdinaryAnswers,
+    ProxyError,
+    RequestHead,
+    Via,
+    field_lines,
+    outline,
+)
 from tunnel.logs import JsonLog
 from tunnel.registry import Registry
 from tunnel.runtime.arrivals import Arrivals
-from tunnel.runtime.fast_ask import Asked, Said, read
+from tunnel.runtime.fast_ask import Asked, Said, field_of, is_bodyless, read
 from tunnel.runtime.fast_auth import Authorizer, Grant, concerns
 from tunnel.runtime.fast_client import Client
 from tunnel.runtime.fast_edge import Cors, Ids, told
 from tunnel.runtime.fast_line import LocalLine
+from tunnel.runtime.fast_memo import Memo, Ready, is_keepable
+from tunnel.runtime.fast_poll import AVAILABLE, Poller
+from tunnel.runtime.fast_quick import Quick
 from tunnel.runtime.fast_run import Carried, Run
+from tunnel.runtime.fast_tally import Tally
 from tunnel.runtime.fast_types import BoxStream, Line
 from tunnel.runtime.remote import RemoteStream
 from tunnel.runtime.session import TunnelSession
@@ -37,6 +50,8 @@ _REAUTHORIZING: Final = 8  # look-ups about running exchanges at once
 
 Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
 """(client, what was asked, exchange, grant, request id): may take a GET without range or body over, or not (None)."""
+Plain = Callable[[Grant, bytes], float]
+"""(grant, request line for the box): until when it is known that the answer is not one to share, else 0.0."""
 Remote = Callable[[Grant], Line]
 """The way to a session that another daemon holds."""
 
@@ -59,10 +74,11 @@ class FastLane:
         self.node_url = config.node_url
         self.draining = False
         self.share: Share | None = None
+        self.plain: Plain | None = None
         self.remote: Remote | None = None
-        self.outcomes: Counter[str] = Counter()
-        self.bytes_up = 0
-        self.bytes_down = 0
+        self.poller: Poller | None = None
+        self.running: set[Run | Quick] = set()
+        self._tally = Tally()
         self._control = control
         self._sessions = sessions
         self._arrivals = arrivals
@@ -78,7 +94,8 @@ class FastLane:
             upgraded_idle_seconds=config.upgraded_idle_seconds,
         )
         self._clients: set[Client] = set()
-        self._running: set[Run] = set()
+        self._memos = Memo(), Memo()  # of clients, and of clients that are trusted proxies
+        self._answers = OrdinaryAnswers()
         self._lines: dict[str, LocalLine] = {}
         self._nursery: trio.Nursery | None = None
         self._authorizer: Authorizer | None = None
@@ -87,10 +104,10 @@ class FastLane:
         self._empty = trio.lowlevel.ParkingLot()
 
     def __repr__(self) -> str:
-        return f"<FastLane clients={len(self._clients)} running={len(self._running)}>"
+        return f"<FastLane clients={len(self._clients)} running={len(self.running)}>"
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self.running)
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -98,6 +115,9 @@ class FastLane:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._authorizer = Authorizer(self._control, self._log, nursery, limits=self._limits)
+            if AVAILABLE:
+                self.poller = Poller()
+                nursery.start_soon(self.poller.run)
             task_status.started()
             while True:
                 await trio.sleep(_LOOK_SECONDS)
@@ -120,7 +140,7 @@ class FastLane:
 
     async def wait_empty(self) -> None:
         """Return when nothing runs."""
-        while self._running:
+        while self.running:
             await self._empty.park()
 
     def spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -141,9 +161,42 @@ class FastLane:
             return None
         request_id = self._ids.request_id(asked.said.values[3])
         try:
-            return self._started(client, asked, grant, request_id)
+            run = self._started(client, asked, grant, request_id)
         except ProxyError:
             return None
+        self._note(client, asked, grant)
+        return run
+
+    def _note(self, client: Client, asked: Asked, grant: Grant) -> None:
+        """Keep what the head comes to, if it is met again and nothing speaks against it."""
+        noted, memo = client.noted, self._memos[client.trusted]
+        if noted is None or not memo.again(noted.name):
+            return
+        via = Via(scheme="http", address="", request_id="", trusted=client.trusted, mount=asked.mount)
+        prepared = outline(asked.head, via, grant.limits)
+        if is_keepable(asked, prepared):
+            memo.keep(noted.name, Ready(asked, prepared, field_lines(self.cors_of(asked.head))))
+
+    def quick(self, client: Client) -> Quick:
+        """What serves the ordinary requests of a connection."""
+        return Quick(self, client, self._memos[client.trusted], self._answers, self._ids)
+
+    def granted(self, ready: Ready, now: float) -> Grant | None:
+        """The grant for a request that was met before, if nobody has to be asked and it is surely not to be shared."""
+        if self.draining or self._authorizer is None:
+            return None
+        grant = self._authorizer.kept(ready.key, now=now)
+        if grant is None or now >= grant.refresh_at or self._outdated(grant):
+            return None
+        if ready.grant is not grant:
+            ready.met(grant)
+        if ready.length > grant.limits.request_body:
+            return None
+        if ready.sharable and now >= ready.plain_until and self.plain is not None:
+            ready.plain_until = self.plain(grant, ready.prepared.line)
+            if now >= ready.plain_until:
+                return None
+        return grant
 
     def _outdated(self, grant: Grant) -> bool:
         """The device was admitted anew since: it may be somebody else's by now."""
@@ -152,7 +205,7 @@ class FastLane:
 
     async def begin(self, client: Client, head: RequestHead) -> Run | None:
         """The exchange, or None once the client was told why there is none."""
-        request_id = self._ids.request_id(_field(head, b"x-request-id"))
+        request_id = self._ids.request_id(field_of(head, b"x-request-id"))
         try:
             asked = read(head)
             if self._preflight(client, asked, request_id):
@@ -160,7 +213,7 @@ class FastLane:
             grant = await self._grant(client, asked, request_id)
             return self._started(client, asked, grant, request_id)
         except ProxyError as error:
-            self.outcomes[error.code.lower()] += 1
+            self._tally.count(error.code.lower())
             self._log.info(
                 "forward_refused",
                 lane="fast",
@@ -171,13 +224,13 @@ class FastLane:
                 problem=str(error),
                 address=client.address,
             )
-            client.answer(self.told(error, head, keep=_bodyless(head), request_id=request_id), keep=_bodyless(head))
+            client.answer(self.told(error, head, keep=is_bodyless(head), request_id=request_id), keep=is_bodyless(head))
             return None
 
     def _preflight(self, client: Client, asked: Asked, request_id: str) -> bool:
         if asked.head.method != b"OPTIONS" or not asked.said.values[10]:
             return False
-        keep = _bodyless(asked.head)
+        keep = is_bodyless(asked.head)
         client.answer(self._cors.preflight(asked.said.origin, request_id, keep_alive=keep), keep=keep)
         return True
 
@@ -211,21 +264,12 @@ class FastLane:
         )
         exchange = Exchange(asked.head, via, grant.limits)
         run: Run | None = None
-        if self.share is not None and self._sharable(asked, exchange):
+        if self.share is not None and asked.sharable and not exchange.request.body_length:
             run = self.share(client, asked, exchange, grant, request_id)
         if run is None:
             run = Carried(self, client, asked.head, exchange, grant, request_id)
-        self._running.add(run)
+        self.running.add(run)
         return run
-
-    @staticmethod
-    def _sharable(asked: Asked, exchange: Exchange) -> bool:
-        return (
-            asked.head.method == b"GET"
-            and not asked.said.values[7]
-            and not asked.upgrade
-            and exchange.request.body_length == 0
-        )
 
     def invalidate(self, *, users: Iterable[str], logins: Iterable[str], devices: Iterable[str]) -> tuple[int, int]:
         """Drop what is known of them and end what they run: how many of each."""
@@ -233,7 +277,7 @@ class FastLane:
         dropped = 0
         if self._authorizer is not None:
             dropped = self._authorizer.invalidate(users=gone[0], logins=gone[1], devices=gone[2])
-        ended = [run for run in self._running if concerns(run.grant, *gone)]
+        ended = [run for run in self.running if concerns(run.grant, *gone)]
         for run in ended:
             code = "NOT_FOUND" if run.grant.device_id in gone[2] else "UNAUTHENTICATED"
             run.end_with(ProxyError(code, "no longer allowed"))
@@ -311,7 +355,7 @@ class FastLane:
     # --- what is told -------------------------------------------------------------------------------------------------
     def cors_of(self, head: RequestHead) -> list[Field]:
         """The CORS fields for the answer to a request."""
-        return self._cors.fields(_field(head, b"origin"))
+        return self._cors.fields(field_of(head, b"origin"))
 
     def told(self, error: ProxyError, head: RequestHead | None, *, keep: bool, request_id: str = "") -> bytes:
         """The envelope of an error as a whole answer."""
@@ -334,13 +378,25 @@ class FastLane:
 
     def ended(self, run: Carried) -> None:
         """Count and log an exchange that is over."""
-        self._running.discard(run)
         facts = run.facts()
-        self.outcomes[run.outcome] += 1
-        self.bytes_up += facts["bytes_up"]
-        self.bytes_down += facts["bytes_down"]
+        self._tally.count(run.outcome)
+        self._tally.bytes_up += facts["bytes_up"]
+        self._tally.bytes_down += facts["bytes_down"]
         self._log.info("forward", **facts)
-        if not self._running:
+        self.no_longer(run)
+
+    def ordinary_ended(self, line: bytes, up: int, down: int) -> None:
+        """The same of an ordinary one; `line` is what is logged, with the event's name, as JSON."""
+        tally = self._tally
+        tally.count("ok")
+        tally.bytes_up += up
+        tally.bytes_down += down
+        self._log.info_json(line)
+
+    def no_longer(self, run: Run | Quick) -> None:
+        """It does not run any more, here or in this guise."""
+        self.running.discard(run)
+        if self._empty and not self.running:
             self._empty.unpark_all()
 
     def crashed(self, run: Carried, error: Exception) -> None:
@@ -350,24 +406,16 @@ class FastLane:
 
     def live(self) -> Iterator[Metric]:
         """What Prometheus is told."""
-        name = "visiona_fast_"
-        yield GaugeMetricFamily(name + "connections", "Client connections", value=len(self._clients))
-        yield GaugeMetricFamily(name + "exchanges", "Exchanges under way", value=len(self._running))
-        counted = CounterMetricFamily(name + "exchanges", "Exchanges that ended", labels=["outcome"])
-        for outcome, count in self.outcomes.items():
-            counted.add_metric([outcome], count)
-        yield counted
-        moved = CounterMetricFamily(name + "bytes", "Body bytes", labels=["direction"])
-        moved.add_metric(["up"], self.bytes_up)
-        moved.add_metric(["down"], self.bytes_down)
-        yield moved
+        return self._tally.live(self._clients, self.running)
 
     # --- the watchdog -------------------------------------------------------------------------------------------------
     def _look(self) -> None:
         now = trio.current_time()
         for client in list(self._clients):
             client.look(now)
-        for run in self._running:
+        for run in self.running:
+            if isinstance(run, Quick):
+                continue  # it is a second old at most, then carried by a run that is asked about
             if now - run.checked >= REAUTHORIZE_SECONDS and run not in self._asking_anew:
                 self._asking_anew.add(run)
                 self.spawn(self._ask_anew, run)
@@ -390,18 +438,3 @@ class FastLane:
                     run.end_with(denied)
         finally:
             self._asking_anew.discard(run)
-
-
-def _field(head: RequestHead, wanted: bytes) -> bytes:
-    return next((value for name, value in head.fields if name.lower() == wanted), b"")
-
-
-def _bodyless(head: RequestHead) -> bool:
-    """Whether the request surely has no body and its connection may go on: what a refusal needs to know."""
-    for name, value in head.fields:
-        lower = name.lower()
-        if lower == b"transfer-encoding" or (lower == b"content-length" and value.strip() != b"0"):
-            return False
-        if lower == b"connection" and b"close" in value.lower():
-            return False
-    return head.http11

@@ -99,6 +99,11 @@ class Asked:
         else:
             self.key = key_of(self.kind, authorization, device.encode())
 
+    @property
+    def sharable(self) -> bool:
+        """Whether it may be one of many on the same answer, as far as its method and fields say."""
+        return self.head.method == b"GET" and not self.said.values[7] and not self.upgrade
+
     def request(self, node: str, address: str, request_id: str) -> AuthorizeRequest:
         """The question to Django."""
         values = self.said.values
@@ -144,3 +149,34 @@ def read(head: RequestHead) -> Asked:
 def is_lane_path(path: str) -> bool:
     """Whether a path (raw, without the query) belongs to the fast lane."""
     return path.startswith(("/d/", "/ws/"))
+
+
+def field_of(head: RequestHead, wanted: bytes) -> bytes:
+    """The first field of that lower-case name, empty where absent."""
+    return next((value for name, value in head.fields if name.lower() == wanted), b"")
+
+
+def is_bodyless(head: RequestHead) -> bool:
+    """Whether the request surely has no body and its connection may go on: what a refusal needs to know."""
+    for name, value in head.fields:
+        lower = name.lower()
+        if lower == b"transfer-encoding" or (lower == b"content-length" and value.strip() != b"0"):
+            return False
+        if lower == b"connection" and b"close" in value.lower():
+            return False
+    return head.http11
+
+
+def takes_endless(head: RequestHead) -> bool:
+    """Whether the client takes an endless answer, and asks for no condition."""
+    accepted = []
+    for name, value in head.fields:
+        lower = name.lower()
+        if lower.startswith(b"if-") or lower == b"last-event-id":
+            return False
+        if lower == b"accept":
+            accepted.append(value)
+    if not accepted:
+        return True
+    said = b",".join(accepted).lower()
+    return b"*/*" in said or b"multipart/" in said or b"text/event-stream" in said

@@ -108,12 +108,13 @@ class Authorizer:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def kept(self, key: bytes, asked: AuthorizeRequest | None = None) -> Grant | None:
+    def kept(self, key: bytes, asked: AuthorizeRequest | None = None, *, now: float | None = None) -> Grant | None:
         """The grant under `key` if it is still good. With `asked` it is renewed in time, in the background."""
         grant = self._kept.get(key)
         if grant is None:
             return None
-        now = trio.current_time()
+        if now is None:
+            now = trio.current_time()
         if now >= grant.refresh_at:
             if now >= grant.expires:
                 del self._kept[key]

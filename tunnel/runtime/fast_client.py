@@ -15,17 +15,20 @@ import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 from tunnel.http import Buffer, FramingError, ProxyError, RequestHead, RequestParser
+from tunnel.runtime.fast_memo import Noted
 from tunnel.runtime.sockets import ByteStream, shared_buffer
 
 if TYPE_CHECKING:
     from tunnel.runtime.fast import FastLane
-    from tunnel.runtime.fast_run import Run
+    from tunnel.runtime.fast_quick import Quick
+    from tunnel.runtime.fast_types import Run, Served
 
 IDLE_SECONDS: Final = 75.0
 """A kept connection without a request. As browsers and proxies expect it."""
 LINGER_SECONDS: Final = 2.0
 """What a client still sends after an answer that ends the connection is read away so long, so that it can read that."""
 _READ: Final = 64 * 1024
+_PIECE: Final = 16 * 1024  # of a connection that rests: an ordinary request and more
 _AHEAD: Final = 64 * 1024  # bytes of pipelined requests that are held
 
 IDLE, HEAD, RUN, LINGER = range(4)
@@ -35,8 +38,8 @@ class Client:
     """One connection. `run` is the exchange that is under way."""
 
     __slots__ = (
-        "_keep", "_lane", "_parser", "_unsent", "_waiter", "address", "phase", "raw", "reading", "run",
-        "scope", "sent", "since", "sock", "trusted",
+        "_descriptor", "_given", "_keep", "_lane", "_parser", "_quick", "_rester", "_unsent", "_waiter", "address",
+        "forwarded", "noted", "phase", "raw", "reading", "run", "scope", "sent", "since", "sock", "trusted",
     )  # fmt: skip
 
     def __init__(self, lane: FastLane, raw: ByteStream, address: str) -> None:
@@ -45,7 +48,9 @@ class Client:
         self.sock = raw.sock
         self.address = address
         self.trusted = lane.is_trusted(address)
-        self.run: Run | None = None
+        self.forwarded = address.encode("latin-1")
+        self.run: Served | None = None
+        self.noted: Noted | None = None
         self.phase = HEAD
         self.since = trio.current_time()  # of the phase
         self.sent = 0  # bytes to the client
@@ -54,7 +59,11 @@ class Client:
         self._parser = RequestParser()
         self._keep = False
         self._unsent: list[Buffer] = []
-        self._waiter: Task | None = None
+        self._waiter: Task | None = None  # of `wait_change`
+        self._rester: Task | None = None  # of `_rest`
+        self._given: bytes | None = b""  # what it is woken with; None: the connection broke
+        self._descriptor = self.sock.fileno()
+        self._quick = lane.quick(self)
 
     def __repr__(self) -> str:
         return f"<Client {self.address} {('idle', 'head', 'run', 'linger')[self.phase]} {self.run!r}>"
@@ -75,7 +84,7 @@ class Client:
         finally:
             if self.run is not None and not self.run.over:
                 self.run.client_left()
-            self.raw.close()
+            self.close()
 
     async def _read(self) -> bytes:
         buffer = shared_buffer()
@@ -92,12 +101,62 @@ class Client:
                 raise trio.BrokenResourceError(str(error)) from error
             return bytes(buffer[:size])
 
+    async def _rest(self) -> bytes:
+        """The next bytes, b"" at the end. Meanwhile ordinary requests are served as they come, without this task."""
+        poller = self._lane.poller
+        if poller is None:
+            return await self._read()
+        if self.sock.fileno() < 0:
+            raise trio.ClosedResourceError("this connection was closed")
+        self._rester = current_task()
+        poller.add(self._descriptor, self._readable)
+
+        def abort(_: object) -> Abort:
+            self._stop_resting()
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+        data = self._given
+        if self.sock.fileno() < 0:
+            raise trio.ClosedResourceError("this connection was closed")
+        if data is None:
+            raise trio.BrokenResourceError("the connection broke")
+        self._given = b""
+        return data
+
+    def _readable(self) -> None:
+        """Called by the poller."""
+        try:
+            data = self.sock.recv(_PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._given = None
+        else:
+            if data and self.phase == IDLE and self._quick.begin(data):
+                return
+            self._given = data
+        self._wake()
+
+    def _stop_resting(self) -> Task | None:
+        task, self._rester = self._rester, None
+        if task is not None and self._lane.poller is not None:
+            self._lane.poller.remove(self._descriptor)
+        return task
+
+    def _wake(self) -> None:
+        task = self._stop_resting()
+        if task is not None:
+            reschedule(task)
+
     async def _next(self, data: bytes) -> tuple[RequestHead | None, bytes]:
         """The next head and what is behind it; None: no more requests."""
         parser = self._parser = RequestParser()
         self._enter(HEAD if data else IDLE)
         while True:
             if data:
+                noted, self.noted = self.noted, None
+                whole = noted is not None and noted.data is data and not parser.started
                 try:
                     head = parser.feed(data)
                 except ProxyError as error:
@@ -105,6 +164,8 @@ class Client:
                     await self._linger()
                     return None, b""
                 if head is not None:
+                    if whole and noted is not None and noted.size + len(parser.rest) == len(data):
+                        self.noted = noted  # it was this head's bytes
                     return head, parser.rest
             if self._lane.draining and not parser.started:
                 return None, b""
@@ -121,9 +182,11 @@ class Client:
         """One exchange; what was read behind it, None if the connection ends with it."""
         self._enter(RUN)
         self._keep = False
-        run = self.run = self._lane.cached(self, head)
+        run = self._lane.cached(self, head)
+        self.noted = None
         if run is None:
-            run = self.run = await self._lane.begin(self, head)
+            run = await self._lane.begin(self, head)
+        self.run = run
         if run is None:
             return rest if self._keep else None
         await run.start()
@@ -163,22 +226,28 @@ class Client:
             self.reading = True
 
     async def _to_end(self, run: Run, rest: bytes) -> bytes | None:
-        """Wait for the exchange to be over, watching for the client's end; None: the connection ends with it."""
-        while not run.over:
+        """Wait for the exchange to be over, watching for the client's end; None: the connection ends with it.
+
+        What is read behind it is returned. Requests that were served while this task rested are over by then as well.
+        """
+        while self._busy():
             if run.upgraded:
                 await self._upgraded(run, rest)
                 return None
             if len(rest) >= _AHEAD or (rest and run.request_done):
                 await self.wait_change()
                 continue
-            data = await self._read()
-            if not data and not run.over:
-                run.client_left()
-                return None
+            data = await self._rest()
             if not data:
+                if self.run is not None:
+                    self.run.client_left()
                 return None
-            rest += data
+            rest = rest + data if rest else data
         return rest if self._keep else None
+
+    def _busy(self) -> bool:
+        """Whether an exchange is under way. Asked of `run` anew each time: another may have taken its place."""
+        return self.run is not None and not self.run.over
 
     async def _upgraded(self, run: Run, data: bytes) -> None:
         """Bytes as they come, until the client's end; then until the box's."""
@@ -216,7 +285,9 @@ class Client:
             self.reading = True
 
     def changed(self) -> None:
-        """Wake the reading task if it waits for the exchange."""
+        """Wake the reading task if it waits for the exchange, or if there is nothing more to wait for."""
+        if self.phase == LINGER or self.sock.fileno() < 0:
+            self._wake()
         task = self._waiter
         if task is not None:
             self._waiter = None
@@ -281,22 +352,46 @@ class Client:
         else:
             self.finished(keep=False)
 
+    def served_by(self, quick: Quick, now: float) -> None:
+        """An ordinary request is under way; the reading task goes on resting."""
+        self.run = quick
+        self.phase = RUN
+        self.since = now
+
+    def served(self, now: float) -> None:
+        """The ordinary answer is out."""
+        if self._rester is None or self._lane.draining:
+            self.finished(keep=True)
+        else:
+            self._keep = True
+            self.phase = IDLE
+            self.since = now
+
     def finished(self, *, keep: bool) -> None:
         """The answer is out. Without `keep` our side ends; the reading task waits for the client's."""
         self._keep = keep and not self._lane.draining
-        if not self._keep and self.sock.fileno() >= 0:
+        if self._keep:
+            if self._rester is not None:
+                self._enter(IDLE)
+        elif self.sock.fileno() >= 0:
             self._enter(LINGER)
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError:
-                self.raw.close()  # the client is gone already
+                self.close()  # the client is gone already
         self.changed()
 
     def cut(self) -> None:
         """Reset the connection: what was written must not look complete."""
         self._keep = False
+        self._wake()
         self.raw.reset()
         self.changed()
+
+    def close(self) -> None:
+        """Close the connection; whoever reads it is told."""
+        self._wake()
+        self.raw.close()
 
     # --- the watchdog -------------------------------------------------------------------------------------------------
     def look(self, now: float) -> None:
@@ -310,12 +405,12 @@ class Client:
                     self.run.look(now)
         elif self.phase == IDLE:
             if waited > IDLE_SECONDS or self._lane.draining:
-                self.raw.close()
+                self.close()
         elif self.phase == HEAD:
             if waited > self._lane.head_seconds:
                 self.refuse(ProxyError("REQUEST_TIMEOUT", "a head that does not come"), keep=False)
         elif waited > LINGER_SECONDS:
-            self.raw.close()
+            self.close()
 
     def _gone(self) -> bool:
         """Whether the client has left, asked of the kernel because nobody reads its socket."""

@@ -75,16 +75,29 @@ class Ids:
 
     def __init__(self) -> None:
         self._hex = ""
+        self._raw = b""
         self._at = 0
 
     def take(self, digits: int) -> str:
         """That many random hex digits."""
+        at = self._next(digits)
+        return self._hex[at : at + digits]
+
+    def _next(self, digits: int) -> int:
+        """Where that many stand that nobody has had."""
         at = self._at
         if at + digits > len(self._hex):
             self._hex = secrets.token_hex(_POOL)
+            self._raw = self._hex.encode()
             at = 0
         self._at = at + digits
-        return self._hex[at : at + digits]
+        return at
+
+    def pair(self) -> tuple[bytes, bytes]:
+        """A request id and a `traceparent` for a request that came with neither."""
+        at = self._next(68)
+        raw = self._raw
+        return b"req_" + raw[at : at + 20], b"00-%b-%b-00" % (raw[at + 20 : at + 52], raw[at + 52 : at + 68])
 
     def request_id(self, inbound: bytes) -> str:
         """The inbound `X-Request-ID` if it is well formed, else a new one."""

@@ -16,11 +16,12 @@ from tunnel.runtime.session import TunnelSession
 class LocalLine:
     """One tunnel session held here, with its idle streams."""
 
-    __slots__ = ("_full", "lines", "session", "tunnel")
+    __slots__ = ("_full", "lines", "session", "tag", "tunnel")
 
     def __init__(self, tunnel: TunnelSession, full: Callable[[], bool]) -> None:
         self.tunnel = tunnel
         self.session = tunnel.id
+        self.tag = self.session.encode()  # of hex digits and dashes, ours
         self.lines = Lines(announced="keepalive" in tunnel.identity.features)
         self._full = full
 
@@ -32,6 +33,10 @@ class LocalLine:
         return self.lines.take(repeatable=repeatable) if self.lines.idle else None
 
     async def open(self, request_id: str) -> Stream:  # noqa: ARG002 - what a line to another daemon passes on
+        """As `open_nowait`."""
+        return self.open_nowait()
+
+    def open_nowait(self) -> Stream:
         """A new stream, at once: what is sent goes out right behind the SYN. Raises ProxyError, NotOpened."""
         if self._full():
             raise ProxyError("OVERLOADED", "the daemon's buffers are full")
@@ -44,12 +49,12 @@ class LocalLine:
         except (GoingAway, SessionEnded, TunnelError) as error:
             raise NotOpened("TUNNEL_DISCONNECTED", str(error), retry_after=1) from None
 
-    def give(self, stream: BoxStream, *, reusable: bool) -> None:
+    def give(self, stream: BoxStream, *, reusable: bool, now: float | None = None) -> None:
         """Keep or close the stream of an exchange that is over."""
         if self.tunnel.closing or self.tunnel.parting or self.tunnel.connection.peer_going_away:
             stream.close_nowait()
         else:
-            self.lines.give(stream, reusable=reusable)
+            self.lines.give(stream, reusable=reusable, now=now)
 
     def unanswered(self) -> None:
         """A reused stream ended without one byte."""

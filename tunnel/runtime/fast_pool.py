@@ -118,13 +118,14 @@ class Lines:
             each.probing = False  # it has been shown for all of them
         return found
 
-    def give(self, stream: BoxStream, *, reusable: bool) -> None:
+    def give(self, stream: BoxStream, *, reusable: bool, now: float | None = None) -> None:
         """Take back a stream whose exchange is over: kept if the policy and the bounds allow it, else closed."""
         then = self.policy.after_answer(reusable=reusable)
         if then is AfterAnswer.CLOSE or len(self.idle) >= PER_SESSION or _spoken(stream):
             stream.close_nowait()
             return
-        self.idle.append(Idle(self, stream, trio.current_time(), probing=then is AfterAnswer.PROBE))
+        since = trio.current_time() if now is None else now
+        self.idle.append(Idle(self, stream, since, probing=then is AfterAnswer.PROBE))
 
     def unanswered(self) -> None:
         """A reused stream ended without one byte: if the agent is a silent one, none is reused any more."""

@@ -23,7 +23,7 @@ from tunnel.http import (
 from tunnel.runtime.connection import GoingAway, TunnelError
 from tunnel.runtime.fast_auth import Grant
 from tunnel.runtime.fast_progress import Progress, not_taken
-from tunnel.runtime.fast_types import BoxStream
+from tunnel.runtime.fast_types import BoxStream, Line
 from tunnel.runtime.fast_types import NotOpened as NotOpened
 from tunnel.runtime.fast_types import Run as Run
 
@@ -99,12 +99,22 @@ class Carried(Progress):
             if stream.send_nowait(head) < len(head):
                 raise ProxyError("OVERLOADED", "a new stream that takes no head")
         except (TunnelError, trio.ClosedResourceError) as error:
-            self._broken(error)
+            self.broken(error)
             return
         if self._lane.pumped(stream):
             self._pump()
         else:
             stream.listener = self._spoke
+
+    def going_on(self, stream: BoxStream, line: Line, *, reused: bool, started: float, body: int) -> None:
+        """Carry on what went out whole at `started`, `body` bytes behind the head."""
+        self._stream = stream
+        self._line = line
+        self._reused = reused
+        self._up = body
+        self.attempts = 1
+        self.started = self.checked = self._marked_at = started
+        stream.listener = self._spoke
 
     def body_reader(self) -> BodyReader:
         return self.exchange.request.body_reader()
@@ -139,7 +149,7 @@ class Carried(Progress):
         if not self.over and stream is self._stream:
             self._spoke()
         if not self.over and stream is self._stream:
-            self._broken(error)
+            self.broken(error)
 
     async def end_body(self) -> None:
         stream = self._stream
@@ -167,18 +177,24 @@ class Carried(Progress):
     # --- from the box -------------------------------------------------------------------------------------------------
     def _spoke(self) -> None:
         """Something came, or the stream ended or broke: called by the tunnel's reader, so nothing may leave here."""
+        self.take_over(None)
+
+    def take_over(self, data: bytes | None) -> None:
+        """Pass on what is there; `data` was read before it."""
         stream = self._stream
         if stream is None:
             return
         try:
             while not (self.over or self._pumping or self._down_done) and stream is self._stream:
-                data = stream.receive_nowait(_DOWN)
+                if data is None:
+                    data = stream.receive_nowait(_DOWN)
                 if data is None:
                     return
                 self._take(data)
+                data = None
         except (TunnelError, trio.ClosedResourceError) as error:
             if stream is self._stream:
-                self._broken(error)
+                self.broken(error)
         except trio.BrokenResourceError:
             self.client_left()
         except Exception as error:  # noqa: BLE001 - a bug here must end this exchange, not the tunnel
@@ -256,7 +272,7 @@ class Carried(Progress):
                 self._done()
         except (TunnelError, trio.ClosedResourceError) as error:
             if not self.over and stream is self._stream:
-                self._broken(error)
+                self.broken(error)
         except trio.BrokenResourceError:
             self.client_left()
 
@@ -275,7 +291,7 @@ class Carried(Progress):
         self.client.finished(keep=keep)
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
-    def _broken(self, error: Exception) -> None:
+    def broken(self, error: Exception) -> None:
         """The stream was refused, reset or lost."""
         code = not_taken(error)
         if code is not None and not self.exchange.answered:

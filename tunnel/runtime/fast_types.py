@@ -56,22 +56,36 @@ class Line(Protocol):
         """A reused stream of it ended without one byte."""
 
 
-class Run(Protocol):
-    """What a client's connection knows of the exchange that it carries; who shares streams writes another one."""
+class Served(Protocol):
+    """What who watches over an exchange knows of it."""
 
     grant: Grant
     over: bool
     upgraded: bool
+
+    @property
+    def request_done(self) -> bool:
+        """The whole request was read."""
+
+    def client_left(self) -> None:
+        """The client is gone. Idempotent."""
+
+    def end_with(self, error: ProxyError) -> None:
+        """End it from outside: told if nothing was, else the client's connection is reset. Idempotent."""
+
+    def look(self, now: float) -> None:
+        """The watchdog: end it if nothing moved for too long."""
+
+
+class Run(Served, Protocol):
+    """What a client's connection knows of the exchange that it carries; who shares streams writes another one."""
+
     checked: float
     """When the caller was last found allowed."""
 
     @property
     def wants_body(self) -> bool:
         """The client sends a body."""
-
-    @property
-    def request_done(self) -> bool:
-        """The whole request was read."""
 
     async def start(self) -> None:
         """Begin; in the client's task. A fault is told to the client, not raised."""
@@ -90,15 +104,6 @@ class Run(Protocol):
 
     async def half_close(self) -> None:
         """The client's side of an upgraded connection ended."""
-
-    def client_left(self) -> None:
-        """The client is gone. Idempotent."""
-
-    def end_with(self, error: ProxyError) -> None:
-        """End it from outside: told if nothing was, else the client's connection is reset. Idempotent."""
-
-    def look(self, now: float) -> None:
-        """The watchdog: end it if nothing moved for too long."""
 
 
 class NotOpened(ProxyError):

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from tunnel.http import Exchange
 from tunnel.logs import JsonLog
+from tunnel.runtime.fast_ask import takes_endless
 from tunnel.runtime.fast_auth import Grant
 from tunnel.runtime.share_pull import Pull, Verdict
 from tunnel.runtime.share_run import Watched
@@ -63,9 +64,13 @@ class Shares:
             if trio.current_time() < until:
                 return None
             del self._plain[key]
-        if not _takes_any(asked):
+        if not takes_endless(asked.head):
             return None
         return Watched(self, key, client, asked.head, exchange, grant, request_id)
+
+    def plain_until(self, grant: Grant, line: bytes) -> float:
+        """How long a request line of a caller is known to be answered by no endless stream; 0.0: it is not known."""
+        return self._plain.get((grant.device_id, grant.user_id, grant.epoch, line), 0.0)
 
     def find(self, key: Key) -> Pull | None:
         """The pull that a new viewer can join."""
@@ -113,18 +118,3 @@ class Shares:
         yield CounterMetricFamily(name + "viewers", "Viewers that joined", value=self.views_total)
         skipped = self.skipped_total + sum(pull.skipped for pull in self._pulls.values())
         yield CounterMetricFamily(name + "units_skipped", "Frames that slow viewers missed", value=skipped)
-
-
-def _takes_any(asked: Asked) -> bool:
-    """Whether the client takes an endless answer, and asks for no condition."""
-    accepted = []
-    for name, value in asked.head.fields:
-        lower = name.lower()
-        if lower.startswith(b"if-") or lower == b"last-event-id":
-            return False
-        if lower == b"accept":
-            accepted.append(value)
-    if not accepted:
-        return True
-    said = b",".join(accepted).lower()
-    return b"*/*" in said or b"multipart/" in said or b"text/event-stream" in said

@@ -1,0 +1,247 @@
+"""The ordinary exchange in few steps: a request met before, whole in one read; an answer whole in one piece.
+
+No task wakes for it: the poller brings the request, the tunnel's reader the answer. It decides nothing that
+`tunnel.http` has not decided for the same bytes before, and whatever turns out not to be ordinary is handed to
+`Carried`, as if it had been carried by that from the start. One a client's connection, used again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tunnel.http import Exchange, OrdinaryAnswers, ProxyError, Via
+from tunnel.runtime.connection import TunnelError
+from tunnel.runtime.fast_edge import Ids
+from tunnel.runtime.fast_line import LocalLine
+from tunnel.runtime.fast_memo import HEAD_BYTES, Memo, Noted, Ready, name_of
+from tunnel.runtime.fast_run import Carried
+from tunnel.runtime.fast_types import BoxStream
+
+if TYPE_CHECKING:
+    from tunnel.runtime.fast import FastLane
+    from tunnel.runtime.fast_auth import Grant
+    from tunnel.runtime.fast_client import Client
+
+ANSWER_BYTES: Final = 32 * 1024
+"""Longer answers are not ordinary: the client may not take them at once."""
+_TAKEN: Final = 128 * 1024  # taken from the box at once
+_OLD_SECONDS: Final = 1.0
+_LETTERS: Final = 65
+
+
+class Quick:
+    """The ordinary exchange of one connection; `over` where there is none."""
+
+    __slots__ = (
+        "_answers", "_body", "_client", "_hear", "_ids", "_lane", "_late", "_line", "_memo", "_ready", "_request_id",
+        "_reused", "_started", "_stream", "_trace", "grant", "over", "upgraded",
+    )  # fmt: skip
+
+    request_done: Final = True
+
+    def __init__(self, lane: FastLane, client: Client, memo: Memo, answers: OrdinaryAnswers, ids: Ids) -> None:
+        self._lane = lane
+        self._client = client
+        self._memo = memo
+        self._answers = answers
+        self._ids = ids
+        self._hear: Callable[[], None] = self._heard
+        self._stream: BoxStream | None = None
+        self._late = False  # the client has not taken all of the answer yet
+        self._started = 0.0
+        self.over = True
+        self.upgraded = False
+        self._ready: Ready
+        self.grant: Grant
+        self._line: LocalLine
+        self._body = 0
+        self._reused = False
+        self._request_id = b""
+        self._trace = b""
+
+    def __repr__(self) -> str:
+        return f"<Quick over={self.over}>"
+
+    # --- towards the box ----------------------------------------------------------------------------------------------
+    def begin(self, data: bytes) -> bool:
+        """Serve the request that `data` is, if it is an ordinary one met before and all it needs is at hand."""
+        size = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
+        if size < 4 or data[0] < _LETTERS:  # an empty line before the request is for the parser
+            return False
+        name = name_of(data if size == len(data) else data[:size])
+        ready = self._memo.find(name)
+        if ready is None:
+            self._client.noted = Noted(name, size, data)
+            return False
+        self._body = ready.length
+        if len(data) != size + self._body:
+            return False
+        now = trio.current_time()
+        grant = self._lane.granted(ready, now)
+        if grant is None:
+            return False
+        line = self._lane.reach(grant)
+        if not isinstance(line, LocalLine):
+            return False
+        return self._send(data, size, ready, grant, line, now)
+
+    def _send(self, data: bytes, size: int, ready: Ready, grant: Grant, line: LocalLine, now: float) -> bool:
+        prepared = ready.prepared
+        repeatable = prepared.request.idempotent and not self._body
+        stream = line.take(repeatable=repeatable)
+        self._reused = stream is not None
+        if stream is None:
+            try:
+                stream = line.open_nowait()
+            except ProxyError:
+                return False  # the other way knows what to do about it, and what to say
+        client = self._client
+        self._request_id, self._trace = self._ids.pair()
+        head = prepared.head(client.forwarded, self._request_id, self._trace)
+        if self._body:
+            head += data[size:]
+        self._ready, self.grant, self._line, self._stream, self._started = ready, grant, line, stream, now
+        self.over = self._late = False
+        client.served_by(self, now)
+        self._lane.running.add(self)
+        try:
+            sent = stream.send_nowait(head)
+        except (TunnelError, trio.ClosedResourceError) as error:
+            self._carry().broken(error)
+        else:
+            if sent < len(head):
+                self._carry().end_with(ProxyError("OVERLOADED", "a stream that takes no head"))
+            else:
+                stream.listener = self._hear
+        return True
+
+    # --- from the box -------------------------------------------------------------------------------------------------
+    def _heard(self) -> None:
+        """Something came, or the stream ended or broke: called by the tunnel's reader, so nothing may leave here."""
+        stream = self._stream
+        if stream is None or self._late:
+            return
+        try:
+            data = stream.receive_nowait(_TAKEN)
+            if data is None:
+                return
+            if not self._answered(data):
+                self._carry().take_over(data)
+        except (TunnelError, trio.ClosedResourceError) as error:
+            self._carry().broken(error)
+        except Exception as error:  # noqa: BLE001 - a bug here must end this exchange, not the tunnel
+            self._lane.crashed(self._carry(), error)
+
+    def _answered(self, data: bytes) -> bool:
+        """Pass `data` on if it is a whole ordinary answer."""
+        if len(data) > ANSWER_BYTES or self._lane.draining:
+            return False
+        ready = self._ready
+        answer = self._answers.read(data, head_only=ready.prepared.request.method == b"HEAD")
+        if answer is None:
+            return False
+        out = b"".join((answer.before, self._request_id, ready.cors, answer.after, data[answer.size :]))
+        try:
+            whole = self._client.write((out,))
+        except trio.BrokenResourceError:
+            self.client_left()
+            return True
+        now = trio.current_time()
+        self._tell(answer.status, len(data) - answer.size, now)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.listener = None
+            self._line.give(stream, reusable=answer.keep_alive, now=now)
+        if whole:
+            self._finished(now)
+        else:
+            self._late = True
+            self._lane.spawn(self._flushed)
+        return True
+
+    def _tell(self, status: int, down: int, now: float) -> None:
+        """Count and log it, with the facts that `Progress.facts` tells."""
+        ready = self._ready
+        if ready.grant is not self.grant:
+            ready.met(self.grant)
+        took = (now - self._started) * 1000
+        self._lane.ordinary_ended(
+            b'"forward","lane":"fast","request_id":"%b","outcome":"ok","problem":null,%b,"status":%d,%b,"session":"%b",'
+            b'"attempts":1,"reused":%b,"bytes_up":%d,"bytes_down":%d,"head_ms":%.3f,"ms":%.3f}'
+            % (
+                self._request_id, ready.facts, status, ready.who, self._line.tag,
+                b"true" if self._reused else b"false", self._body, down, took, took,
+            ),
+            self._body,
+            down,
+        )  # fmt: skip
+
+    def _finished(self, now: float) -> None:
+        self.over = True
+        self._lane.no_longer(self)
+        self._client.served(now)
+
+    async def _flushed(self) -> None:
+        try:
+            await self._client.flush()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.client_left()
+        else:
+            if not self.over:
+                self._finished(trio.current_time())
+
+    # --- what is not ordinary -----------------------------------------------------------------------------------------
+    def _carry(self) -> Carried:
+        """Hand the exchange over, as it is: sent whole, nothing answered."""
+        ready, client, lane = self._ready, self._client, self._lane
+        request_id, trace = self._request_id, self._trace
+        via = Via(
+            scheme="http",
+            address=client.address,
+            request_id=request_id.decode(),
+            traceparent=trace.decode(),
+            trusted=client.trusted,
+            mount=ready.mount,
+        )
+        head = ready.prepared.head(client.forwarded, request_id, trace)
+        exchange = Exchange(ready.prepared.request._replace(head=head), via, self.grant.limits)
+        exchange.sent_whole(self._body)
+        run = Carried(lane, client, ready.head, exchange, self.grant, via.request_id)
+        stream, self._stream = self._stream, None
+        self.over = True
+        lane.no_longer(self)
+        lane.running.add(run)
+        client.run = run
+        if stream is not None:
+            run.going_on(stream, self._line, reused=self._reused, started=self._started, body=self._body)
+        return run
+
+    def client_left(self) -> None:
+        """The client is gone. Idempotent."""
+        if self.over:
+            return
+        if self._stream is not None:
+            self._carry().client_left()
+            return
+        self.over = True  # told already: it is the last of the answer that was not taken
+        self._lane.no_longer(self)
+        self._client.cut()
+
+    def end_with(self, error: ProxyError) -> None:
+        """End it from outside. Idempotent."""
+        if self._late:
+            self.client_left()
+        elif not self.over:
+            self._carry().end_with(error)
+
+    def look(self, now: float) -> None:
+        """The watchdog: what takes its time is no ordinary exchange."""
+        waited = now - self._started
+        if self._late:
+            if waited >= self.grant.limits.idle_seconds:
+                self.client_left()
+        elif waited >= _OLD_SECONDS:
+            self._carry().look(now)

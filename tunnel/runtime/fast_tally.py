@@ -1,0 +1,38 @@
+"""What the fast lane counts, and how Prometheus is told: plain numbers, read when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+_NAME: Final = "visiona_fast_"
+
+
+class Tally:
+    """Totals since the start."""
+
+    __slots__ = ("bytes_down", "bytes_up", "outcomes")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, int] = {}
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def count(self, outcome: str) -> None:
+        """One exchange that ended so."""
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+    def live(self, clients: Sized, running: Sized) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        yield GaugeMetricFamily(_NAME + "connections", "Client connections", value=len(clients))
+        yield GaugeMetricFamily(_NAME + "exchanges", "Exchanges under way", value=len(running))
+        counted = CounterMetricFamily(_NAME + "exchanges", "Exchanges that ended", labels=["outcome"])
+        for outcome, count in self.outcomes.items():
+            counted.add_metric([outcome], count)
+        yield counted
+        moved = CounterMetricFamily(_NAME + "bytes", "Body bytes", labels=["direction"])
+        moved.add_metric(["up"], self.bytes_up)
+        moved.add_metric(["down"], self.bytes_down)
+        yield moved
