@@ -71,6 +71,7 @@ def begin_upload(
     sha256: str,
     base_url: str,
     now: dt.datetime,
+    source: ModelSource = ModelSource.UPLOAD,
 ) -> tuple[AIModel, Upload]:
     """A pending model, and how to send its bytes.
 
@@ -79,6 +80,7 @@ def begin_upload(
     Args:
         size: of the file, in bytes. sha256: lower-case hex, or empty.
         base_url: our API as the uploader reaches it, without a slash at the end.
+        source: `converted` for what a converter sends.
 
     Raises DomainError: PAYLOAD_TOO_LARGE, CONFLICT for one that is ready, and StorageError.
     """
@@ -91,7 +93,7 @@ def begin_upload(
     promise = Promise(upload_key, object_key, size, sha256, storage.upload_until(now, size))
     upload = storage.store().begin(promise, base_url=base_url)
     try:
-        model, before = _retry_unique(lambda: _write_pending(actor, owner_id, facts, promise, upload, now))
+        model, before = _retry_unique(lambda: _write_pending(actor, owner_id, facts, source, promise, upload, now))
     except BaseException:
         _discard(upload.key, upload.upload_id)
         raise
@@ -101,17 +103,24 @@ def begin_upload(
 
 
 def _write_pending(
-    actor: Actor, owner_id: uuid.UUID, facts: Facts, promise: Promise, upload: Upload, now: dt.datetime
+    actor: Actor,
+    owner_id: uuid.UUID,
+    facts: Facts,
+    source: ModelSource,
+    promise: Promise,
+    upload: Upload,
+    now: dt.datetime,
 ) -> tuple[AIModel, AIModel | None]:
     """The row, and what it was before if it was there."""
     rows = models_of(owner_id).filter(name=facts.name, version=facts.version)
     model = rows.select_for_update(no_key=True).first()
     before = copy(model)
     if model is None:
-        model = AIModel(owner_id=owner_id, source=ModelSource.UPLOAD)
+        model = AIModel(owner_id=owner_id)
     elif model.status == ModelStatus.READY:
         raise _taken()
     _set(model, facts)
+    model.source = source
     model.status, model.size, model.sha256 = ModelStatus.PENDING, promise.size, promise.sha256
     model.object_key, model.upload_key, model.upload_id = promise.object_key, upload.key, upload.upload_id
     model.upload_begun_at = now
