@@ -131,7 +131,7 @@ EMAIL_TIMEOUT = VISIONA["EMAIL_TIMEOUT_SECONDS"]
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = VISIONA["EMAIL_FROM"]
 
 # The jobs that delete what apps hold of a user who leaves, in order; each takes `user_id` and may run twice.
-ACCOUNT_END_TASKS = ("devices.unpair_all", "webhooks.delete_all")
+ACCOUNT_END_TASKS = ("devices.unpair_all", "webhooks.delete_all", "models.purge_owner")
 
 # Jobs are short; SIGTERM waits this long for those that run, and whatever is left is done by the next worker.
 PROCRASTINATE_WORKER_DEFAULTS = {"concurrency": 8, "shutdown_graceful_timeout": 3.0}

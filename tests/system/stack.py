@@ -292,6 +292,7 @@ def run_stack(
     # The run's own servers are left aside: this system has servers of its own, which it may freeze and kill.
     base = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
     environ = base | {
+        "VISIONA_STORAGE_DIR": str(var / "storage"),
         "VISIONA_API_PORT": str(api),
         "VISIONA_TUNNEL_PORT": str(tunnel),
         "VISIONA_PROXY_INTERNAL_PORT": str(internal),

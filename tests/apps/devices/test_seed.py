@@ -20,16 +20,19 @@ def seed(*options):
 
 def test_the_first_start(db, anonymous):
     facts = json.loads(seed("--json"))
-    assert set(facts) == {"email", "password", "user_id", "device_id", "serial", "pairing_token", "cluster_id"}
+    assert set(facts) == {"email", "password", "user_id", "device_id", "serial", "pairing_token", "cluster_id", "model_id"}
     login = anonymous("POST", "/api/auth/login", {"email": facts["email"], "password": facts["password"]})
     assert login.status == 200
     anonymous.token = login.data["access_token"]
     assert [shown["serial"] for shown in anonymous("GET", "/api/devices").data] == ["DEMO-0001"]
+    model = anonymous("GET", f"/api/models/{facts['model_id']}").data
+    assert (model["status"], model["size"]) == ("ready", 262_144)
+    assert anonymous("GET", f"/api/models/{facts['model_id']}/download").status == 200
 
 
 def test_a_second_start_adds_nothing_but_a_token_that_works(daemon):
     first, second = (json.loads(seed("--json")) for _ in range(2))
-    assert first["device_id"] == second["device_id"]
+    assert (first["device_id"], first["model_id"]) == (second["device_id"], second["model_id"])
     assert (User.objects.count(), Device.objects.count()) == (1, 1)
     assert row(first["pairing_token"]).status == PairingStatus.REVOKED
     admitted = daemon.ask_all(named(second["pairing_token"], serial=second["serial"]))[0]

@@ -1,6 +1,6 @@
-"""`manage.py seed`: the demo user, its device, a cluster, and a pairing token for the demo box. As often as one likes.
+"""`manage.py seed`: the demo user, a device, a model, a cluster, and a pairing token for the demo box.
 
-It stands in the highest app, since it sows what each of the lower ones keeps.
+As often as one likes. It stands in the highest app, since it sows what each of the lower ones keeps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from apps.common.actor import Actor
 from apps.common.errors import DomainError
 from apps.devices.models import Device
 from apps.devices.services import register_device
+from apps.model_registry.models import AIModel
+from apps.model_registry.seeding import ensure_model
 from apps.pairing.models import PairingStatus, PairingToken
 from apps.pairing.services import issue_token, revoke_token
 
@@ -30,7 +32,9 @@ TTL_MINUTES: Final = 60
 
 
 class Command(BaseCommand):
-    help = "Make the demo user, device and cluster, and a pairing token, as far as they are not there (idempotent)."
+    help = (
+        "Make the demo user, device, model and cluster, and a pairing token, as far as they are not there (idempotent)."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object for other programs")
@@ -41,6 +45,7 @@ class Command(BaseCommand):
             raise CommandError("seed: not in production: the demo user's password is public")
         user = ensure_demo_user(staff=True)  # a newcomer sees the admin too; never in production
         device = _ensure_device(user.pk)
+        model = _ensure_model(user.pk)
         cluster = ensure_cluster(
             actor=Actor.system("seed"),
             owner_id=user.pk,
@@ -55,6 +60,7 @@ class Command(BaseCommand):
             "device_id": str(device.id),
             "serial": DEMO_SERIAL,
             "cluster_id": str(cluster.pk),
+            "model_id": str(model.pk),
         }
         if not options["no_token"]:
             facts["pairing_token"] = _fresh_token(user.pk)
@@ -63,6 +69,7 @@ class Command(BaseCommand):
             return
         self.stdout.write(f"demo user: {facts['email']}, password: {facts['password']}")
         self.stdout.write(f"demo device: {device.name}, serial {DEMO_SERIAL}")
+        self.stdout.write(f"demo model: {model.name} {model.version}, id {model.pk}")
         self.stdout.write(f"demo cluster: {cluster.name}, id {cluster.pk}")
         if "pairing_token" in facts:
             self.stdout.write(f"pairing token, good for {TTL_MINUTES} minutes: {facts['pairing_token']}")
@@ -84,6 +91,13 @@ def _ensure_device(owner_id: uuid.UUID) -> Device:
         )
     except DomainError:  # another seed was quicker
         return Device.objects.get(owner_id=owner_id, serial=DEMO_SERIAL, deleted_at=None)
+
+
+def _ensure_model(owner_id: uuid.UUID) -> AIModel:
+    try:
+        return ensure_model(actor=Actor.system("seed"), owner_id=owner_id, now=timezone.now())
+    except DomainError as error:
+        raise CommandError(f"seed: {error.message}") from error
 
 
 def _fresh_token(owner_id: uuid.UUID) -> str:

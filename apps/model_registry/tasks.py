@@ -1,0 +1,27 @@
+"""Jobs on models: thin, each calls one service."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.utils import timezone
+from procrastinate import RetryStrategy
+from procrastinate.contrib.django import app
+
+from apps.model_registry import deployment_tasks as deployment_tasks  # procrastinate looks for jobs here
+from apps.model_registry import upkeep
+
+RETRY = RetryStrategy(max_attempts=10, exponential_wait=2)
+
+
+@app.periodic(cron="23 * * * *", queueing_lock="models.reap")
+@app.task(name="models.reap", queue="maintenance")
+def reap(timestamp: int) -> None:
+    """Every hour: uploads given up, deleted models that are old, bytes that nothing speaks of."""
+    upkeep.reap(now=timezone.now())
+
+
+@app.task(name="models.purge_owner", queue="maintenance", retry=RETRY)
+def purge_owner(*, user_id: str) -> None:
+    """All models of a user who leaves, with their bytes."""
+    upkeep.purge_owner(owner_id=uuid.UUID(user_id), now=timezone.now())
