@@ -44,6 +44,10 @@ SECTIONS: Final[list[dict[str, Any]]] = [
         ],
     },
     {
+        "title": "Converter",
+        "items": [_item("Conversions", "swap_horiz", "converter_conversion_changelist")],
+    },
+    {
         "title": "Webhooks",
         "items": [
             _item("Webhooks", "webhook", "webhooks_webhook_changelist"),

@@ -14,6 +14,7 @@ urlpatterns = [
     path("", include("apps.model_registry.api.urls")),
     path("", include("apps.storage.api.urls")),
     path("", include("apps.clusters.api.urls")),
+    path("", include("apps.converter.api.urls")),
     path("", include("apps.webhooks.api.urls")),
     path("", include("apps.audit.api.urls")),
     path("", include("apps.console.urls")),

@@ -6,6 +6,7 @@ from apps.accounts import sessions
 from apps.accounts.models import User
 from apps.clusters import services as clusters
 from apps.common.actor import Actor
+from apps.converter.models import Conversion
 from apps.devices.models import Device
 from apps.model_registry.models import AIModel
 from apps.pairing import services as pairing
@@ -32,7 +33,9 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
         owner=owner, name="m", version="1", filename="m.nef", size=1, sha256="0" * 64, status="ready",
         object_key=object_key,
     )  # fmt: skip
+    conversion = Conversion.objects.create(owner=owner, model=model, chip="KL720")
     return {
+        "conversion": {"id": str(conversion.pk)},
         "model": {"id": str(model.pk)},
         "webhook": {"id": str(webhook.pk)},
         "device": {"id": str(device.pk), "device_id": str(device.pk), "path": "x"},
