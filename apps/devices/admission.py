@@ -23,7 +23,7 @@ from apps.devices.models import Device, DeviceEvent
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
 from apps.pairing.services import SESSION_IDLE, StaleRead, retry_stale
 from apps.tunnels import registry
-from apps.tunnels.registry import Put, Session
+from apps.tunnels.registry import Held, Put, Session
 from apps.webhooks import services as webhooks
 from apps.webhooks.services import Happening
 from tunnel.contract import PAIRING_PREFIX, Admitted, Credential, Refused, Replaced
@@ -72,6 +72,7 @@ def _session(grant: Grant, now: dt.datetime) -> Session:
         address=grant.ask.address,
         agent=grant.ask.agent,
         features=grant.ask.features,
+        handover=grant.ask.handover,
     )
 
 
@@ -94,8 +95,14 @@ def _admitted(grant: Grant, put: Put, node: str, why: Refusal | None) -> Admitte
         user_id=str(grant.device.owner_id),
         epoch=grant.epoch,
         session_token=grant.session_token,
-        replaced=Replaced(node_url=old.node_url, session=old.session) if old is not None and elsewhere else None,
+        replaced=_replaced(old, handed_over=put.handed_over) if old is not None and elsewhere else None,
     )
+
+
+def _replaced(old: Held, *, handed_over: bool) -> Replaced:
+    if handed_over:
+        return Replaced(node_url=old.node_url, session=old.session, handover=True)
+    return Replaced(node_url=old.node_url, session=old.session)
 
 
 def _why_fenced_out(grants: Sequence[Grant]) -> dict[int, Refusal]:

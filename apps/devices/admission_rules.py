@@ -52,6 +52,7 @@ class Ask:
     serial: str
     chip: str
     firmware: str
+    handover: str
     fault: Refusal | None
 
     @classmethod
@@ -77,6 +78,7 @@ class Ask:
             serial=serial,
             chip=clean(credential.get("chip", ""), 64),
             firmware=clean(credential.get("firmware", ""), 64),
+            handover=clean(credential.get("handover", ""), 64),
             fault=fault,
         )
 

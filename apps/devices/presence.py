@@ -82,6 +82,8 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
     rows = Device.objects.filter(id__in={fact["device_id"] for fact in listed}).annotate(barred=_BARRED)
     known = {str(device.id): device for device in rows.select_related("owner")}
     closes, good = {}, []
+    older = [fact["device_id"] for fact in listed if fact["epoch"] < _epoch(known.get(fact["device_id"]))]
+    bases = registry.bases(older)
     for fact in listed:
         device = known.get(fact["device_id"])
         order: tuple[int, str] | None = None
@@ -90,6 +92,8 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
         elif device.barred:
             order = close_code(device)
         elif fact["epoch"] < device.epoch:
+            if fact["epoch"] >= bases.get(fact["device_id"], device.epoch):
+                continue  # it was handed over: its daemon closes it when its streams have ended
             order = CLOSE_REPLACED, "replaced"
         if order is not None:
             closes[fact["session"]] = CloseOrder(session=fact["session"], code=order[0], reason=order[1])
@@ -109,6 +113,10 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
     registry.put(node, good)
     registry.remove_missing(node, {fact["session"] for fact in listed})
     return closes
+
+
+def _epoch(device: Device | None) -> int:
+    return 0 if device is None else device.epoch
 
 
 def _orders(held: Mapping[str, str]) -> dict[str, CloseOrder]:
@@ -141,6 +149,9 @@ def apply_events(events: Sequence[TunnelEvent], *, now: dt.datetime) -> int:
 
     A batch that is sent again (its answer was lost) is not noted twice.
     """
+    registry.expect_back(
+        event["device_id"] for event in events if event["type"] == "disconnected" and event["reason"] == "drain"
+    )
     registry.remove([(event["device_id"], event["session"]) for event in events if event["type"] == "disconnected"])
     with transaction.atomic():
         ids = {event["device_id"] for event in events}

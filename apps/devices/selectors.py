@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError, not_found
@@ -30,6 +31,7 @@ DEVICE_COLUMNS = (
     "updated_at",
 )
 """What a list shows: named rows of these cost half of what whole objects do."""
+_LATEST: Final = 16
 RETRY_OFFLINE_SECONDS = 5
 """What a caller is told to wait for a box that is offline: agents come back within seconds, or not at all."""
 
@@ -118,15 +120,32 @@ def choose_device(owner_id: uuid.UUID, *, header: str | None, query: str | None)
 
 def target_of(device: Device) -> Target:
     """Where the device's tunnel is. Raises DomainError TUNNEL_DISCONNECTED, and the errors of Redis."""
-    entry = registry.lookup([str(device.id)]).get(str(device.id))
+    return Target(device, online(str(device.id), registry.lookup([str(device.id)]).get(str(device.id))))
+
+
+def online(device_id: str, entry: Entry | None) -> Entry:
+    """`entry`, else that of a device on its way from one daemon to another, which can be waited for.
+
+    Raises DomainError TUNNEL_DISCONNECTED, and the errors of Redis.
+    """
+    entry = entry or registry.between([device_id]).get(device_id)
     if entry is None:
         raise DomainError("TUNNEL_DISCONNECTED", retry_after=RETRY_OFFLINE_SECONDS)
-    return Target(device, entry)
+    return entry
+
+
+def _on_their_way(owner_id: uuid.UUID) -> tuple[list[Device], dict[str, Entry]]:
+    """Those that changed daemons just now, of the ones that were seen last."""
+    latest = list(devices_of(owner_id).order_by(F("last_seen_at").desc(nulls_last=True))[:_LATEST])
+    found = registry.between(str(device.id) for device in latest)
+    return [device for device in latest if str(device.id) in found], found
 
 
 def _only_online(owner_id: uuid.UUID) -> Target:
     online = registry.lookup_user(str(owner_id))
     devices = list(devices_of(owner_id).filter(id__in=list(online)).order_by("id")) if online else []
+    if not devices:
+        devices, online = _on_their_way(owner_id)
     if not devices:
         raise DomainError("TUNNEL_DISCONNECTED", _("No device is connected."), retry_after=RETRY_OFFLINE_SECONDS)
     if len(devices) > 1:

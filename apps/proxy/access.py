@@ -20,7 +20,7 @@ from apps.accounts.selectors import active_user
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 from apps.common.ids import as_uuid
-from apps.devices.selectors import RETRY_OFFLINE_SECONDS, choose_device, owned_device
+from apps.devices.selectors import choose_device, online, owned_device
 from apps.proxy import origins, selectors, tickets
 from apps.tunnels.registry import Entry
 from tunnel.contract import LOGIN_PREFIX, Authorized, AuthorizeRequest, hash_token, token_prefix
@@ -41,7 +41,7 @@ def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
         reach = _by_ticket(ask, now)
     else:
         reach = _by_login(ask, now)
-    return Authorized(
+    answer = Authorized(
         allowed=True,
         device_id=reach.entry.device_id,
         epoch=reach.entry.epoch,
@@ -52,6 +52,9 @@ def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
         ttl=settings.VISIONA["AUTHORIZE_SECONDS"],
         body_max=settings.VISIONA["PROXY_BODY_MAX_BYTES"],
     )
+    if reach.entry.moving:
+        answer["moving"] = True
+    return answer
 
 
 # --- logins -----------------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def _named(ask: AuthorizeRequest, token_hash: str, device_id: uuid.UUID, now: dt
     _check_origin(ask)
     if device is None:
         raise not_found()
-    return Reach(login.user_id, token_hash, _online(entry))
+    return Reach(login.user_id, token_hash, online(str(device_id), entry))
 
 
 def _static_user() -> User:
@@ -115,12 +118,6 @@ def _user_of(login: sessions.LoginSession | None) -> User:
     if user is None:
         raise DomainError("UNAUTHENTICATED")
     return user
-
-
-def _online(entry: Entry | None) -> Entry:
-    if entry is None:
-        raise DomainError("TUNNEL_DISCONNECTED", retry_after=RETRY_OFFLINE_SECONDS)
-    return entry
 
 
 def _check_origin(ask: AuthorizeRequest) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Protocol
 
 import redis.exceptions
@@ -26,6 +26,7 @@ from apps.common.responses import request_id_of
 from apps.proxy import raw, selectors
 from apps.proxy.answer import BoxAnswer
 from apps.proxy.running import RETRY_AFTER, Gate, Running, Watchdog
+from apps.tunnels import registry
 from apps.tunnels.forwarder import (
     AnswerHead,
     ClientLeft,
@@ -92,6 +93,8 @@ def check(running: list[Running]) -> None:
         live = selectors.live_logins(logins) if logins else set()
         held = [(each, each.target) for each in running]
         epochs = selectors.device_epochs(device_id for _, (device_id, _epoch) in held)
+        anew = {device_id for _, (device_id, epoch) in held if epochs.get(device_id, 0) > epoch}
+        bases = registry.bases(anew) if anew else {}  # what was handed over goes on, until its daemon ends
     except (Error, redis.exceptions.RedisError) as error:
         logger.warning("exchanges_not_checked", running=len(running), error=type(error).__name__)
         return
@@ -105,8 +108,17 @@ def check(running: list[Running]) -> None:
             continue  # it went elsewhere meanwhile
         elif epoch is None:
             each.end("NOT_FOUND")
-        elif epoch > target[1]:
+        elif epoch > target[1] and target[1] < bases.get(target[0], epoch):
             each.end("TUNNEL_DISCONNECTED")
+
+
+def _find_route(running: Running) -> Route | None:
+    """Where the device is now; the exchange is watched as one of that admission from here on."""
+    device_id, _epoch = running.target
+    route = selectors.route_of(device_id)
+    if route is not None and route.session:
+        running.target = (device_id, route.epoch)
+    return route
 
 
 def tidy(now: float) -> int:
@@ -174,7 +186,7 @@ def forward(
         exchange,
         request_id=request_id_of(request),
         route=route,
-        find_route=lambda: selectors.route_of(route.device_id),
+        find_route=partial(_find_route, running),
         client=client,
         control=running,
         limits=own.limits,

@@ -16,14 +16,17 @@ from apps.tunnels.registry import Entry
 
 
 def route_of(device_id: str) -> Route | None:
-    """The registry's present word on a device; None: offline. Raises the errors of Redis."""
-    entry = registry.lookup([device_id]).get(device_id)
+    """The registry's present word on a device, also on one that changes daemons just now; None: offline.
+
+    Raises the errors of Redis.
+    """
+    entry = registry.lookup([device_id]).get(device_id) or registry.between([device_id]).get(device_id)
     return None if entry is None else as_route(entry)
 
 
 def as_route(entry: Entry) -> Route:
     """What the forwarder needs of a registry entry."""
-    return Route(entry.device_id, entry.node_url, entry.session, entry.epoch)
+    return Route(entry.device_id, entry.node_url, entry.session, entry.epoch, moving=entry.moving)
 
 
 def login_and_entry(

@@ -40,6 +40,8 @@ FindRoute = Callable[[], Route | None]
 Elsewhere = Callable[[str], Route | None]
 """Another device that may take the request which failed with this code, unanswered; None: nobody is left."""
 
+LOOK_SECONDS: Final = 0.1
+"""The pause between two looks for a device that changes daemons."""
 pool: Final[StreamPool[BoxStream]] = StreamPool()
 """The idle streams of this process."""
 os.register_at_fork(after_in_child=pool.abandon)
@@ -179,7 +181,7 @@ class Forward:
                     raise
                 watch.set_box(None)
                 self._drop_stream()
-                if not self._try_again(error.code):
+                if not self._try_again(error.code, watch):
                     raise
                 exchange.restart()
                 fresh_only = True
@@ -204,17 +206,17 @@ class Forward:
             except OpenFailed as error:
                 # Nothing was sent, so any request may try the session that the device has by now, or another device.
                 possible = error.elsewhere or self._elsewhere is not None
-                if not possible or not self._move_on(error.code):
+                if not possible or not self._move_on(error.code, watch):
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
 
-    def _try_again(self, code: str) -> bool:
+    def _try_again(self, code: str, watch: Watch) -> bool:
         """Whether a request that ended unanswered goes out once more, and on which session."""
         if self.reused:
             pool.unanswered(self.route.session)
             return self.exchange.may_retry(reused=True)
-        return self.exchange.may_retry(reused=True) and self._move_on(code)
+        return self.exchange.may_retry(reused=True) and self._move_on(code, watch)
 
-    def _move_on(self, code: str) -> bool:
+    def _move_on(self, code: str, watch: Watch) -> bool:
         """Turn to another device where one may take the request, else to a newer session of this one, once."""
         if self._elsewhere is not None:
             other = self._elsewhere(code)
@@ -225,11 +227,26 @@ class Forward:
         if self._renewed:
             return False
         self._renewed = True
-        newer = self._find_route()
-        if newer is None or newer.session == self.route.session:
+        newer = self._newer(watch)
+        if newer is None:
             return False
         self.route = newer
         return True
+
+    def _newer(self, watch: Watch) -> Route | None:
+        """The device's newer session; one on its way from a daemon that drains is waited for, as an open may take.
+
+        Raises ClientLeft and Ended.
+        """
+        deadline = time.monotonic() + self._limits.open_seconds
+        while True:
+            newer = self._find_route()
+            if newer is None or newer.session not in ("", self.route.session):
+                return newer
+            now = time.monotonic()
+            if not newer.moving or now >= deadline:
+                return None
+            watch.wait(0, 0, min(deadline, now + LOOK_SECONDS))
 
     # --- the answer ---------------------------------------------------------------------------------------------------
     def to_end(self, extra: list[Field]) -> None:

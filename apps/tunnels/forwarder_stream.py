@@ -47,6 +47,8 @@ class Route:
     node_url: str
     session: str
     epoch: int
+    moving: bool = False
+    """Its daemon drains, or did (then there is no session): there will soon be another."""
 
 
 class Control(Protocol):

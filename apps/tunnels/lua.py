@@ -75,14 +75,16 @@ return answer
 PUT: Final = (
     _COMMON
     + """
--- node, now_ms, then 8 a session: device, session, epoch, user, connected_at, address, agent, features
--- returns 4 a session: verdict (ok, older, ended), and the session that it took the place of: node, session, url
+-- node, now_ms, then 9 a session: device, session, epoch, user, connected_at, address, agent, features, and the session
+-- that it says it takes over from
+-- returns 5 a session: verdict (ok, older, ended), the session that it took the place of: node, session, url, and
+-- whether that one was handed over (1)
 local node, now, answer = ARGV[1], ARGV[2], {}
-for i = 3, #ARGV, 8 do
+for i = 3, #ARGV, 9 do
   local device, session, epoch, user = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
   local key = P .. 'device:' .. device
-  local old = redis.call('HMGET', key, 'n', 's', 'e', 'u')
-  local verdict, was_node, was_session, was_url = 'ok', '', '', ''
+  local old = redis.call('HMGET', key, 'n', 's', 'e', 'u', 'b')
+  local verdict, was_node, was_session, was_url, handed = 'ok', '', '', '', ''
   local old_epoch = tonumber(old[3] or '-1')
   if old_epoch > epoch or (old_epoch == epoch and old[2] ~= session) then
     verdict = old[2] == '' and 'ended' or 'older'
@@ -90,10 +92,13 @@ for i = 3, #ARGV, 8 do
     if old[2] and old[2] ~= '' and old[2] ~= session then
       was_node, was_session = old[1], old[2]
       was_url = redis.call('HGET', P .. 'node:' .. old[1], 'url') or ''
+      if ARGV[i + 8] == old[2] and old[4] == user then handed = '1' end
     end
+    local base = ARGV[i + 2]
+    if handed == '1' or old[2] == session then base = old[5] or old[3] end
     if old[2] and (old[2] ~= session or old[1] ~= node) then forget(device, old) end
     redis.call('HSET', key, 'n', node, 's', session, 'e', ARGV[i + 2], 'u', user, 'c', ARGV[i + 4],
-      'a', ARGV[i + 5], 'g', ARGV[i + 6], 'f', ARGV[i + 7], 'w', now)
+      'a', ARGV[i + 5], 'g', ARGV[i + 6], 'f', ARGV[i + 7], 'w', now, 'b', base)
     redis.call('PERSIST', key)
     redis.call('HSET', P .. 'sessions:' .. node, session, device)
     redis.call('SADD', P .. 'user:' .. user, device)
@@ -103,6 +108,7 @@ for i = 3, #ARGV, 8 do
   answer[#answer + 1] = was_node
   answer[#answer + 1] = was_session
   answer[#answer + 1] = was_url
+  answer[#answer + 1] = handed
 end
 return answer
 """
@@ -147,19 +153,19 @@ return answer
 )
 
 LOOKUP: Final = """
--- devices; returns 10 for each that is online: device, node, url, session, epoch, user, connected_at, address,
--- agent, features
-local P, urls, answer = KEYS[1], {}, {}
+-- devices; returns 11 for each that is online: device, node, url, session, epoch, user, connected_at, address,
+-- agent, features, and whether its node drains (1)
+local P, nodes, answer = KEYS[1], {}, {}
 for i = 1, #ARGV do
   local e = redis.call('HMGET', P .. 'device:' .. ARGV[i], 'n', 's', 'e', 'u', 'c', 'a', 'g', 'f')
   if e[2] and e[2] ~= '' then
-    local url = urls[e[1]]
-    if url == nil then
-      url = redis.call('HGET', P .. 'node:' .. e[1], 'url')
-      urls[e[1]] = url
+    local node = nodes[e[1]]
+    if node == nil then
+      node = redis.call('HMGET', P .. 'node:' .. e[1], 'url', 'draining')
+      nodes[e[1]] = node
     end
-    if url then
-      for _, value in ipairs({ARGV[i], e[1], url, e[2], e[3], e[4], e[5], e[6], e[7], e[8]}) do
+    if node[1] then
+      for _, value in ipairs({ARGV[i], e[1], node[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8], node[2] or '0'}) do
         answer[#answer + 1] = value
       end
     end

@@ -8,7 +8,8 @@ Keys below the prefix `{visiona}:tunnel:` (times in Unix ms)
   `node:<node>`       hash of url, version, started, sessions, streams, draining, seen; ends 30 s after its heartbeat
   `url:<url>`         the node that holds this internal URL
   `device:<device>`   hash of n(ode), s(ession), e(poch), u(ser), c(onnected_at), a(ddress), (a)g(ent), f(eatures),
-                      w(ritten)
+                      w(ritten), b(ase): the oldest epoch whose streams may go on, since it was handed over
+  `moving:<device>`   there for some seconds after a daemon that drains closed its tunnel: it comes back elsewhere
   `sessions:<node>`   hash, session → device
   `user:<user>`       set of the user's devices with a tunnel
   `since`             when it was first looked at: after a loss of Redis it is young
@@ -36,6 +37,8 @@ ADMISSION_GRACE_MS: Final = 15_000
 """A session written within this time may be missing in a full list: its agent is still shaking hands."""
 SETTLE_MS: Final = 15_000
 """After a loss of Redis it takes a heartbeat (10 s) and a full list until the registry is whole again."""
+MOVING_MS: Final = 15_000
+"""How long a device whose daemon drained counts as on its way: agents come back within seconds."""
 _CHUNK: Final = 512
 
 Verdict = Literal["ok", "older", "ended"]
@@ -53,11 +56,16 @@ class Session:
     address: str = ""
     agent: str = ""
     features: tuple[str, ...] = ()
+    handover: str = ""
+    """The session at a daemon that drains that it takes over from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A device that is online: which node holds its tunnel, and where that node's internal API is."""
+    """A device that is online: which node holds its tunnel, and where that node's internal API is.
+
+    `moving`: that node drains, so there will soon be another. One on its way between two has no node and no session.
+    """
 
     device_id: str
     node: str
@@ -69,6 +77,7 @@ class Entry:
     address: str
     agent: str
     features: tuple[str, ...]
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class Put:
 
     verdict: Verdict
     replaced: Held | None
+    handed_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +245,10 @@ def put(node: str, sessions: Sequence[Session]) -> list[Put]:
         args: list[str | int] = [node, _now_ms()]
         for item in part:
             args += [item.device_id, item.session, item.epoch, item.user_id, item.connected_at]
-            args += [item.address, item.agent, ",".join(item.features)]
-        for item, (verdict, was_node, was_session, was_url) in zip(part, _groups(_run(lua.PUT, args), 4), strict=True):
-            replaced = Held(item.device_id, was_node, was_session, was_url) if was_session else None
-            results.append(Put(cast("Verdict", verdict), replaced))
+            args += [item.address, item.agent, ",".join(item.features), item.handover]
+        for item, (verdict, *was, handed) in zip(part, _groups(_run(lua.PUT, args), 5), strict=True):
+            replaced = Held(item.device_id, *was) if was[1] else None
+            results.append(Put(cast("Verdict", verdict), replaced, handed == "1"))
     return results
 
 
@@ -291,8 +301,8 @@ def lookup_in(pipe: Any, device: str) -> Callable[[Any], Entry | None]:
 
 def _entries(flat: Sequence[Any]) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
-    for group in _groups(flat, 10):
-        device, node, url, session, epoch, user, connected_at, address, agent, features = group
+    for group in _groups(flat, 11):
+        device, node, url, session, epoch, user, connected_at, address, agent, features, draining = group
         found[device] = Entry(
             device_id=device,
             node=node,
@@ -304,8 +314,42 @@ def _entries(flat: Sequence[Any]) -> dict[str, Entry]:
             address=address,
             agent=agent,
             features=tuple(part for part in features.split(",") if part),
+            moving=draining == "1",
         )
     return found
+
+
+def expect_back(devices: Iterable[str]) -> None:
+    """Note that these lost their tunnel to a daemon that drains: who asks for one meanwhile may wait for it."""
+    pipe = redis.client().pipeline(transaction=False)
+    for device in devices:
+        pipe.set(f"{PREFIX}moving:{device}", "1", px=MOVING_MS)
+    pipe.execute()
+
+
+def between(devices: Iterable[str]) -> dict[str, Entry]:
+    """Those of `devices`, offline just now, that are on their way from one daemon to another."""
+    wanted = list(devices)
+    pipe = redis.client().pipeline(transaction=False)
+    for device in wanted:
+        pipe.exists(f"{PREFIX}moving:{device}")
+        pipe.hmget(f"{PREFIX}device:{device}", ("s", "e"))
+    answers = pipe.execute() if wanted else []
+    found = {}
+    for device, expected, (session, epoch) in zip(wanted, answers[::2], answers[1::2], strict=True):
+        if expected and not session:
+            found[device] = Entry(device, "", "", "", int(epoch or 0), "", "", "", "", (), moving=True)
+    return found
+
+
+def bases(devices: Iterable[str]) -> dict[str, int]:
+    """The oldest epoch of each online device whose streams may go on."""
+    wanted = list(devices)
+    pipe = redis.client().pipeline(transaction=False)
+    for device in wanted:
+        pipe.hmget(f"{PREFIX}device:{device}", ("s", "b"))
+    answers = pipe.execute() if wanted else []
+    return {device: int(base) for device, (session, base) in zip(wanted, answers, strict=True) if session and base}
 
 
 def lookup_user(user_id: str) -> dict[str, Entry]:

@@ -114,6 +114,7 @@ def _credential(item: Fields) -> Credential:
         serial=item.text("serial", 4096, ""),
         chip=item.text("chip", 4096, ""),
         firmware=item.text("firmware", 4096, ""),
+        handover=item.text("handover", 4096, ""),
     )
 
 
