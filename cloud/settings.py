@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from django.templatetags.static import static
 
 from apps.common.redis import cache_settings
-from cloud import environment, navigation
+from cloud import environment, navigation, postgres_wheel
 from cloud.version import BUILT_AT, COMMIT, VERSION
 
 BASE_DIR: Path = environment.BASE_DIR
@@ -110,6 +110,7 @@ DATABASES = {
         },
     }
 }
+POSTGRES_PROGRAMS = postgres_wheel.programs()  # for backups, where the machine has none of its own
 CACHES = cache_settings(VISIONA["REDIS_URL"], VISIONA["API_THREADS"])
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

