@@ -12,6 +12,7 @@ urlpatterns = [
     path("", include("apps.pairing.api.urls")),
     path("", include("apps.devices.api.urls")),
     path("", include("apps.model_registry.api.urls")),
+    path("", include("apps.model_registry.api.deployment_urls")),
     path("", include("apps.storage.api.urls")),
     path("", include("apps.clusters.api.urls")),
     path("", include("apps.converter.api.urls")),

@@ -24,9 +24,10 @@ class Deployment(BaseModel):
 
     Attributes:
         bytes_done: what has left for the device; after an interruption, what the device says that it has.
+        confirmed: the most that the device ever said that it has.
         error_code, error_message: why it failed, or what it waits for; empty otherwise.
         run: raised with each claim and each rescue.
-        attempts: failures in a row without a byte of progress.
+        attempts: failures in a row in which `confirmed` did not grow.
         moved_at: when bytes moved last, or it was made: how long it may go on waiting.
         beat_at: when its worker was last heard of; None while none has it.
         request_id: of the call that asked for it.
@@ -38,6 +39,7 @@ class Deployment(BaseModel):
     status = models.CharField(max_length=16, choices=DeploymentStatus.choices, default=DeploymentStatus.QUEUED)
     bytes_done = models.BigIntegerField(default=0)
     bytes_total = models.BigIntegerField()
+    confirmed = models.BigIntegerField(default=0)
     error_code = models.CharField(max_length=64, blank=True, default="")
     error_message = models.CharField(max_length=500, blank=True, default="")
     run = models.BigIntegerField(default=0)

@@ -40,6 +40,7 @@ class Migration(migrations.Migration):
                 ),
                 ("bytes_done", models.BigIntegerField(default=0)),
                 ("bytes_total", models.BigIntegerField()),
+                ("confirmed", models.BigIntegerField(default=0)),
                 ("error_code", models.CharField(blank=True, default="", max_length=64)),
                 ("error_message", models.CharField(blank=True, default="", max_length=500)),
                 ("run", models.BigIntegerField(default=0)),

@@ -1,0 +1,9 @@
+from django.urls import path
+
+from apps.model_registry.api import deployment_views as views
+
+urlpatterns = [
+    path("api/models/<str:id>/deploy", views.DeployView.as_view()),
+    path("api/deployments", views.DeploymentsView.as_view()),
+    path("api/deployments/<str:id>", views.DeploymentView.as_view()),
+]

@@ -1,0 +1,226 @@
+"""The deployment routes: who may, what they take, what they answer."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import IntegrityError, transaction
+from django.test import Client
+from django.utils import timezone
+from procrastinate.contrib.django.models import ProcrastinateJob
+
+from apps.accounts.models import User
+from apps.audit.models import AuditEvent
+from apps.common.actor import Actor
+from apps.devices.models import Device
+from apps.model_registry import deployments
+from apps.model_registry.deployment_models import Deployment, DeploymentStatus
+from apps.webhooks.models import WebhookDelivery
+from apps.webhooks.services import create_webhook
+from tests.apps.conftest import login_as
+from tests.apps.model_registry.kit import DATA, init, ready
+
+FIELDS = {
+    "id", "model_id", "device_id", "status", "bytes_done", "bytes_total", "error", "created_at", "started_at",
+    "finished_at",
+}  # fmt: skip
+NOBODY = "0198c0de-0000-7000-8000-00000000abcd"
+
+
+@pytest.fixture
+def model(alice, local):
+    return ready(alice.pk)
+
+
+@pytest.fixture
+def device(alice):
+    return Device.objects.create(owner=alice, name="box")
+
+
+@pytest.fixture
+def deployment(alice, model, device):
+    return deployments.begin_deployment(
+        actor=Actor.system("tests"), owner_id=alice.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
+    )
+
+
+def routes(deployment):
+    return [
+        ("GET", f"/api/deployments/{deployment.pk}", None),
+        ("DELETE", f"/api/deployments/{deployment.pk}", None),
+        ("POST", f"/api/models/{deployment.model_id}/deploy", {"device_id": str(deployment.device_id)}),
+    ]
+
+
+# --- who may ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("index", range(3))
+def test_whose_deployment_it_is(deployment, bob_api, anonymous, alice, alice_api, index):
+    method, path, body = routes(deployment)[index]
+    assert bob_api(method, path, body).code == "NOT_FOUND"
+    assert anonymous(method, path, body).code == "UNAUTHENTICATED"
+    User.objects.filter(pk=alice.pk).update(is_active=False)
+    assert alice_api(method, path, body).status == 401
+    User.objects.filter(pk=alice.pk).update(is_active=True)
+    staff = login_as(User.objects.create_user("staff@example.com", "x", is_staff=True, is_superuser=True))
+    assert staff(method, path, body).code == "NOT_FOUND"
+    assert alice_api(method, path, body).status == (409 if method == "POST" else 200)
+
+
+@pytest.mark.parametrize("text", ["x", "0", NOBODY, "%00"])
+def test_what_names_nothing(alice_api, deployment, text):
+    body = {"device_id": str(deployment.device_id)}
+    for method, path, sent in (
+        ("GET", f"/api/deployments/{text}", None),
+        ("DELETE", f"/api/deployments/{text}", None),
+        ("POST", f"/api/models/{text}/deploy", body),
+        ("POST", f"/api/models/{text}/deploy", b"no json"),
+    ):
+        assert alice_api(method, path, sent).code == "NOT_FOUND", path
+
+
+@pytest.mark.parametrize(
+    "method,path", [("GET", "/api/models/{model}/deploy"), ("POST", "/api/deployments"), ("PUT", "/api/deployments/x")]
+)
+def test_other_methods(model, alice_api, method, path):
+    assert alice_api(method, path.format(model=model.pk)).code == "METHOD_NOT_ALLOWED"
+
+
+def test_lists_show_own_deployments_alone(deployment, alice_api, bob_api, anonymous):
+    assert anonymous("GET", "/api/deployments").code == "UNAUTHENTICATED"
+    assert [one["id"] for one in alice_api("GET", "/api/deployments").data] == [str(deployment.pk)]
+    assert bob_api("GET", "/api/deployments").data == []
+
+
+# --- beginning --------------------------------------------------------------------------------------------------------
+def test_beginning(model, device, alice, alice_api):
+    answer = alice_api("POST", f"/api/models/{model.pk}/deploy", {"device_id": str(device.pk)})
+    assert answer.status == 201
+    shown = answer.data
+    assert set(shown) == FIELDS
+    assert (shown["model_id"], shown["device_id"]) == (str(model.pk), str(device.pk))
+    assert (shown["status"], shown["bytes_done"], shown["bytes_total"]) == ("queued", 0, len(DATA))
+    assert shown["error"] is None
+    assert alice_api("GET", f"/api/deployments/{shown['id']}").data == shown
+    job = ProcrastinateJob.objects.get(task_name="model_registry.deploy")
+    assert job.args == {"deployment_id": shown["id"], "run": 0}
+    audit = AuditEvent.objects.get(action="deployment.start")
+    assert (audit.actor, audit.object_id) == (str(alice.pk), shown["id"])
+
+
+def test_a_builtin_model_is_everybodys(device, local, alice_api):
+    model = ready(None)
+    assert alice_api("POST", f"/api/models/{model.pk}/deploy", {"device_id": str(device.pk)}).status == 201
+
+
+@pytest.mark.parametrize("body", [{}, {"device_id": "x"}, {"device_id": 1}, {"device_id": None}])
+def test_a_bad_body(model, alice_api, body):
+    answer = alice_api("POST", f"/api/models/{model.pk}/deploy", body)
+    assert (answer.status, set(answer.error["details"])) == (400, {"device_id"})
+
+
+def test_no_such_device(model, device, bob, alice_api):
+    device.deleted_at = timezone.now()
+    device.save()
+    for other in (NOBODY, device.pk, Device.objects.create(owner=bob, name="his").pk):
+        answer = alice_api("POST", f"/api/models/{model.pk}/deploy", {"device_id": str(other)})
+        assert answer.code == "NOT_FOUND"
+
+
+def test_a_model_that_is_not_ready(device, local, alice_api):
+    begun = init(alice_api)
+    answer = alice_api("POST", f"/api/models/{begun['model']['id']}/deploy", {"device_id": str(device.pk)})
+    assert (answer.status, answer.code) == (409, "INVALID_STATE")
+
+
+def test_one_at_a_time_for_a_model_and_a_device(deployment, alice, alice_api):
+    path, body = f"/api/models/{deployment.model_id}/deploy", {"device_id": str(deployment.device_id)}
+    answer = alice_api("POST", path, body)
+    assert (answer.status, answer.code) == (409, "CONFLICT")
+    assert answer.error["details"] == {"deployment": str(deployment.pk)}
+    other = Device.objects.create(owner=alice, name="other")
+    assert alice_api("POST", path, {"device_id": str(other.pk)}).status == 201
+    assert alice_api("DELETE", f"/api/deployments/{deployment.pk}").status == 200
+    assert alice_api("POST", path, body).status == 201
+
+
+# --- cancelling -------------------------------------------------------------------------------------------------------
+def test_cancelling(deployment, alice, alice_api):
+    create_webhook(
+        actor=Actor.system("tests"), owner_id=alice.pk, url="https://example.com/hook",
+        events=["deployment.finished"], now=timezone.now(),
+    )  # fmt: skip
+    path = f"/api/deployments/{deployment.pk}"
+    for _ in range(2):
+        answer = alice_api("DELETE", path)
+        assert (answer.status, answer.json) == (200, {"success": True, "data": None})
+    shown = alice_api("GET", path).data
+    assert (shown["status"], shown["error"]) == ("cancelled", None)
+    assert shown["finished_at"] is not None
+    assert AuditEvent.objects.filter(action="deployment.cancel").count() == 1
+    told = WebhookDelivery.objects.get()
+    assert told.event == "deployment.finished"
+    assert deployments.claim(deployment_id=deployment.pk, run=0, now=timezone.now()) is None
+
+
+@pytest.mark.parametrize("status", [DeploymentStatus.DONE, DeploymentStatus.FAILED])
+def test_what_is_over_is_not_cancelled(deployment, alice_api, status):
+    Deployment.objects.update(status=status)
+    answer = alice_api("DELETE", f"/api/deployments/{deployment.pk}")
+    assert (answer.status, answer.code) == (409, "INVALID_STATE")
+    assert Deployment.objects.get().status == status
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+def test_filters(deployment, alice, alice_api):
+    other = Device.objects.create(owner=alice, name="other")
+    second = Deployment.objects.create(
+        owner=alice, model=deployment.model, device=other, bytes_total=1, status="done", moved_at=timezone.now()
+    )
+
+    def found(query):
+        return {one["id"] for one in alice_api("GET", f"/api/deployments?{query}").data}
+
+    assert found(f"device_id={other.pk}") == {str(second.pk)}
+    assert found(f"model_id={deployment.model_id}") == {str(second.pk), str(deployment.pk)}
+    assert found("status=queued") == {str(deployment.pk)}
+    assert found(f"status=done&device_id={deployment.device_id}") == set()
+
+
+@pytest.mark.parametrize(
+    "query,field", [("status=lost", "status"), ("device_id=x", "device_id"), ("model_id=", "model_id"), ("x=1", "x")]
+)
+def test_a_bad_query(alice_api, query, field):
+    answer = alice_api("GET", f"/api/deployments?{query}")
+    assert (answer.status, set(answer.error["details"])) == (400, {field})
+
+
+def test_a_page_costs_two_queries(alice, alice_api, model, django_assert_num_queries):
+    for index in range(20):
+        device = Device.objects.create(owner=alice, name=str(index))
+        Deployment.objects.create(owner=alice, model=model, device=device, bytes_total=1, moved_at=timezone.now())
+    with django_assert_num_queries(2):
+        assert len(alice_api("GET", "/api/deployments").data) == 20
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+def test_constraints(deployment):
+    def refuses(**facts):
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Deployment.objects.update(**facts)
+
+    refuses(status="lost")
+    refuses(bytes_done=deployment.bytes_total + 1)
+    refuses(bytes_done=-1)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Deployment.objects.create(
+            owner=deployment.owner, model=deployment.model, device=deployment.device, bytes_total=1,
+            moved_at=timezone.now(),
+        )  # fmt: skip
+
+
+def test_the_admin_shows_them_and_changes_nothing(deployment):
+    User.objects.create_superuser("root@example.com", "correct horse battery")
+    client = Client()
+    assert client.login(username="root@example.com", password="correct horse battery")
+    assert "queued" in client.get("/admin/model_registry/deployment/").content.decode().lower()
+    assert client.get(f"/admin/model_registry/deployment/{deployment.pk}/change/").status_code == 200
+    assert client.get("/admin/model_registry/deployment/add/").status_code == 403

@@ -1,0 +1,294 @@
+"""A worker's turn at a deployment, before a scripted box: what it sends, where it goes on, when it gives up."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+from django.utils import timezone
+from procrastinate.contrib.django.models import ProcrastinateJob
+
+from apps.common.actor import Actor
+from apps.devices.models import Device
+from apps.model_registry import deployment_run, deployments
+from apps.model_registry.deployment_models import Deployment, DeploymentStatus
+from apps.model_registry.models import AIModel
+from tests.apps.model_registry.kit import ready
+from tests.apps.proxy.kit import Box, Peer, StandInDaemon
+from tests.apps.proxy.stack import put_online
+
+DATA = bytes(range(256)) * 8192  # 2 MiB
+
+
+class ModelBox(Box):
+    """A box that keeps models as docs/box-api.md says. `cut_at`: the connection breaks once it has so many bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = b""
+        self.size = len(DATA)
+        self.cut_at: int | None = None
+        self.status: str | None = None
+        self.lie = False
+        self.ranges: list[str] = []
+        self.between = threading.Event()
+        self.hold: threading.Event | None = None
+
+    def serve(self, sock) -> None:
+        peer = Peer(sock)
+        while peer.read_head():
+            if self._one(peer) is not True:
+                return
+
+    def facts(self) -> bytes:
+        digest = hashlib.sha256(b"other" if self.lie else self.kept).hexdigest()
+        return json.dumps({"sha256": digest, "status": "ready"}).encode()
+
+    def _one(self, peer: Peer) -> bool | None:
+        if self.status is not None:
+            for _ in peer.body():
+                pass
+            peer.answer(b"", self.status)
+            return True
+        if peer.method == "HEAD":
+            fields = [f"Upload-Offset: {len(self.kept)}", f"Upload-Length: {self.size}"]
+            peer.answer(b"", *(["200 OK", *fields] if self.kept else ["404 Not Found", "Upload-Offset: 0"]))
+        elif peer.method == "GET":
+            peer.answer(self.facts())
+        elif peer.method == "DELETE":
+            self.kept = b""
+            peer.answer(b"{}")
+        else:
+            return self._put(peer)
+        return True
+
+    def _put(self, peer: Peer) -> bool | None:
+        (told,) = peer.fields("content-range")
+        self.ranges.append(told)
+        if int(told.split(" ")[1].split("-")[0]) == 0:
+            self.kept = b""
+        for piece in peer.body():
+            self.kept += piece
+            if self.hold is not None and len(self.kept) > 100_000:
+                self.between.set()
+                self.hold.wait(30)
+            if self.cut_at is not None and len(self.kept) >= self.cut_at:
+                self.kept, self.cut_at = self.kept[: self.cut_at], None
+                return None
+        peer.answer(self.facts(), "201 Created")
+        return True
+
+
+@pytest.fixture
+def box() -> Iterator[ModelBox]:
+    server = ModelBox()
+    yield server
+    if server.hold is not None:
+        server.hold.set()
+    server.close()
+
+
+@pytest.fixture
+def daemon(box: ModelBox) -> Iterator[StandInDaemon]:
+    server = StandInDaemon(box.port)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def deployment(alice, local) -> Deployment:
+    model = ready(alice.pk, data=DATA)
+    device = Device.objects.create(owner=alice, name="box", epoch=1)
+    return deployments.begin_deployment(
+        actor=Actor.system("tests"), owner_id=alice.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
+    )
+
+
+@pytest.fixture
+def online(deployment: Deployment, daemon: StandInDaemon) -> str:
+    return put_online(str(deployment.device_id), str(deployment.owner_id), daemon)
+
+
+def turn(deployment: Deployment, leaving=lambda: False) -> Deployment:
+    """One turn, by the run that is its now."""
+    deployment.refresh_from_db()
+    deployment_run.run(deployment_id=deployment.pk, turn=deployment.run, leaving=leaving)
+    deployment.refresh_from_db()
+    return deployment
+
+
+def jobs() -> list[ProcrastinateJob]:
+    return list(ProcrastinateJob.objects.filter(task_name="model_registry.deploy").order_by("id"))
+
+
+def test_all_of_it_arrives(deployment, online, box):
+    done = turn(deployment)
+    assert (done.status, done.bytes_done, done.error_code) == ("done", len(DATA), "")
+    assert box.kept == DATA
+    assert box.ranges == [f"bytes 0-{len(DATA) - 1}/{len(DATA)}"]
+    assert done.finished_at is not None
+    assert done.started_at is not None
+    assert turn(deployment).run == done.run  # a job that comes twice does nothing
+    assert len(box.ranges) == 1
+
+
+def test_it_goes_on_where_it_broke_off(deployment, online, box):
+    box.cut_at = 700_000
+    waits = turn(deployment)
+    assert (waits.status, waits.error_code, waits.attempts) == ("queued", "AGENT_UNREACHABLE", 1)
+    assert len(jobs()) == 2
+    assert jobs()[1].args["run"] == waits.run
+    assert jobs()[1].scheduled_at is not None
+    Deployment.objects.update(attempts=deployment_run.ATTEMPTS - 1)
+    box.cut_at = 900_000  # it came on, so the failures are counted anew
+    assert (turn(deployment).status, deployment.attempts, deployment.confirmed) == ("queued", 1, 700_000)
+    done = turn(deployment)
+    assert done.status == "done"
+    assert box.ranges[2] == f"bytes 900000-{len(DATA) - 1}/{len(DATA)}"
+    assert box.ranges[1] == f"bytes 700000-{len(DATA) - 1}/{len(DATA)}"
+    assert box.kept == DATA
+
+
+def test_what_is_there_already_is_not_sent_again(deployment, online, box):
+    box.kept = DATA
+    assert turn(deployment).status == "done"
+    assert box.ranges == []
+
+
+def test_other_bytes_at_the_box_are_found_out(deployment, online, box):
+    box.kept = DATA[::-1]
+    failed = turn(deployment)
+    assert (failed.status, failed.error_code) == ("failed", "AGENT_BAD_RESPONSE")
+    assert "SHA-256" in failed.error_message
+    assert box.kept == b""
+
+
+def test_a_device_that_is_offline_is_waited_for_without_a_thread(deployment, daemon, box):
+    waits = turn(deployment)
+    assert (waits.status, waits.error_code, waits.attempts) == ("queued", "TUNNEL_DISCONNECTED", 0)
+    Deployment.objects.update(moved_at=timezone.now() - dt.timedelta(minutes=59))
+    assert turn(deployment).status == "queued"
+    put_online(str(deployment.device_id), str(deployment.owner_id), daemon)
+    assert turn(deployment).status == "done"
+
+
+def test_patience_ends(deployment):
+    Deployment.objects.update(moved_at=timezone.now() - dt.timedelta(minutes=61))
+    failed = turn(deployment)
+    assert (failed.status, failed.error_code) == ("failed", "TUNNEL_DISCONNECTED")
+    assert failed.error_message
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "413 Too Large", "405 No"])
+def test_a_box_that_refuses(deployment, online, box, status):
+    box.status = status
+    failed = turn(deployment)
+    assert (failed.status, failed.error_code) == ("failed", "AGENT_BAD_RESPONSE")
+    assert status.split(" ", 1)[0] in failed.error_message
+
+
+@pytest.mark.parametrize("status", ["500 Broken", "503 Busy", "409 Conflict"])
+def test_a_box_that_may_take_it_later(deployment, online, box, status):
+    box.status = status
+    assert turn(deployment).status == "queued"
+    Deployment.objects.update(attempts=deployment_run.ATTEMPTS - 1)
+    assert turn(deployment).status == "failed"
+
+
+def held(box: ModelBox, deployment: Deployment, meanwhile, monkeypatch, leaving=lambda: False) -> Deployment:
+    """A turn that stands still amid its bytes until `meanwhile` was done; each look is one at the database then."""
+    box.hold = threading.Event()
+    monkeypatch.setattr(deployment_run, "BEAT_SECONDS", 0.0)
+    beat, changed = deployments.beat, []
+
+    def first_change(**facts):
+        if box.between.is_set() and not changed:
+            changed.append(meanwhile())
+        return beat(**facts)
+
+    monkeypatch.setattr(deployments, "beat", first_change)
+    turn(deployment, leaving)
+    box.hold.set()
+    return deployment
+
+
+def test_cancelling_stops_it_amid_its_bytes(deployment, online, box, monkeypatch, alice):
+    def cancel():
+        deployments.cancel_deployment(
+            actor=Actor.system("t"), owner_id=alice.pk, deployment_id=deployment.pk, now=timezone.now()
+        )
+
+    stopped = held(box, deployment, cancel, monkeypatch)
+    assert (stopped.status, stopped.error_code) == ("cancelled", "")
+    assert len(box.kept) < len(DATA)
+
+
+@pytest.mark.parametrize("what", ["model", "device", "account"])
+def test_what_it_needs_is_taken_away(deployment, online, box, monkeypatch, alice, what):
+    def take_away():
+        now = timezone.now()
+        if what == "model":
+            AIModel.objects.update(deleted_at=now)
+        elif what == "device":
+            Device.objects.update(deleted_at=now)
+        else:
+            type(alice).objects.update(is_active=False)
+
+    stopped = held(box, deployment, take_away, monkeypatch)
+    assert (stopped.status, stopped.error_code) == ("failed", "NOT_FOUND")
+    assert what in stopped.error_message
+
+
+def test_what_is_gone_before_it_begins(deployment, online, box):
+    Device.objects.update(deleted_at=timezone.now())
+    assert turn(deployment).status == "failed"
+    assert box.heads == []
+
+
+def test_a_worker_that_ends_hands_it_on(deployment, online, box, monkeypatch):
+    leaving = []
+    handed = held(box, deployment, lambda: leaving.append(True), monkeypatch, leaving=lambda: bool(leaving))
+    assert (handed.status, handed.attempts, handed.beat_at) == ("queued", 0, None)
+    assert jobs()[-1].args["run"] == handed.run
+    assert jobs()[-1].scheduled_at is None
+    box.hold = None
+    assert turn(deployment).status == "done"
+
+
+def test_of_two_workers_one_is_heard(deployment):
+    now = timezone.now()
+    mine = deployments.claim(deployment_id=deployment.pk, run=0, now=now)
+    assert mine is not None
+    assert deployments.claim(deployment_id=deployment.pk, run=0, now=now) is None
+    assert deployments.rescue(now=now + dt.timedelta(seconds=10)) == 0
+    assert deployments.rescue(now=now + dt.timedelta(seconds=16)) == 1
+    late = {"deployment_id": mine.pk, "run": mine.run}
+    assert not deployments.beat(**late, bytes_done=1, confirmed=0, moved=True, now=now)
+    assert not deployments.finish(**late, status=DeploymentStatus.DONE, now=now)
+    assert not deployments.hand_on(**late, now=now)
+    deployment.refresh_from_db()
+    assert (deployment.status, deployment.run) == ("queued", 2)
+    assert jobs()[-1].args["run"] == 2
+    assert deployments.claim(deployment_id=deployment.pk, run=2, now=now) is not None
+
+
+def test_more_than_there_are_places_wait(deployment, online, box):
+    for _ in range(deployment_run.AT_ONCE):
+        assert deployment_run._places.acquire(blocking=False)
+    try:
+        assert turn(deployment).status == "queued"
+    finally:
+        for _ in range(deployment_run.AT_ONCE):
+            deployment_run._places.release()
+    assert jobs()[-1].scheduled_at is not None
+    assert turn(deployment).status == "done"
+
+
+def test_what_the_box_has_of_another_size_is_sent_anew(deployment, online, box):
+    box.kept, box.size = DATA[:1000], 1000
+    assert turn(deployment).status == "done"
+    assert box.ranges == [f"bytes 0-{len(DATA) - 1}/{len(DATA)}"]
