@@ -53,7 +53,7 @@ class JsonLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
             "status": int(status),
             "address": environ.get("REMOTE_ADDR", ""),
             "method": req.method,
-            "path": req.path,
+            "path": mask(req.path),
             "bytes": resp.sent,
             "ms": round(request_time.total_seconds() * 1000, 1),
         }

@@ -13,17 +13,18 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 _TOKEN: Final = re.compile(r"(vA[ucs]_)[0-9a-f]{8,}")
+_SIGNED: Final = re.compile(r"(/storage/)[^\s/?\"'<>]+")
 _QUERY: Final = re.compile(r"(/[^\s?\"'<>]*)\?[^\s\"'<>]*")
 
 
 def mask(text: str) -> str:
-    """The text without the secret part of our tokens, and without the query of anything that looks like a URL."""
-    return _QUERY.sub(r"\1", _TOKEN.sub(r"\1***", text))
+    """The text without the secret part of our tokens and signed paths, and without any URL's query."""
+    return _QUERY.sub(r"\1", _SIGNED.sub(r"\1***", _TOKEN.sub(r"\1***", text)))
 
 
 def _mask_values(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     for key, value in event.items():
-        if isinstance(value, str) and ("?" in value or "vA" in value):
+        if isinstance(value, str) and ("?" in value or "vA" in value or "/storage/" in value):
             event[key] = mask(value)
     return event
 
