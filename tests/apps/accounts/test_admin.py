@@ -1,12 +1,16 @@
-"""The admin for users: find, disable, enable; no secret is shown, and rights are a superuser's to give."""
+"""The admin for users: add, find, disable, reset, end; no secret is shown, and rights are a superuser's to give."""
+
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission
+from django.core.management import call_command
 from django.test import Client
 from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
+from tests.apps.accounts.mail_kit import deliver, token_in
 from tests.apps.conftest import PASSWORD
 
 LIST = "/admin/accounts/user/"
@@ -128,3 +132,72 @@ def test_staff_without_permissions_see_nothing(make_user):
     client.force_login(make_user("clerk@example.com", is_staff=True))
     assert client.get(LIST).status_code == 403
     assert client.get("/admin/").status_code == 200
+
+
+class TestAdding:
+    FORM = {"email": "Nia@example.com", "name": "Nia", "locale": "zh-TW"}  # noqa: RUF012 - read alone
+
+    def add(self, staff: Client, **more: str) -> Any:
+        return staff.post(f"{LIST}add/", {**self.FORM, **more})
+
+    def test_who_is_added_sets_a_password_by_the_link(self, staff, anonymous):
+        assert staff.get(f"{LIST}add/").status_code == 200
+        assert self.add(staff, is_staff="on").status_code == 302
+        user = User.objects.get(email="Nia@example.com")
+        assert (user.name, user.is_staff, user.is_superuser, user.has_usable_password()) == ("Nia", True, False, False)
+        row = AuditEvent.objects.get(action="user.added_by_staff")
+        assert (row.object_id, row.actor_label) == (str(user.pk), "root@example.com")
+        (letter,) = deliver()
+        assert letter.to == ["Nia@example.com"]
+        body = {"token": token_in(letter), "password": PASSWORD}
+        assert anonymous("POST", "/api/auth/password/reset/confirm", body).status == 200
+        assert anonymous("POST", "/api/auth/login", {"email": user.email, "password": PASSWORD}).status == 200
+
+    @pytest.mark.parametrize("more", [{"email": "ALICE@example.com"}, {"email": "no"}, {"email": ""}])
+    def test_a_bad_or_taken_e_mail_is_told_in_the_form(self, staff, alice, more):
+        page = self.add(staff, **more)
+        assert page.status_code == 200
+        assert User.objects.count() == 2
+
+    def test_a_clerk_adds_no_staff(self, make_user):
+        clerk = make_user("clerk@example.com", is_staff=True)
+        clerk.user_permissions.set(Permission.objects.filter(content_type__app_label="accounts"))
+        client = Client()
+        client.force_login(clerk)
+        self.add(client, is_staff="on")
+        assert not User.objects.get(email="Nia@example.com").is_staff
+
+    def test_not_without_the_permission(self, make_user):
+        client = Client()
+        client.force_login(make_user("clerk@example.com", is_staff=True))
+        assert self.add(client).status_code == 403
+
+
+def test_a_link_for_a_new_password(staff, alice):
+    act(staff, "send_reset", alice)
+    (letter,) = deliver()
+    assert (letter.to, letter.subject) == ([alice.email], "Set a new password for VisionA Cloud")
+    assert AuditEvent.objects.get(action="user.reset_sent_by_staff").object_id == str(alice.pk)
+
+
+def test_an_account_is_ended_by_a_superuser_alone(staff, alice, make_user):
+    clerk = make_user("clerk@example.com", is_staff=True)
+    clerk.user_permissions.set(Permission.objects.filter(content_type__app_label="accounts"))
+    client = Client()
+    client.force_login(clerk)
+    client.post(LIST, {"action": "end_account", "_selected_action": [str(alice.pk)]})
+    assert not AuditEvent.objects.filter(action="user.deleted").exists()
+    act(staff, "end_account", alice, User.objects.get(email="root@example.com"))
+    row = AuditEvent.objects.get(action="user.deleted")
+    assert (row.actor_label, row.object_id) == ("root@example.com", str(alice.pk))
+    assert User.objects.get(email="root@example.com").is_active
+
+
+def test_the_command_makes_a_superuser(db, monkeypatch):
+    monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", PASSWORD)
+    call_command("createsuperuser", interactive=False, email="Op@example.com", verbosity=0)
+    user = User.objects.get()
+    assert (user.email, user.is_staff, user.is_superuser, user.check_password(PASSWORD)) == (
+        "Op@example.com", True, True, True,
+    )  # fmt: skip
+    assert Client().post("/admin/login/", {"username": "op@EXAMPLE.com", "password": PASSWORD}).status_code == 302
