@@ -59,7 +59,7 @@ async def test_what_the_agent_says_and_hears() -> None:
     assert said.target == "/tunnel/connect"
     assert said.headers["authorization"] == f"Bearer {TOKEN}"
     assert said.headers["x-visiona-agent"].startswith("visiona-agent/")
-    assert said.headers["x-visiona-agent"].endswith("; features=keepalive")
+    assert said.headers["x-visiona-agent"].endswith("; features=keepalive,handover")
     assert said.headers["x-visiona-instance"] == "instance-1"
     assert said.headers["x-visiona-serial"] == "S 1"
     assert said.headers["x-visiona-chip"] == "KL720"

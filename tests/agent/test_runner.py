@@ -80,7 +80,7 @@ class ScriptedLink(Link):
         self.settings, self.endpoint = settings, endpoint
         return self
 
-    async def connect(self, stored: Credentials, token: str) -> Admission:
+    async def connect(self, stored: Credentials, token: str, *, handover: str = "") -> Admission:
         self.attempts.append((trio.current_time(), token))
         assert credentials.load(self.settings.credentials) == replace(stored), "dialled before it was stored"
         self.instances.append(stored.instance)

@@ -134,9 +134,13 @@ class ControlPlane:
         """Tell what happened to sessions. Raises ControlUnavailable."""
         await self._post("/internal/tunnel/events", {"node": node, "events": list(events)})
 
-    async def close_elsewhere(self, node_url: str, session: str, code: int) -> None:
-        """Close a session on another daemon; gone already is as good. Raises ControlUnavailable."""
-        await self._call("DELETE", f"{node_url}/internal/session/{session}?code={code}", None, missing_is_fine=True)
+    async def close_elsewhere(self, node_url: str, session: str, code: int, *, handed_over: bool = False) -> None:
+        """Close a session on another daemon, `handed_over`: when its streams have ended; gone already is as good.
+
+        Raises ControlUnavailable.
+        """
+        query = f"code={code}&handover=1" if handed_over else f"code={code}"
+        await self._call("DELETE", f"{node_url}/internal/session/{session}?{query}", None, missing_is_fine=True)
 
     async def _post(self, path: str, body: Any) -> Any:
         return await self._call("POST", path, orjson.dumps(body))

@@ -23,6 +23,7 @@ from tunnel.agent.settings import AgentSettings
 from tunnel.agent.verdict import EXIT_BUSY, EXIT_OK, EXIT_USAGE
 from tunnel.agent.version import VERSION
 from tunnel.contract import SettingError
+from tunnel.runtime.garbage import calm_collector
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -199,13 +200,24 @@ async def _until_signal(agent: Agent | None) -> int:
 def _run(main: Callable[[], Awaitable[int]]) -> int:
     """`trio.run`, with what the user can mend told in one line."""
     code = EXIT_OK
+    calm_collector()
     try:
-        code = trio.run(main)
+        code = trio.run(_logged, main)
     except* AgentBusyError as group:
         code = _told(group, EXIT_BUSY)
     except* (UsageError, CredentialError, DialError, OSError) as group:
         code = _told(group, EXIT_USAGE)
     return code
+
+
+async def _logged(main: Callable[[], Awaitable[int]]) -> int:
+    """`main`, and beside it the task that writes the log."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(logs.run)
+        try:
+            return await main()
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 def _told(group: BaseExceptionGroup[Exception], code: int) -> int:

@@ -18,12 +18,14 @@ from tunnel.agent.settings import AgentSettings
 from tunnel.agent.verdict import Verdict, after_refusal, parse_retry_after
 from tunnel.agent.version import VERSION
 from tunnel.contract import (
+    FEATURE_HANDOVER,
     H_AGENT,
     H_ANSWER_DEVICE_ID,
     H_ANSWER_SESSION,
     H_ANSWER_SESSION_TOKEN,
     H_CHIP,
     H_FIRMWARE,
+    H_HANDOVER,
     H_INSTANCE,
     H_REQUEST_ID,
     H_SERIAL,
@@ -34,7 +36,7 @@ from tunnel.runtime.transport import HandshakeError, HandshakeRefused, Transport
 
 DIAL_SECONDS: Final = 15.0
 UPGRADE_SECONDS: Final = 30.0
-FEATURES: Final = ("keepalive",)
+FEATURES: Final = ("keepalive", FEATURE_HANDOVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,14 @@ class RefusedError(Exception):
         self.verdict = verdict
 
 
-def request_headers(settings: AgentSettings, credentials: Credentials, token: str) -> list[tuple[str, str]]:
+def request_headers(
+    settings: AgentSettings, credentials: Credentials, token: str, handover: str = ""
+) -> list[tuple[str, str]]:
     """What the upgrade request says of us, besides what WebSocket itself needs."""
     named = f"visiona-agent/{VERSION}; features={','.join(FEATURES)}"
     headers = [("Authorization", f"Bearer {token}"), (H_AGENT, named), (H_INSTANCE, credentials.instance)]
     facts = ((H_SERIAL, settings.serial), (H_CHIP, settings.chip), (H_FIRMWARE, settings.firmware))
-    return headers + [(name, value) for name, value in facts if value]
+    return headers + [(name, value) for name, value in (*facts, (H_HANDOVER, handover)) if value]
 
 
 def read_refusal(refused: HandshakeRefused) -> RefusedError:
@@ -90,8 +94,11 @@ class Link:
         # Once: a context of the system's CAs costs megabytes and tens of milliseconds
         self._context: ssl.SSLContext | None = tls_context(settings.ca_file) if needed else None
 
-    async def connect(self, credentials: Credentials, token: str) -> Admission:
-        """One attempt with one token. Raises DialError (also for a timeout), RefusedError."""
+    async def connect(self, credentials: Credentials, token: str, *, handover: str = "") -> Admission:
+        """One attempt with one token; `handover` is the session that the new one takes over from.
+
+        Raises DialError (also for a timeout), RefusedError.
+        """
         try:
             with trio.fail_after(DIAL_SECONDS):
                 stream = await dial(self.endpoint, self.proxy, self._context)
@@ -104,7 +111,7 @@ class Link:
                     stream,
                     self.endpoint.authority,
                     self.endpoint.path,
-                    request_headers(self.settings, credentials, token),
+                    request_headers(self.settings, credentials, token, handover),
                 )
             upgraded = True
         except HandshakeRefused as refused:

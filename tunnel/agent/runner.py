@@ -1,13 +1,15 @@
 """The agent's life: connect, serve, reconnect for ever; end on SIGTERM, or when the daemon says that it is over.
 
 Who owns what: `Agent.run` owns the loop; each session has one nursery with the connection, the acceptor and a task a
-stream, which ends with the session. Decisions stand in `verdict`, `backoff` and `credentials`.
+stream, which ends with the session. A session whose daemon is about to end is handed over to the next one, and finishes
+its streams beside it. Decisions stand in `verdict`, `backoff` and `credentials`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -37,6 +39,10 @@ STORE_AGAIN_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 4.0
 QUIET_SECONDS: Final = 1.5
 LOOK_SECONDS: Final = 0.1
+AWAY_SECONDS: Final = 0.25
+"""How often a session looks whether its daemon has said that it goes."""
+HANDOVER_PAUSE: Final = (0.25, 8.0)
+"""Between two attempts to reach another daemon while ours is still there: at random up to this, which grows."""
 DECISIVE: Final = frozenset({CLOSE_REVOKED, CLOSE_DISABLED, CLOSE_REPLACED, CLOSE_ABUSE})
 """Close codes that count even if our own end had seen something else first."""
 ROLE_HINT: Final = "both ends may have the same yamux role: VISIONA_YAMUX_ROLE must be what the daemon has"
@@ -56,6 +62,17 @@ class Status:
     last_error: str | None = None
     last_error_at: str | None = None
     next_attempt_in: float | None = None
+
+
+@dataclass(slots=True)
+class _Session:
+    """One admitted connection. `settled`: it has ended, or `successor` has taken its place."""
+
+    admission: Admission
+    connection: Connection
+    settled: trio.Event = field(default_factory=trio.Event)
+    successor: Admission | None = None
+    verdict: Verdict = field(default_factory=lambda: Verdict("stopped", EXIT_OK))
 
 
 @dataclass(slots=True)
@@ -120,9 +137,16 @@ class Agent:
         return self.settings.endpoint
 
     async def _for_ever(self, link: Link) -> int:
+        async with trio.open_nursery() as sessions:
+            code = await self._again_and_again(link, sessions)
+            if not self._stopping.is_set():  # else those that were handed over end in order as well
+                sessions.cancel_scope.cancel()
+        return code
+
+    async def _again_and_again(self, link: Link, sessions: trio.Nursery) -> int:
         while True:
             try:
-                verdict = await self._attempt(link)
+                verdict = await self._attempt(link, sessions)
             except Exception as error:  # noqa: BLE001 - logged whole: an unforeseen fault must not end the agent
                 logs.log.exception("internal error")
                 verdict = Verdict(f"internal error: {type(error).__name__}")
@@ -138,8 +162,8 @@ class Agent:
             with trio.move_on_after(delay):
                 await self._stopping.wait()
 
-    async def _attempt(self, link: Link) -> Verdict:
-        """Connect and serve one session to its end."""
+    async def _attempt(self, link: Link, sessions: trio.Nursery) -> Verdict:
+        """Connect, and serve one session after the other for as long as each is handed over to the next."""
         self._tell("connecting")
         admission: Admission | None = None
         verdict = Verdict("stopped", EXIT_OK)
@@ -152,26 +176,31 @@ class Agent:
             except RefusedError as error:
                 verdict = error.verdict
             nursery.cancel_scope.cancel()
-        return verdict if admission is None else await self._session(admission, link.endpoint)
+        while admission is not None:
+            session = self._begin(admission, link.endpoint)
+            sessions.start_soon(self._serve, session, link)
+            await session.settled.wait()
+            verdict, admission = session.verdict, session.successor
+        return verdict
 
     async def _cancel_when_stopping(self, scope: trio.CancelScope) -> None:
         await self._stopping.wait()
         scope.cancel()
 
-    async def _admission(self, link: Link) -> Admission:
+    async def _admission(self, link: Link, handover: str = "") -> Admission:
         """Try the tokens that we have, best first; only a 401 lets the next one be tried."""
         known = self._credentials.candidates(self.settings.pairing_token)
         first, *others = sorted(known, key=self._refused.__contains__)  # stable: those refused before come last
         try:
-            return await link.connect(self._credentials, first)
+            return await link.connect(self._credentials, first, handover=handover)
         except RefusedError as error:
             if error.status != 401 or not others:
                 raise
             self._refused.add(first)
             logs.warning("one credential was refused, trying the other", refusal=str(error))
-        return await link.connect(self._credentials, others[0])
+        return await link.connect(self._credentials, others[0], handover=handover)
 
-    async def _session(self, admission: Admission, endpoint: Endpoint) -> Verdict:
+    def _begin(self, admission: Admission, endpoint: Endpoint) -> _Session:
         self._remember(admission, endpoint)
         connection = Connection(
             admission.transport,
@@ -180,22 +209,60 @@ class Agent:
             accept_streams=True,
             name=admission.session,
         )
-        began = trio.current_time()
         self._tell("connected", session=admission.session)
+        return _Session(admission, connection)
+
+    async def _serve(self, session: _Session, link: Link) -> None:
+        try:
+            await self._session(session, link)
+        except Exception as error:  # noqa: BLE001 - logged whole: an unforeseen fault must not end the agent
+            logs.log.exception("internal error")
+            session.verdict = Verdict(f"internal error: {type(error).__name__}")
+        finally:
+            session.settled.set()
+
+    async def _session(self, session: _Session, link: Link) -> None:
+        admission, connection = session.admission, session.connection
+        began = trio.current_time()
         facts: dict[str, Any] = {"session": admission.session or None, "device": self._credentials.device_id or None}
         logs.info("connected", **facts, request_id=admission.request_id or None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._accept, connection, nursery)
             nursery.start_soon(self._end_gracefully, connection)
             nursery.start_soon(self._store_again)
+            nursery.start_soon(self._hand_over, session, link)
             await connection.run()
             nursery.cancel_scope.cancel()
         lasted = trio.current_time() - began
-        self.backoff.connected_for(lasted)
+        if session.successor is None:
+            self.backoff.connected_for(lasted)
         end = connection.end_reason
         reason = {"reason": end.text, "close_code": end.close_code} if end else {}
         logs.info("disconnected", **facts, seconds=round(lasted, 1), **reason)
-        return _after_session(connection, admission.transport)
+        session.verdict = _after_session(connection, admission.transport)
+
+    async def _hand_over(self, session: _Session, link: Link) -> None:
+        """Once the daemon has said that it goes, find another one before it has gone."""
+        while True:
+            if session.connection.peer_going_away:
+                break
+            await trio.sleep(AWAY_SECONDS)
+        pause = HANDOVER_PAUSE[0]
+        while not self._stopping.is_set():
+            try:
+                session.successor = await self._admission(link, session.admission.session)
+            except DialError as error:
+                logs.info("no other daemon yet", why=str(error))
+            except RefusedError as error:
+                if error.verdict.exit_code is not None:
+                    return  # what that means is decided when this session has ended
+                logs.info("no other daemon yet", why=str(error))
+            else:
+                logs.info("handed over", session=session.admission.session, to=session.successor.session)
+                session.settled.set()
+                return
+            await trio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, guards nothing
+            pause = min(pause * 2, HANDOVER_PAUSE[1])
 
     async def _accept(self, connection: Connection, nursery: trio.Nursery) -> None:
         while True:

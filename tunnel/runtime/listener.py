@@ -16,6 +16,7 @@ from tunnel.adapters.control import ControlPlane, ControlUnavailable
 from tunnel.config import TunnelConfig
 from tunnel.contract import (
     CLOSE_REPLACED,
+    CLOSE_RESTART,
     H_ANSWER_DEVICE_ID,
     H_ANSWER_SESSION,
     H_ANSWER_SESSION_TOKEN,
@@ -208,8 +209,12 @@ class Listener:
             self._spawn(self._close_elsewhere, replaced)
 
     async def _close_elsewhere(self, replaced: Replaced) -> None:
+        handed_over = replaced.get("handover", False)
+        code = CLOSE_RESTART if handed_over else CLOSE_REPLACED
         try:
-            await self._control.close_elsewhere(replaced["node_url"], replaced["session"], CLOSE_REPLACED)
+            await self._control.close_elsewhere(
+                replaced["node_url"], replaced["session"], code, handed_over=handed_over
+            )
         except ControlUnavailable as error:
             # that node is down, and its sessions with it, or its next heartbeat is told to close this one
             self._log.warning("replaced_not_closed", session=replaced["session"], error=str(error))
