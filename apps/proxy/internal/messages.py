@@ -166,7 +166,7 @@ def read_authorize(body: Any) -> AuthorizeRequest:
     return AuthorizeRequest(
         node=message.uuid("node"),
         kind=cast("Any", kind),
-        token=message.text("token", 4096),
+        token=message.text("token", 1 << 14),  # a JWT
         device=message.text("device", 4096),
         method=message.text("method", 64),
         path=path,
