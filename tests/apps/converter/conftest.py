@@ -1,0 +1,17 @@
+import pytest
+
+from tests.apps.converter.kit import SECRET
+from tests.apps.stores import local, moto, store
+from tests.apps.webhooks.receiver import receiving
+
+__all__ = ["local", "moto", "store"]
+
+
+@pytest.fixture
+def converter(settings):
+    """A converter that takes what it is sent, and does nothing by itself."""
+    with receiving() as receiver:
+        receiver.answer = 202
+        values = {"CONVERTER_URL": receiver.url, "CONVERTER_SECRET": (SECRET,), "PUBLIC_URL": "http://testserver"}
+        settings.VISIONA = {**settings.VISIONA, **values}
+        yield receiver
