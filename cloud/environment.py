@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -19,6 +20,7 @@ __all__ = ["BASE_DIR", "SettingError", "check", "load"]
 
 BASE_DIR: Final = Path(__file__).resolve().parent.parent
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+\Z")
+_ASYMMETRIC: Final = re.compile(r"(?:RS|PS|ES)(?:256|384|512)|EdDSA|Ed25519")
 _REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
@@ -58,3 +60,30 @@ def check(values: Mapping[str, Any]) -> None:
         raise SettingError(f"{PREFIX}CONVERTER_URL: it must start with http:// or https://")
     if values["DB_POOL_MIN"] > values["DB_POOL_MAX"]:
         raise SettingError(f"{PREFIX}DB_POOL_MIN: above {PREFIX}DB_POOL_MAX")
+    _check_mail(values)
+    _check_oidc(values)
+
+
+def _check_mail(values: Mapping[str, Any]) -> None:
+    for name in ("EMAIL_VERIFY_URL", "EMAIL_RESET_URL"):
+        if values[name] and "{token}" not in values[name]:
+            raise SettingError(f"{PREFIX}{name}: it must hold {{token}}, where the token is to stand")
+
+
+def _check_oidc(values: Mapping[str, Any]) -> None:
+    """The provider's settings, as far as there is one. Raises SettingError."""
+    issuer: str = values["OIDC_ISSUER"]
+    if not issuer:
+        return
+    parts = urlsplit(issuer)
+    plain = parts.scheme == "http" and values["ENV"] != "production"
+    if not parts.hostname or not (parts.scheme == "https" or plain) or parts.query or parts.fragment:
+        raise SettingError(f"{PREFIX}OIDC_ISSUER: it must be an https:// URL (http:// in development alone)")
+    if not any(values[name] for name in ("OIDC_CLIENT_ID", "OIDC_AUDIENCE", "OIDC_AUTHORIZED_PARTIES")):
+        raise SettingError(f"{PREFIX}OIDC_CLIENT_ID: missing, and nothing else says whose tokens are taken")
+    if not values["OIDC_ALGORITHMS"] or not all(map(_ASYMMETRIC.fullmatch, values["OIDC_ALGORITHMS"])):
+        raise SettingError(f"{PREFIX}OIDC_ALGORITHMS: asymmetric signatures alone, such as RS256, PS256, ES256")
+    for page in values["OIDC_REDIRECT_URIS"]:
+        scheme, colon, rest = page.partition(":")
+        if not colon or not rest or "#" in page or scheme.lower() in ("javascript", "data", "vbscript", "file"):
+            raise SettingError(f"{PREFIX}OIDC_REDIRECT_URIS: {page!r} is no page to return to (a URL without #)")
