@@ -244,9 +244,9 @@ class Stack:
             link.close()
 
     @contextmanager
-    def stream(self, path: str, *, seconds: float = 20.0) -> Iterator["Stream"]:
+    def stream(self, path: str, *, seconds: float = 20.0, port: int | None = None) -> Iterator["Stream"]:
         """A GET whose answer runs on; left (the connection is closed) at the end of the block."""
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
+        link = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=seconds)
         link.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
         sock = link.sock
         answer = link.getresponse()
