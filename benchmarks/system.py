@@ -216,6 +216,7 @@ def running_system(var: Path, upstream: int, settings: Mapping[str, str] | None 
         "VISIONA_API_PORT": str(free_port()),
         "VISIONA_TUNNEL_PORT": str(free_port()),
         "VISIONA_PROXY_INTERNAL_PORT": str(free_port()),
+        "VISIONA_STORAGE_DIR": str(var / "storage"),
         **(settings or {}),
     }
     wait_for(lambda: listens(upstream), 10, "the upstream listens")
