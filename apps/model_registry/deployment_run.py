@@ -1,6 +1,6 @@
 """One turn of a deployment: a worker's thread carries a model's bytes through the tunnel to the box.
 
-The box's side is docs/box-api.md, "Models": `HEAD` tells where to go on, `PUT` with `Content-Range` sends the rest. A
+The box's side is docs/box-api.md, "Models": `HEAD` tells where to go on, `PUT`s with `Content-Range` send the rest. A
 turn ends done, failed, or given back to the queue: while the device is offline nobody's thread waits. It knows the
 store, the registry of tunnels and `deployments`; neither users nor HTTP of ours.
 """
@@ -36,6 +36,8 @@ logger = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 3
 """Deployments that one worker process carries at once: its other threads are for jobs that are short."""
+PART: Final = 8 << 20
+"""Bytes in one `PUT`: what is on its way beyond the box's last word, however much the sockets between would hold."""
 PLACE_SECONDS: Final = 2
 BEAT_SECONDS: Final = 1.0
 PATIENCE: Final = dt.timedelta(hours=1)
@@ -113,7 +115,7 @@ def _put_off(transfer: Transfer, code: str, problem: str) -> str:
             _fail(transfer, "NOT_FOUND", gone)
         return "stopped"
     if code == LEAVING:
-        deployments.hand_on(**transfer.held, now=now)
+        deployments.hand_on(**transfer.held, confirmed=transfer.confirmed, now=now)
         return "handed on"
     attempts = 0 if transfer.gained else deployment.attempts
     since = now if transfer.moved else deployment.moved_at
@@ -124,7 +126,13 @@ def _put_off(transfer: Transfer, code: str, problem: str) -> str:
     waited = int((now - since).total_seconds()) // 4
     seconds = min(AWAY_MAX, max(AWAY_MIN, waited)) if away else min(BACKOFF_MAX, 1 << attempts)
     deployments.release(
-        **transfer.held, code=code, message=_told(code), attempts=attempts + (not away), seconds=seconds, now=now
+        **transfer.held,
+        confirmed=transfer.confirmed,
+        code=code,
+        message=_told(code),
+        attempts=attempts + (not away),
+        seconds=seconds,
+        now=now,
     )
     return f"put off: {problem}"
 
@@ -165,7 +173,7 @@ class Transfer:
         """Bytes left for the box."""
         self.gained = False
         """The box says that it has more than ever before."""
-        self._confirmed = deployment.confirmed
+        self.confirmed = deployment.confirmed
         self._leaving = leaving
         self._stopped = ""
         self._beat_at = time.monotonic()
@@ -195,7 +203,7 @@ class Transfer:
         moved, self._told = self.done != self._told, self.done
         try:
             alive = deployments.beat(
-                **self.held, bytes_done=self.done, confirmed=self._confirmed, moved=moved, now=timezone.now()
+                **self.held, bytes_done=self.done, confirmed=self.confirmed, moved=moved, now=timezone.now()
             )
         except Error as error:  # the bytes go on; if it takes long, another has the deployment then
             logger.warning("deployment_not_told", deployment=str(self.deployment.pk), error=type(error).__name__)
@@ -218,14 +226,15 @@ class Transfer:
             raise Later(self._stopped, "it is not ours")
         if model.status != ModelStatus.READY:
             raise Refused("The model is not ready.")
-        offset = self._where()
-        self.gained = offset > self._confirmed
-        self._confirmed = max(offset, self._confirmed)
-        self.done = offset
+        total, offset = self.deployment.bytes_total, self._where()
+        self._arrived(offset)
         self._beat()
-        facts = _object(self._call("GET")) if offset == self.deployment.bytes_total else {}
-        if facts.get("status") != "ready":
-            facts = self._put(offset if offset < self.deployment.bytes_total else 0)
+        facts = _object(self._call("GET")) if offset == total else {}
+        if offset == total and facts.get("status", "ready") != "ready":
+            offset = 0
+        while offset < total:
+            offset, facts = self._put(offset, min(total, offset + PART))
+            self._arrived(offset)
         told = str(facts.get("sha256") or "").lower()
         if told and told != model.sha256:
             self._call("DELETE")
@@ -240,23 +249,30 @@ class Transfer:
             return 0
         return min(int(offset), total)
 
-    def _put(self, offset: int) -> dict[str, Any]:
-        """Send all from `offset` on; what the box says of the whole. Raises as `send`."""
+    def _arrived(self, offset: int) -> None:
+        """The box has so many bytes."""
+        self.done = self._offset = offset
+        self.gained = self.gained or offset > self.confirmed
+        self.confirmed = max(offset, self.confirmed)
+
+    def _put(self, offset: int, end: int) -> tuple[int, dict[str, Any]]:
+        """Send the bytes from `offset` to before `end`; how many the box has now, and what it says."""
         model, total = self.deployment.model, self.deployment.bytes_total
-        self._offset = self.done = offset
-        length = total - offset
         fields = (
             ("Content-Type", "application/octet-stream"),
-            ("Content-Range", f"bytes {offset}-{total - 1}/{total}"),
+            ("Content-Range", f"bytes {offset}-{end - 1}/{total}"),
         )
-        with open_range(key=model.object_key, start=offset, length=length) as pieces:
-            reply = self._call("PUT", fields=fields, body=pieces, length=length, sent=self._sent)
-        if reply.status == 201:
-            return _object(reply)
-        if reply.status in (200, 409, 429) or reply.status >= 500:
-            # 200: it took less than all; 409: another upload runs, or it has another offset than it said.
+        with open_range(key=model.object_key, start=offset, length=end - offset) as pieces:
+            reply = self._call("PUT", fields=fields, body=pieces, length=end - offset, sent=self._sent)
+        if reply.status in (408, 409, 425, 429) or reply.status >= 500:
+            # 409: the end of an earlier upload is still under way there, or it has another offset than it said.
             raise Later("AGENT_BAD_RESPONSE", f"the box answered {reply.status}")
-        raise Refused(f"The box refused the model with status {reply.status}.")
+        if not 200 <= reply.status < 300:
+            raise Refused(f"The box refused the model with status {reply.status}.")
+        told = reply.value("upload-offset")
+        if told not in ("", str(end)):
+            raise Later("AGENT_BAD_RESPONSE", f"the box has {told[:20]} bytes after it was sent up to {end}")
+        return end, _object(reply)
 
     def _call(self, method: str, **more: Any) -> Reply:
         deployment = self.deployment

@@ -27,7 +27,7 @@ from apps.webhooks.services import emit
 
 TASK: Final = "model_registry.deploy"
 ONE_ACTIVE: Final = "deployments_one_active"
-STALE: Final = dt.timedelta(seconds=15)
+STALE: Final = dt.timedelta(seconds=10)
 """A worker that was not heard of for so long (it beats every second) has lost its deployment to another."""
 RESCUED_AT_ONCE: Final = 100
 
@@ -124,6 +124,7 @@ def release(
     *,
     deployment_id: uuid.UUID,
     run: int,
+    confirmed: int,
     code: str,
     message: str,
     attempts: int,
@@ -135,6 +136,8 @@ def release(
         released = _held(deployment_id, run).update(
             status=DeploymentStatus.QUEUED,
             beat_at=None,
+            bytes_done=confirmed,
+            confirmed=confirmed,
             attempts=attempts,
             error_code=code,
             error_message=message[:500],
@@ -145,10 +148,12 @@ def release(
     return bool(released)
 
 
-def hand_on(*, deployment_id: uuid.UUID, run: int, now: dt.datetime) -> bool:
+def hand_on(*, deployment_id: uuid.UUID, run: int, confirmed: int, now: dt.datetime) -> bool:
     """Give it to another worker at once: this one ends. False: another has it, or it is over."""
     with transaction.atomic():
-        released = _held(deployment_id, run).update(status=DeploymentStatus.QUEUED, beat_at=None, updated_at=now)
+        released = _held(deployment_id, run).update(
+            status=DeploymentStatus.QUEUED, beat_at=None, bytes_done=confirmed, confirmed=confirmed, updated_at=now
+        )
         if released:
             _defer(deployment_id, run=run, seconds=0)
     return bool(released)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -17,78 +14,18 @@ from apps.devices.models import Device
 from apps.model_registry import deployment_run, deployments
 from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 from apps.model_registry.models import AIModel
+from tests.apps.model_registry.box import ModelBox
 from tests.apps.model_registry.kit import ready
-from tests.apps.proxy.kit import Box, Peer, StandInDaemon
+from tests.apps.proxy.kit import StandInDaemon
 from tests.apps.proxy.stack import put_online
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 
 
-class ModelBox(Box):
-    """A box that keeps models as docs/box-api.md says. `cut_at`: the connection breaks once it has so many bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept = b""
-        self.size = len(DATA)
-        self.cut_at: int | None = None
-        self.status: str | None = None
-        self.lie = False
-        self.ranges: list[str] = []
-        self.between = threading.Event()
-        self.hold: threading.Event | None = None
-
-    def serve(self, sock) -> None:
-        peer = Peer(sock)
-        while peer.read_head():
-            if self._one(peer) is not True:
-                return
-
-    def facts(self) -> bytes:
-        digest = hashlib.sha256(b"other" if self.lie else self.kept).hexdigest()
-        return json.dumps({"sha256": digest, "status": "ready"}).encode()
-
-    def _one(self, peer: Peer) -> bool | None:
-        if self.status is not None:
-            for _ in peer.body():
-                pass
-            peer.answer(b"", self.status)
-            return True
-        if peer.method == "HEAD":
-            fields = [f"Upload-Offset: {len(self.kept)}", f"Upload-Length: {self.size}"]
-            peer.answer(b"", *(["200 OK", *fields] if self.kept else ["404 Not Found", "Upload-Offset: 0"]))
-        elif peer.method == "GET":
-            peer.answer(self.facts())
-        elif peer.method == "DELETE":
-            self.kept = b""
-            peer.answer(b"{}")
-        else:
-            return self._put(peer)
-        return True
-
-    def _put(self, peer: Peer) -> bool | None:
-        (told,) = peer.fields("content-range")
-        self.ranges.append(told)
-        if int(told.split(" ")[1].split("-")[0]) == 0:
-            self.kept = b""
-        for piece in peer.body():
-            self.kept += piece
-            if self.hold is not None and len(self.kept) > 100_000:
-                self.between.set()
-                self.hold.wait(30)
-            if self.cut_at is not None and len(self.kept) >= self.cut_at:
-                self.kept, self.cut_at = self.kept[: self.cut_at], None
-                return None
-        peer.answer(self.facts(), "201 Created")
-        return True
-
-
 @pytest.fixture
 def box() -> Iterator[ModelBox]:
-    server = ModelBox()
+    server = ModelBox(len(DATA))
     yield server
-    if server.hold is not None:
-        server.hold.set()
     server.close()
 
 
@@ -153,6 +90,13 @@ def test_it_goes_on_where_it_broke_off(deployment, online, box):
     assert box.kept == DATA
 
 
+def test_it_goes_out_in_parts(deployment, online, box, monkeypatch):
+    monkeypatch.setattr(deployment_run, "PART", 1 << 20)
+    assert turn(deployment).status == "done"
+    assert box.ranges == [f"bytes 0-1048575/{len(DATA)}", f"bytes 1048576-2097151/{len(DATA)}"]
+    assert box.kept == DATA
+
+
 def test_what_is_there_already_is_not_sent_again(deployment, online, box):
     box.kept = DATA
     assert turn(deployment).status == "done"
@@ -201,7 +145,7 @@ def test_a_box_that_may_take_it_later(deployment, online, box, status):
 
 def held(box: ModelBox, deployment: Deployment, meanwhile, monkeypatch, leaving=lambda: False) -> Deployment:
     """A turn that stands still amid its bytes until `meanwhile` was done; each look is one at the database then."""
-    box.hold = threading.Event()
+    box.hold_at(100_000)
     monkeypatch.setattr(deployment_run, "BEAT_SECONDS", 0.0)
     beat, changed = deployments.beat, []
 
@@ -212,7 +156,7 @@ def held(box: ModelBox, deployment: Deployment, meanwhile, monkeypatch, leaving=
 
     monkeypatch.setattr(deployments, "beat", first_change)
     turn(deployment, leaving)
-    box.hold.set()
+    box.go_on()
     return deployment
 
 
@@ -255,7 +199,6 @@ def test_a_worker_that_ends_hands_it_on(deployment, online, box, monkeypatch):
     assert (handed.status, handed.attempts, handed.beat_at) == ("queued", 0, None)
     assert jobs()[-1].args["run"] == handed.run
     assert jobs()[-1].scheduled_at is None
-    box.hold = None
     assert turn(deployment).status == "done"
 
 
@@ -264,12 +207,12 @@ def test_of_two_workers_one_is_heard(deployment):
     mine = deployments.claim(deployment_id=deployment.pk, run=0, now=now)
     assert mine is not None
     assert deployments.claim(deployment_id=deployment.pk, run=0, now=now) is None
-    assert deployments.rescue(now=now + dt.timedelta(seconds=10)) == 0
-    assert deployments.rescue(now=now + dt.timedelta(seconds=16)) == 1
+    assert deployments.rescue(now=now + dt.timedelta(seconds=9)) == 0
+    assert deployments.rescue(now=now + dt.timedelta(seconds=11)) == 1
     late = {"deployment_id": mine.pk, "run": mine.run}
     assert not deployments.beat(**late, bytes_done=1, confirmed=0, moved=True, now=now)
     assert not deployments.finish(**late, status=DeploymentStatus.DONE, now=now)
-    assert not deployments.hand_on(**late, now=now)
+    assert not deployments.hand_on(**late, confirmed=0, now=now)
     deployment.refresh_from_db()
     assert (deployment.status, deployment.run) == ("queued", 2)
     assert jobs()[-1].args["run"] == 2
