@@ -29,12 +29,14 @@ from benchmarks.scenarios import (
     core,
     flames,
     latency,
+    lists,
     neighbours,
     requests,
     single,
     sockets,
     storm,
     tunnels,
+    upload,
     workers,
 )
 from benchmarks.table import markdown
@@ -50,6 +52,8 @@ SCENARIOS: dict[str, Callable[[Bench], Outcome]] = {
         neighbours,
         agents,
         control,
+        upload,
+        lists,
         sockets,
         flames,
         tunnels,
