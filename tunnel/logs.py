@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -33,12 +34,11 @@ class JsonLog:
         self._service = service
         self._piece = _piece_of(out)
         self._second = -1
-        self._millisecond = -1
-        self._date = ""
-        self._at = ""
-        self._start = b""
-        self._named = b'","level":"info","service":%b,"node":%b,"event":' % (orjson.dumps(service), orjson.dumps(node))
+        self._date = b""
+        self._named = b'Z","level":"info","service":%b,"node":%b,"event":' % (orjson.dumps(service), orjson.dumps(node))
         self._lines: deque[bytes] = deque()
+        self._taken = b""
+        self._writing = threading.Lock()
         self._waiting = trio.lowlevel.ParkingLot()
         self._parked = False
         self._running = False
@@ -64,28 +64,26 @@ class JsonLog:
         """An `info` line for hot paths: `facts` is JSON from the event's value on, `"event","name":value,…}`."""
         if self._level > LEVELS["info"]:
             return
-        self._stamp()
-        self._put(self._start + facts + b"\n")
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._new_second(second)
+        self._put(b'{"at":"%b.%03d%b%b\n' % (self._date, (now - second) * 1000, self._named, facts))
 
     def _add(self, level: str, event: str, facts: dict[str, Any]) -> None:
         if LEVELS[level] < self._level:
             return
-        self._stamp()
-        line = {"at": self._at, "level": level, "service": self._service, "node": self._node, "event": event, **facts}
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._new_second(second)
+        at = f"{self._date.decode()}.{int((now - second) * 1000):03d}Z"
+        line = {"at": at, "level": level, "service": self._service, "node": self._node, "event": event, **facts}
         self._put(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
 
-    def _stamp(self) -> None:
-        """What a line begins with, made anew when the millisecond is another."""
-        now = int(time.time() * 1000)
-        if now == self._millisecond:
-            return
-        self._millisecond = now
-        second, rest = divmod(now, 1000)
-        if second != self._second:
-            self._second = second
-            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        self._at = f"{self._date}.{rest:03d}Z"
-        self._start = b'{"at":"' + self._at.encode() + self._named
+    def _new_second(self, second: int) -> None:
+        self._second = second
+        self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
 
     def _put(self, line: bytes) -> None:
         if len(self._lines) >= _MAX_LINES:
@@ -100,14 +98,20 @@ class JsonLog:
 
     def flush(self) -> None:
         """Write what is buffered now, in the calling thread."""
-        chunk = self._take()
-        if chunk:
+        with self._writing:
+            chunk, self._taken = self._taken + self._take(), b""
             self._write(chunk)
 
     def _take(self) -> bytes:
         chunk = b"".join(self._lines)
         self._lines.clear()
         return chunk
+
+    def _write_taken(self) -> None:
+        """In a thread. Whoever flushes meanwhile waits, and finds all lines written."""
+        with self._writing:
+            chunk, self._taken = self._taken, b""
+            self._write(chunk)
 
     def _write(self, chunk: bytes) -> None:
         try:
@@ -126,7 +130,8 @@ class JsonLog:
                     self._parked = True
                     await self._waiting.park()
                 with trio.CancelScope(shield=True):  # lines that were taken are written
-                    await trio.to_thread.run_sync(self._write, self._take())
+                    self._taken += self._take()
+                    await trio.to_thread.run_sync(self._write_taken)
                 await trio.sleep(_FLUSH_SECONDS)
         finally:
             self._running = self._parked = False

@@ -96,7 +96,7 @@ class FastLane:
         self._clients: set[Client] = set()
         self._memos = Memo(), Memo()  # of clients, and of clients that are trusted proxies
         self._answers = OrdinaryAnswers()
-        self._lines: dict[str, LocalLine] = {}
+        self._lines: dict[TunnelSession, LocalLine] = {}
         self._nursery: trio.Nursery | None = None
         self._authorizer: Authorizer | None = None
         self._asking_anew: set[Run] = set()
@@ -179,14 +179,15 @@ class FastLane:
 
     def quick(self, client: Client) -> Quick:
         """What serves the ordinary requests of a connection."""
-        return Quick(self, client, self._memos[client.trusted], self._answers, self._ids)
+        memo = self._memos[client.trusted]
+        return Quick(self, client, memo=memo, answers=self._answers, ids=self._ids, tally=self._tally, log=self._log)
 
     def granted(self, ready: Ready, now: float) -> Grant | None:
         """The grant for a request that was met before, if nobody has to be asked and it is surely not to be shared."""
         if self.draining or self._authorizer is None:
             return None
-        grant = self._authorizer.kept(ready.key, now=now)
-        if grant is None or now >= grant.refresh_at or self._outdated(grant):
+        grant = self._authorizer.find(ready.key)
+        if grant is None or now >= grant.refresh_at:
             return None
         if ready.grant is not grant:
             ready.met(grant)
@@ -284,14 +285,24 @@ class FastLane:
         return dropped, len(ended)
 
     # --- ways to the box ----------------------------------------------------------------------------------------------
+    def here(self, grant: Grant) -> LocalLine | None:
+        """The way to the device's session, if it is here, the one that counts, and the one that the grant is about."""
+        session = self._sessions.of_device(grant.device_id)
+        if session is None or session.identity.epoch != grant.epoch or session.leaving or session.closing:
+            return None
+        return self._line_of(session)
+
     def reach(self, grant: Grant) -> Line | None:
         """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
         session = self._sessions.of_device(grant.device_id)
         if session is None or session.closing or session.leaving or session.epoch < grant.epoch:
             return self.remote(grant) if self.remote is not None and grant.node_url != self.node_url else None
-        line = self._lines.get(session.id)
+        return self._line_of(session)
+
+    def _line_of(self, session: TunnelSession) -> LocalLine:
+        line = self._lines.get(session)
         if line is None:
-            line = self._lines[session.id] = LocalLine(session, self._full)
+            line = self._lines[session] = LocalLine(session, self._full)
         return line
 
     async def wait_reach(self, grant: Grant, *, anew: bool = True) -> Line:
@@ -384,14 +395,6 @@ class FastLane:
         self._tally.bytes_down += facts["bytes_down"]
         self._log.info("forward", **facts)
         self.no_longer(run)
-
-    def ordinary_ended(self, line: bytes, up: int, down: int) -> None:
-        """The same of an ordinary one; `line` is what is logged, with the event's name, as JSON."""
-        tally = self._tally
-        tally.count("ok")
-        tally.bytes_up += up
-        tally.bytes_down += down
-        self._log.info_json(line)
 
     def no_longer(self, run: Run | Quick) -> None:
         """It does not run any more, here or in this guise."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final
 
+import orjson
 import trio
 
 from tunnel.adapters.control import ControlPlane, ControlUnavailable
@@ -48,7 +49,7 @@ class Grant:
 
     __slots__ = (
         "again", "checked_at", "device_id", "epoch", "expires", "key", "limits", "login", "moving", "node_url",
-        "refresh_at", "session", "user_id",
+        "refresh_at", "session", "user_id", "who",
     )  # fmt: skip
 
     def __init__(self, key: bytes, asked: AuthorizeRequest, said: Authorized, limits: Limits, now: float) -> None:
@@ -64,6 +65,8 @@ class Grant:
         self.moving = said.get("moving", False)
         self.user_id = said["user_id"]
         self.login = said["login"]
+        self.who = b'"device":%b,"user":%b' % (orjson.dumps(self.device_id), orjson.dumps(self.user_id))
+        """The same as facts of a log line."""
         self.limits = limits
         ttl = min(max(float(said["ttl"]), 0.0), _MAX_TTL)
         self.checked_at = now
@@ -98,6 +101,8 @@ class Authorizer:
         self._base = limits
         self._limits: dict[int, Limits] = {}
         self._kept: OrderedDict[bytes, Grant] = OrderedDict()
+        self.find = self._kept.get
+        """The grant under a key, or None; whether it is still good, its times tell."""
         self._flights: dict[bytes, _Flight] = {}
         self._generation = 0  # raised by each invalidation: what was asked before it is not believed
         self.asked = 0
@@ -108,13 +113,12 @@ class Authorizer:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def kept(self, key: bytes, asked: AuthorizeRequest | None = None, *, now: float | None = None) -> Grant | None:
+    def kept(self, key: bytes, asked: AuthorizeRequest | None = None) -> Grant | None:
         """The grant under `key` if it is still good. With `asked` it is renewed in time, in the background."""
         grant = self._kept.get(key)
         if grant is None:
             return None
-        if now is None:
-            now = trio.current_time()
+        now = trio.current_time()
         if now >= grant.refresh_at:
             if now >= grant.expires:
                 del self._kept[key]

@@ -306,6 +306,9 @@ class Client:
         try:
             if len(pieces) == 1:
                 sent = self.sock.send(pieces[0])
+                if sent == len(pieces[0]):
+                    self.sent += sent
+                    return True
             else:
                 sent = self.sock.sendmsg(pieces)
         except BlockingIOError:

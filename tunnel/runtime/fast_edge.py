@@ -80,22 +80,23 @@ class Ids:
 
     def take(self, digits: int) -> str:
         """That many random hex digits."""
-        at = self._next(digits)
-        return self._hex[at : at + digits]
-
-    def _next(self, digits: int) -> int:
-        """Where that many stand that nobody has had."""
         at = self._at
         if at + digits > len(self._hex):
-            self._hex = secrets.token_hex(_POOL)
-            self._raw = self._hex.encode()
-            at = 0
+            at = self._more()
         self._at = at + digits
-        return at
+        return self._hex[at : at + digits]
+
+    def _more(self) -> int:
+        self._hex = secrets.token_hex(_POOL)
+        self._raw = self._hex.encode()
+        return 0
 
     def pair(self) -> tuple[bytes, bytes]:
         """A request id and a `traceparent` for a request that came with neither."""
-        at = self._next(68)
+        at = self._at
+        if at + 68 > len(self._raw):
+            at = self._more()
+        self._at = at + 68
         raw = self._raw
         return b"req_" + raw[at : at + 20], b"00-%b-%b-00" % (raw[at + 20 : at + 52], raw[at + 52 : at + 68])
 

@@ -8,7 +8,7 @@ import trio
 
 from tunnel.http import ProxyError
 from tunnel.runtime.connection import GoingAway, SessionEnded, Stream, TooManyStreams, TunnelError
-from tunnel.runtime.fast_pool import Lines
+from tunnel.runtime.fast_pool import Idle, Lines
 from tunnel.runtime.fast_types import BoxStream, NotOpened
 from tunnel.runtime.session import TunnelSession
 
@@ -49,12 +49,17 @@ class LocalLine:
         except (GoingAway, SessionEnded, TunnelError) as error:
             raise NotOpened("TUNNEL_DISCONNECTED", str(error), retry_after=1) from None
 
-    def give(self, stream: BoxStream, *, reusable: bool, now: float | None = None) -> None:
+    def give(self, stream: BoxStream, *, reusable: bool) -> None:
         """Keep or close the stream of an exchange that is over."""
-        if self.tunnel.closing or self.tunnel.parting or self.tunnel.connection.peer_going_away:
+        self.keep(stream, None, trio.current_time(), reusable=reusable)
+
+    def keep(self, stream: BoxStream, before: Idle | None, now: float, *, reusable: bool) -> None:
+        """The same; `before` is what stood for the stream's rest, if it had one before."""
+        tunnel = self.tunnel
+        if tunnel.closing or tunnel.parting or tunnel.connection.peer_going_away:
             stream.close_nowait()
         else:
-            self.lines.give(stream, reusable=reusable, now=now)
+            self.lines.keep(stream, before, now, reusable=reusable)
 
     def unanswered(self) -> None:
         """A reused stream ended without one byte."""

@@ -7,7 +7,6 @@ or credential beyond those that the bytes name. No token stands in it, and wheth
 from __future__ import annotations
 
 from collections import OrderedDict
-from hashlib import sha256
 from typing import Final, NamedTuple
 
 import orjson
@@ -29,18 +28,9 @@ class Ready:
     """A request as it may go out at once."""
 
     __slots__ = (
-        "cors",
-        "facts",
-        "grant",
-        "head",
-        "key",
-        "length",
-        "mount",
-        "plain_until",
-        "prepared",
-        "sharable",
-        "who",
-    )
+        "cors", "facts", "grant", "head", "head_only", "key", "length", "mount", "plain_until", "prepared",
+        "repeatable", "sharable",
+    )  # fmt: skip
 
     def __init__(self, asked: Asked, prepared: Prepared, cors: bytes) -> None:
         head = asked.head
@@ -48,6 +38,8 @@ class Ready:
         self.mount = asked.mount
         self.prepared = prepared
         self.length = prepared.request.body_length
+        self.repeatable = prepared.request.idempotent and not self.length
+        self.head_only = head.method == b"HEAD"
         self.cors = cors
         self.head = head._replace(fields=[field for field in head.fields if field[0].lower() in _TOLD])
         self.sharable = asked.sharable and not self.length and takes_endless(head)
@@ -55,13 +47,11 @@ class Ready:
         self.facts = b'"method":%b,"path":%b' % (orjson.dumps(head.method.decode("latin-1")), orjson.dumps(path))
         # Of the grant that it went out with last.
         self.grant: Grant | None = None
-        self.who = b""
         self.plain_until = 0.0
 
     def met(self, grant: Grant) -> None:
         """Another grant than the last time: what depends on it has to be found anew."""
         self.grant = grant
-        self.who = b'"device":%b,"user":%b' % (orjson.dumps(grant.device_id), orjson.dumps(grant.user_id))
         self.plain_until = 0.0
 
 
@@ -71,11 +61,6 @@ class Noted(NamedTuple):
     name: bytes
     size: int
     data: bytes
-
-
-def name_of(raw: bytes) -> bytes:
-    """What a head is kept under."""
-    return sha256(raw).digest()
 
 
 def is_keepable(asked: Asked, prepared: Prepared) -> bool:

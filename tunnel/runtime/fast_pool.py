@@ -77,6 +77,11 @@ class Lines:
 
     def take(self, *, repeatable: bool) -> BoxStream | None:
         """A stream that may carry the request; None: open a new one."""
+        idle = self.take_idle(trio.current_time(), repeatable=repeatable)
+        return None if idle is None else idle.stream
+
+    def take_idle(self, now: float, *, repeatable: bool) -> Idle | None:
+        """The same, with what stands for its rest: give it back by `keep`, once the exchange is over in good order."""
         idle = self.idle
         while idle:
             last = idle[-1]
@@ -84,9 +89,9 @@ class Lines:
                 idle.pop()
                 self._dead -= 1
                 continue
-            age = trio.current_time() - last.since
             if last.probing:
-                return self._take_probed(repeatable=repeatable)
+                return self._take_probed(now, repeatable=repeatable)
+            age = now - last.since
             if age > IDLE_SECONDS:
                 return None  # those below it are older still
             if not self.policy.may_reuse(idempotent=repeatable) or not (repeatable or age <= FRESH_SECONDS):
@@ -94,13 +99,12 @@ class Lines:
             idle.pop()
             last.alive = False
             last.stream.listener = None
-            return last.stream
+            return last
         return None
 
-    def _take_probed(self, *, repeatable: bool) -> BoxStream | None:
+    def _take_probed(self, now: float, *, repeatable: bool) -> Idle | None:
         """The agent is a silent one and has not shown yet that it keeps streams: look for one that waited enough."""
-        now = trio.current_time()
-        found: BoxStream | None = None
+        found: Idle | None = None
         for each in self.idle:
             if each.alive and each.probing and now - each.since >= PROBE_SECONDS:
                 self.policy.still_open()
@@ -110,22 +114,31 @@ class Lines:
         for each in self.idle:
             if each.alive and PROBE_SECONDS <= now - each.since <= IDLE_SECONDS:
                 each.alive = False
-                self._dead += 1
                 each.stream.listener = None
-                found = each.stream
+                found = each
                 break
+        if found is not None:
+            self.idle.remove(found)
         for each in self.idle:
             each.probing = False  # it has been shown for all of them
         return found
 
-    def give(self, stream: BoxStream, *, reusable: bool, now: float | None = None) -> None:
+    def give(self, stream: BoxStream, *, reusable: bool) -> None:
         """Take back a stream whose exchange is over: kept if the policy and the bounds allow it, else closed."""
+        self.keep(stream, None, trio.current_time(), reusable=reusable)
+
+    def keep(self, stream: BoxStream, before: Idle | None, now: float, *, reusable: bool) -> None:
+        """The same; `before` is what stood for its rest when it was taken, if it was kept before."""
         then = self.policy.after_answer(reusable=reusable)
         if then is AfterAnswer.CLOSE or len(self.idle) >= PER_SESSION or _spoken(stream):
             stream.close_nowait()
-            return
-        since = trio.current_time() if now is None else now
-        self.idle.append(Idle(self, stream, since, probing=then is AfterAnswer.PROBE))
+        elif before is None or then is AfterAnswer.PROBE:
+            self.idle.append(Idle(self, stream, now, probing=then is AfterAnswer.PROBE))
+        else:
+            before.since = now
+            before.alive = True
+            stream.listener = before.spoke
+            self.idle.append(before)
 
     def unanswered(self) -> None:
         """A reused stream ended without one byte: if the agent is a silent one, none is reused any more."""

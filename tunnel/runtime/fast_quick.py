@@ -8,16 +8,20 @@ No task wakes for it: the poller brings the request, the tunnel's reader the ans
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from tunnel.http import Exchange, OrdinaryAnswers, ProxyError, Via
+from tunnel.logs import JsonLog
 from tunnel.runtime.connection import TunnelError
 from tunnel.runtime.fast_edge import Ids
 from tunnel.runtime.fast_line import LocalLine
-from tunnel.runtime.fast_memo import HEAD_BYTES, Memo, Noted, Ready, name_of
+from tunnel.runtime.fast_memo import HEAD_BYTES, Memo, Noted, Ready
+from tunnel.runtime.fast_pool import Idle
 from tunnel.runtime.fast_run import Carried
+from tunnel.runtime.fast_tally import Tally
 from tunnel.runtime.fast_types import BoxStream
 
 if TYPE_CHECKING:
@@ -36,14 +40,26 @@ class Quick:
     """The ordinary exchange of one connection; `over` where there is none."""
 
     __slots__ = (
-        "_answers", "_body", "_client", "_hear", "_ids", "_lane", "_late", "_line", "_memo", "_ready", "_request_id",
-        "_reused", "_started", "_stream", "_trace", "grant", "over", "upgraded",
+        "_answers", "_body", "_client", "_hear", "_idle", "_ids", "_lane", "_late", "_line", "_log", "_memo", "_ready",
+        "_request_id", "_started", "_stream", "_tally", "_trace", "grant", "over", "upgraded",
     )  # fmt: skip
 
     request_done: Final = True
 
-    def __init__(self, lane: FastLane, client: Client, memo: Memo, answers: OrdinaryAnswers, ids: Ids) -> None:
+    def __init__(
+        self,
+        lane: FastLane,
+        client: Client,
+        *,
+        memo: Memo,
+        answers: OrdinaryAnswers,
+        ids: Ids,
+        tally: Tally,
+        log: JsonLog,
+    ) -> None:
         self._lane = lane
+        self._tally = tally
+        self._log = log
         self._client = client
         self._memo = memo
         self._answers = answers
@@ -58,7 +74,7 @@ class Quick:
         self.grant: Grant
         self._line: LocalLine
         self._body = 0
-        self._reused = False
+        self._idle: Idle | None = None  # what stood for the stream's rest; None: it is a new one
         self._request_id = b""
         self._trace = b""
 
@@ -71,7 +87,7 @@ class Quick:
         size = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
         if size < 4 or data[0] < _LETTERS:  # an empty line before the request is for the parser
             return False
-        name = name_of(data if size == len(data) else data[:size])
+        name = sha256(data if size == len(data) else data[:size]).digest()
         ready = self._memo.find(name)
         if ready is None:
             self._client.noted = Noted(name, size, data)
@@ -83,24 +99,24 @@ class Quick:
         grant = self._lane.granted(ready, now)
         if grant is None:
             return False
-        line = self._lane.reach(grant)
-        if not isinstance(line, LocalLine):
+        line = self._lane.here(grant)
+        if line is None:
             return False
         return self._send(data, size, ready, grant, line, now)
 
     def _send(self, data: bytes, size: int, ready: Ready, grant: Grant, line: LocalLine, now: float) -> bool:
-        prepared = ready.prepared
-        repeatable = prepared.request.idempotent and not self._body
-        stream = line.take(repeatable=repeatable)
-        self._reused = stream is not None
-        if stream is None:
+        idle = self._idle = line.lines.take_idle(now, repeatable=ready.repeatable)
+        stream: BoxStream
+        if idle is not None:
+            stream = idle.stream
+        else:
             try:
                 stream = line.open_nowait()
             except ProxyError:
                 return False  # the other way knows what to do about it, and what to say
         client = self._client
         self._request_id, self._trace = self._ids.pair()
-        head = prepared.head(client.forwarded, self._request_id, self._trace)
+        head = ready.prepared.head(client.forwarded, self._request_id, self._trace)
         if self._body:
             head += data[size:]
         self._ready, self.grant, self._line, self._stream, self._started = ready, grant, line, stream, now
@@ -140,7 +156,7 @@ class Quick:
         if len(data) > ANSWER_BYTES or self._lane.draining:
             return False
         ready = self._ready
-        answer = self._answers.read(data, head_only=ready.prepared.request.method == b"HEAD")
+        answer = self._answers.read(data, head_only=ready.head_only)
         if answer is None:
             return False
         out = b"".join((answer.before, self._request_id, ready.cors, answer.after, data[answer.size :]))
@@ -154,7 +170,7 @@ class Quick:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.listener = None
-            self._line.give(stream, reusable=answer.keep_alive, now=now)
+            self._line.keep(stream, self._idle, now, reusable=answer.keep_alive)
         if whole:
             self._finished(now)
         else:
@@ -165,18 +181,18 @@ class Quick:
     def _tell(self, status: int, down: int, now: float) -> None:
         """Count and log it, with the facts that `Progress.facts` tells."""
         ready = self._ready
-        if ready.grant is not self.grant:
-            ready.met(self.grant)
+        tally = self._tally
+        tally.ordinary += 1
+        tally.bytes_up += self._body
+        tally.bytes_down += down
         took = (now - self._started) * 1000
-        self._lane.ordinary_ended(
+        self._log.info_json(
             b'"forward","lane":"fast","request_id":"%b","outcome":"ok","problem":null,%b,"status":%d,%b,"session":"%b",'
             b'"attempts":1,"reused":%b,"bytes_up":%d,"bytes_down":%d,"head_ms":%.3f,"ms":%.3f}'
             % (
-                self._request_id, ready.facts, status, ready.who, self._line.tag,
-                b"true" if self._reused else b"false", self._body, down, took, took,
-            ),
-            self._body,
-            down,
+                self._request_id, ready.facts, status, self.grant.who, self._line.tag,
+                b"false" if self._idle is None else b"true", self._body, down, took, took,
+            )
         )  # fmt: skip
 
     def _finished(self, now: float) -> None:
@@ -216,7 +232,7 @@ class Quick:
         lane.running.add(run)
         client.run = run
         if stream is not None:
-            run.going_on(stream, self._line, reused=self._reused, started=self._started, body=self._body)
+            run.going_on(stream, self._line, reused=self._idle is not None, started=self._started, body=self._body)
         return run
 
     def client_left(self) -> None:

@@ -13,10 +13,12 @@ _NAME: Final = "visiona_fast_"
 class Tally:
     """Totals since the start."""
 
-    __slots__ = ("bytes_down", "bytes_up", "outcomes")
+    __slots__ = ("bytes_down", "bytes_up", "ordinary", "outcomes")
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = {}
+        self.ordinary = 0
+        """Of those that ended well, the ones that `Quick` served to the end; not among `outcomes`."""
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -29,7 +31,8 @@ class Tally:
         yield GaugeMetricFamily(_NAME + "connections", "Client connections", value=len(clients))
         yield GaugeMetricFamily(_NAME + "exchanges", "Exchanges under way", value=len(running))
         counted = CounterMetricFamily(_NAME + "exchanges", "Exchanges that ended", labels=["outcome"])
-        for outcome, count in self.outcomes.items():
+        outcomes = self.outcomes | {"ok": self.outcomes.get("ok", 0) + self.ordinary}
+        for outcome, count in outcomes.items():
             counted.add_metric([outcome], count)
         yield counted
         moved = CounterMetricFamily(_NAME + "bytes", "Body bytes", labels=["direction"])
