@@ -37,6 +37,7 @@ from tunnel.runtime.sockets import listen
 from tunnel.runtime.switch import Switch
 
 _CLOSE_SECONDS: Final = 5.0  # for all sessions to say goodbye
+_GOODBYE_SECONDS: Final = 0.5  # for Django to learn of the drain before anybody is turned away
 _FLUSH_SECONDS: Final = 3.0  # to tell Django how they ended
 _CLOSING_AT_ONCE: Final = 1000
 
@@ -246,7 +247,7 @@ class Daemon:
         # 1. Not ready: load balancers and Django send nothing more; what comes all the same is refused, or passed on to
         # the daemon that has the device by then.
         self.metrics.draining = True
-        heart.beat_soon()
+        await heart.say_goodbye(_GOODBYE_SECONDS)
         streams = len(self.switch) + self.streams_fast
         self._log.info("draining", sessions=len(self.sessions), streams=streams, grace=self._grace_seconds)
         # 2. The public port is closed: agents and clients come to another daemon from now on.

@@ -42,6 +42,13 @@ class Heart:
         self._pause = trio.CancelScope()
         self._failures = 0
         self.ready = trio.Event()
+        self._farewell = trio.Event()
+
+    async def say_goodbye(self, seconds: float) -> None:
+        """Have Django know that this node drains, before anybody is turned away; `seconds` at most."""
+        self.beat_soon()
+        with trio.move_on_after(seconds):
+            await self._farewell.wait()
 
     def beat_soon(self, *, full: bool = False) -> None:
         """Let the next heartbeat go out now, `full`: with the list of sessions."""
@@ -78,6 +85,8 @@ class Heart:
             self._log.info("heartbeat_accepted_again", failures=self._failures)
         self._failures = 0
         self._metrics.ready = True
+        if message["draining"]:
+            self._farewell.set()
         self._obey(answer, full=full)
         return True
 

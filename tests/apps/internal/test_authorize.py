@@ -265,3 +265,14 @@ def test_a_look_up_that_failed_refuses_nobody(ask, online, alice, monkeypatch):
 def test_a_message_that_is_none(ask, db, wrong):
     answer = ask(**wrong)
     assert (answer.status, answer.code) == (400, "BAD_REQUEST")
+
+
+def test_a_device_that_changes_daemons_is_told_as_such(online, ask, alice):
+    device = online(alice)
+    token, _ = log_in(alice)
+    assert "moving" not in ask(token=token, device=str(device.pk)).data
+    entry = registry.lookup([str(device.pk)])[str(device.pk)]
+    registry.expect_back([str(device.pk)])
+    registry.remove([(str(device.pk), entry.session)])
+    told = ask(token=token, device=str(device.pk)).data
+    assert (told["allowed"], told["session"], told["moving"], told["epoch"]) == (True, "", True, 3)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -404,3 +405,28 @@ def test_the_state_shows(box: Box, daemon: StandInDaemon, client: FakeClient) ->
     run(forward, client)
     assert "ok" in repr(forward)
     assert repr(forwarder.pool) == "<StreamPool sessions=1 idle=1>"
+
+
+def test_a_device_that_changes_daemons_is_waited_for(box: Box, daemon: StandInDaemon, client: FakeClient) -> None:
+    """First its daemon drains and takes no more, then nobody has it, then another has."""
+    daemon.sessions = {"session-2"}
+    to = route(daemon)
+    forward = make(client, replace(to, moving=True))
+    told = iter([replace(to, moving=True), Route("device-1", "", "", 1, moving=True), route(daemon, "session-2")])
+    forward._find_route = lambda: next(told)
+    assert run(forward, client).status == 200
+    assert forward.route.session == "session-2"
+
+
+def test_one_that_does_not_come_back_is_waited_for_as_long_as_an_open_takes(client: FakeClient) -> None:
+    limits = Limits(open_seconds=0.3, head_seconds=2, idle_seconds=2)
+    away = Route("device-1", "", "", 1, moving=True)
+    with pytest.raises(ProxyError) as caught:
+        make(client, away, limits=limits).to_head()
+    assert caught.value.code in ("TUNNEL_DISCONNECTED", "TUNNEL_UNAVAILABLE")
+
+
+def test_nobody_waits_for_a_client_that_left(client: FakeClient) -> None:
+    client.wire.sock.close()
+    with pytest.raises(ClientLeft):
+        make(client, Route("device-1", "", "", 1, moving=True)).to_head()
