@@ -60,7 +60,7 @@ def running(*, conversion_id: uuid.UUID, bytes_done: int, now: dt.datetime) -> C
     done = max(conversion.bytes_done, min(bytes_done, conversion.model.size))
     rows = Conversion.objects.filter(id=conversion_id, status__in=OPEN)
     if not rows.update(status=ConversionStatus.RUNNING, bytes_done=done, updated_at=now):
-        raise _ended()
+        raise _ended(conversion_id)
     conversion.status, conversion.bytes_done = ConversionStatus.RUNNING, done
     return conversion
 
@@ -92,7 +92,7 @@ def converted(*, conversion_id: uuid.UUID, made: Made, now: dt.datetime) -> tupl
     conversion.result = model
     if not rows.update(status=ConversionStatus.RUNNING, result=model, updated_at=now):
         services.drop_result(conversion, now=now)
-        raise _ended()
+        raise _ended(conversion_id)
     conversion.status = ConversionStatus.RUNNING
     return conversion, upload
 
@@ -119,7 +119,7 @@ def done(
         if error.code != "NOT_FOUND":
             raise
         _fail(conversion, "the new model was deleted", now)
-        raise _ended() from error
+        raise _ended(conversion_id) from error
     with transaction.atomic():
         rows = Conversion.objects.filter(id=conversion_id, status__in=OPEN)
         won = rows.update(
@@ -137,7 +137,7 @@ def done(
     again = _of(conversion_id)
     if not won and again.status != ConversionStatus.DONE:  # cancelled, or too late, while the bytes were checked
         services.drop_result(conversion, now=now)
-        raise _ended()
+        raise _ended(conversion_id)
     return again
 
 
@@ -149,7 +149,7 @@ def failed(*, actor: Actor, conversion_id: uuid.UUID, error: str, now: dt.dateti
     ended = services.end(actor=actor, conversion_id=conversion_id, status=ConversionStatus.FAILED, error=error, now=now)
     conversion = _of(conversion_id)
     if not ended and conversion.status != ConversionStatus.FAILED:
-        raise _ended()
+        raise _ended(conversion_id)
     return conversion
 
 
@@ -164,11 +164,11 @@ def _open(conversion_id: uuid.UUID, now: dt.datetime) -> Conversion:
     """The conversion, if it is under way and may go on; one that may not ends here."""
     conversion = _of(conversion_id)
     if conversion.status not in OPEN:
-        raise _ended()
+        raise _ended(conversion_id)
     why = services.why_not(conversion)
     if why:
         _fail(conversion, why, now)
-        raise _ended()
+        raise _ended(conversion_id)
     return conversion
 
 
@@ -182,8 +182,10 @@ def _fail(conversion: Conversion, why: str, now: dt.datetime) -> None:
     )
 
 
-def _ended() -> DomainError:
-    return DomainError("INVALID_STATE", _("This conversion has ended; drop it."))
+def _ended(conversion_id: uuid.UUID) -> DomainError:
+    """`details.status` tells this refusal from that of bytes that are missing, after which one may try again."""
+    status = Conversion.objects.filter(id=conversion_id).values_list("status", flat=True).first()
+    return DomainError("INVALID_STATE", _("This conversion has ended; drop it."), details={"status": status})
 
 
 def _version(conversion: Conversion) -> str:

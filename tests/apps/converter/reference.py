@@ -151,7 +151,7 @@ class Converter:
                     return json.load(answer)["data"]
             except urllib.error.HTTPError as error:
                 said = error.read().decode(errors="replace")
-                if error.code == 409:  # it has ended: cancelled, or too late
+                if error.code == 409 and "status" in json.loads(said)["error"].get("details", {}):  # it has ended
                     print("dropped", order["id"], flush=True)
                     raise SystemExit from None  # ends this thread alone
                 if error.code < 500 and error.code != 403:  # 403: the same second, the same signature

@@ -200,7 +200,8 @@ def test_from_order_to_new_model(store, alice, alice_api, converter):
     assert (told.status, told.data["status"]) == (200, "running")
     result = alice_api("GET", f"/api/models/{shown(alice_api, conversion)['result_model_id']}").data
     assert (result["status"], result["source"]) == ("pending", "converted")
-    assert report(conversion.id, {"status": "done"}).code == "INVALID_STATE"  # nothing was sent yet
+    early = report(conversion.id, {"status": "done"})  # nothing was sent yet
+    assert (early.code, early.error.get("details")) == ("INVALID_STATE", None)
     assert store.send(told.data["upload"], RESULT).status in (200, 201)
     ended = report(conversion.id, {"status": "done"})
     assert (ended.status, ended.data) == (200, {"status": "done", "model_id": result["id"]})
@@ -271,7 +272,8 @@ def test_it_could_not_be_converted(alice_api, converter, model, local):
     assert report(conversion.id, {"status": "failed", "error": "x"}).status == 200
     assert shown(alice_api, conversion)["error"] == "no such layer"
     for late in ({"status": "running"}, MADE, {"status": "done"}):
-        assert report(conversion.id, late).code == "INVALID_STATE"
+        answer = report(conversion.id, late)
+        assert (answer.code, answer.error["details"]) == ("INVALID_STATE", {"status": "failed"})
 
 
 # --- who may report ---------------------------------------------------------------------------------------------------
