@@ -238,7 +238,7 @@ def migrated_template() -> Iterator[str]:
 
 
 @pytest.fixture
-def system_env(migrated_template: str, free_port: Callable[[], int]) -> Iterator[dict[str, str]]:
+def system_env(migrated_template: str, free_port: Callable[[], int], tmp_path: Path) -> Iterator[dict[str, str]]:
     """The whole environment for real processes of one test: a migrated database of its own, three free ports, URLs.
 
     Valkey is the run's (the worker's numbered database): a test that needs it empty flushes it.
@@ -251,6 +251,7 @@ def system_env(migrated_template: str, free_port: Callable[[], int]) -> Iterator
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "VISIONA_ENV_STRICT": "true",
+        "VISIONA_EMAIL_DIR": str(tmp_path / "mail"),
         "VISIONA_DB_NAME": name,
         "VISIONA_API_PORT": str(api),
         "VISIONA_TUNNEL_PORT": str(tunnel),

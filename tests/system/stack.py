@@ -293,6 +293,7 @@ def run_stack(
     base = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
     environ = base | {
         "VISIONA_STORAGE_DIR": str(var / "storage"),
+        "VISIONA_EMAIL_DIR": str(var / "mail"),
         "VISIONA_API_PORT": str(api),
         "VISIONA_TUNNEL_PORT": str(tunnel),
         "VISIONA_PROXY_INTERNAL_PORT": str(internal),

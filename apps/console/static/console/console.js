@@ -1,6 +1,7 @@
 // The console's behaviour: which part is shown, and what each button asks of the public API.
 
 import { ApiError, call, frames, request, socket, token } from "./api.js";
+import { forgot, opened, reset, verify } from "./links.js";
 import { drawQr } from "./qr.js";
 
 const POLL_MS = 3000;
@@ -285,5 +286,25 @@ at("scan").addEventListener("click", (event) => attempt(event.currentTarget, sca
 at("echo").addEventListener("click", (event) => attempt(event.currentTarget, echo));
 at("infer").addEventListener("click", (event) => attempt(event.currentTarget, infer));
 
-if (token.get()) attempt(null, enter);
-else show(false);
+at("forgot").addEventListener("click", (event) => attempt(event.currentTarget, async () => say(await forgot(at("email").value))));
+
+// --- the links of mails ---
+const link = opened();
+if (link?.kind === "reset") {
+  show(false);
+  at("login").hidden = true;
+  at("new-password").hidden = false;
+  at("new-password").addEventListener("submit", (event) => {
+    event.preventDefault();
+    attempt(event.submitter, async () => {
+      say(await reset(link.token, at("new-secret").value));
+      at("new-secret").value = "";
+      at("new-password").hidden = true;
+      at("login").hidden = false;
+    });
+  });
+} else {
+  if (token.get()) attempt(null, enter);
+  else show(false);
+  if (link?.kind === "verify") attempt(null, async () => say(await verify(link.token)));
+}
