@@ -114,7 +114,7 @@ def test_log_lines(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(first)
     assert (line["event"], line["level"], line["device"]) == ("connected", "info", "d-1")
     assert "session" not in line
-    assert line["at"].endswith("+00:00")
+    assert line["at"].endswith("Z")
     assert second.endswith(r"warning closed why='two words\n' attempt=3")
     assert rest[-1] == "ValueError: a bug"
 
