@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 from cloud.supervisor import plan as plans
 from tests.apps.model_registry.box import ModelBox
 from tests.conftest import Started
+from tests.system.before import agent_before
 from tests.system.many import online
 from tests.system.stack import Stack, eventually
 
@@ -56,18 +55,7 @@ class Way:
 
     def connect(self) -> None:
         """Start the agent, and wait until it is online."""
-        credential = self._folder / f"{self.name}.json"
-        argv = [sys.executable, "-m", "tunnel.agent", "run", "--url", f"http://127.0.0.1:{self.system.tunnel_port}"]
-        argv += ["--local", f"127.0.0.1:{self.box.port}", "--credentials", str(credential)]
-        if not credential.exists():
-            made = self.system.call("POST", "/api/pairing/token", {"name": self.name})
-            argv += ["--pairing-token", made.data["token"]]
-        log = self._folder / f"{self.name}.log"
-        with log.open("ab") as out:
-            popen = subprocess.Popen(
-                argv, cwd=plans.ROOT, env=dict(self.system.plan.environ), stdout=out, stderr=out, start_new_session=True
-            )
-        self._agents.append(Started(self.name, popen, log))
+        self._agents.append(agent_before(self.system, self.name, self.box.port, self._folder))
         self.device = eventually(lambda: online(self.system).get(self.name, ""), 40, f"{self.name} is online")
 
     def cut(self) -> None:
@@ -76,8 +64,8 @@ class Way:
 
     def close(self) -> None:
         self.box.close()
-        for agent in self._agents:
-            agent.kill()
+        for one in self._agents:
+            one.kill()
 
 
 @pytest.fixture
