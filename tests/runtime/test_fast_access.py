@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import orjson
 import pytest
 import trio
 
 from tests.runtime.daemonworld import SECRET, World, dial, parse, read_all
 from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, ok
-from tunnel.runtime import fast
+from tunnel.runtime import fast_watch
 
 
 async def invalidate(w: World, body: object, *, secret: str = SECRET, raw: bytes | None = None) -> tuple[int, object]:
@@ -118,7 +120,7 @@ async def test_an_invalidation_that_is_none(raw: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("definite", [True, False])
 async def test_a_long_stream_is_asked_about_anew(monkeypatch: pytest.MonkeyPatch, *, definite: bool) -> None:
-    monkeypatch.setattr(fast, "REAUTHORIZE_SECONDS", 0.3)
+    monkeypatch.setattr(fast_watch, "REAUTHORIZE_SECONDS", 0.3)
     async with fast_world() as w:
         await box(w, forever)
         async with Visitor(w) as visitor:
@@ -135,3 +137,48 @@ async def test_a_long_stream_is_asked_about_anew(monkeypatch: pytest.MonkeyPatch
                 w.control.status = 503
                 await w.control.wait(lambda: [path for path, _ in w.control.calls].count("/internal/authorize!refused"))
                 assert len(w.daemon.fast or "") == 1
+
+
+async def test_the_api_is_told_whose_request_a_trusted_proxy_passes_on() -> None:
+    nets = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("10.0.0.0/8"))
+    async with fast_world(trusted_proxies=nets) as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            for number, told in enumerate(("203.0.113.9, 192.0.2.7, 10.0.0.1", "nonsense", "")):
+                fields = [f"X-Forwarded-For: {told}"] if told else []
+                await visitor.ask(f"GET /d/{DEVICE}/x", *fields, token=f"vAu_{number}")
+        assert [asked["address"] for asked in w.control.authorizations] == ["192.0.2.7", "127.0.0.1", "127.0.0.1"]
+
+
+async def test_nobody_else_is_believed_about_its_address() -> None:
+    async with fast_world(trusted_proxies=(ipaddress.ip_network("10.0.0.0/8"),)) as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            await visitor.ask(f"GET /d/{DEVICE}/x", "X-Forwarded-For: 192.0.2.7")
+        assert [asked["address"] for asked in w.control.authorizations] == ["127.0.0.1"]
+
+
+async def test_what_one_may_without_an_upgrade_or_from_one_page_says_nothing_of_another() -> None:
+    """A page of a foreign origin must not profit from what a page of ours was allowed, nor a plain GET."""
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x")
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        for fields in (
+            (),
+            upgrade,
+            (*upgrade, "Origin: http://front.example"),
+            (*upgrade, "Origin: http://evil.example"),
+        ):
+            for _ in range(2):
+                async with Visitor(w) as visitor:
+                    await visitor.ask(f"GET /d/{DEVICE}/ws", *fields)
+        asked = [(one["websocket"], one["origin"]) for one in w.control.authorizations]
+        assert asked == [(False, ""), (True, ""), (True, "http://front.example"), (True, "http://evil.example")]
+        async with Visitor(w) as visitor:
+            await visitor.stream.send_all(
+                f"GET /d/{DEVICE}/ws HTTP/1.1\r\nHost: other\r\nAuthorization: Bearer {LOGIN}\r\n".encode()
+                + "\r\n".join([*upgrade, "", ""]).encode()
+            )
+            await visitor.read()
+        assert w.control.authorizations[-1]["host"] == "other"
+        assert len(w.control.authorizations) == 5

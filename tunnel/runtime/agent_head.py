@@ -6,7 +6,7 @@ import base64
 import binascii
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tunnel.config import Network
@@ -118,8 +118,13 @@ def _fact(request: Request, name: str) -> str:
 
 
 def client_address(peer: str, request: Request, trusted: Sequence[Network]) -> str:
-    """The agent's address: the peer's, or the last address in X-Forwarded-For that is no trusted proxy's."""
-    forwarded = ",".join(value for name, value in request.fields if name == "x-forwarded-for").split(",")
+    """The agent's address, as `forwarded_address` tells it."""
+    return forwarded_address(peer, [value for name, value in request.fields if name == "x-forwarded-for"], trusted)
+
+
+def forwarded_address(peer: str, told: Iterable[str], trusted: Sequence[Network]) -> str:
+    """The peer's address, or the last one that the fields X-Forwarded-For told of and that is no trusted proxy's."""
+    forwarded = ",".join(told).split(",")
     address = peer
     for hop in [*(word.strip() for word in forwarded if word.strip()), peer][::-1]:
         try:

@@ -7,7 +7,6 @@ Puts together who may (`fast_auth`), the client's connection (`fast_client`), th
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from ipaddress import ip_address
 from typing import Any, Final
 
 import trio
@@ -24,7 +23,6 @@ from tunnel.http import (
     RequestHead,
     Via,
     field_lines,
-    outline,
 )
 from tunnel.logs import JsonLog
 from tunnel.registry import Registry
@@ -32,21 +30,20 @@ from tunnel.runtime.arrivals import Arrivals
 from tunnel.runtime.fast_ask import Asked, Said, field_of, is_bodyless, read
 from tunnel.runtime.fast_auth import Authorizer, Grant, concerns
 from tunnel.runtime.fast_client import Client
-from tunnel.runtime.fast_edge import Cors, Ids, told
+from tunnel.runtime.fast_edge import Cors, Ids, Proxies, told
 from tunnel.runtime.fast_line import LocalLine
-from tunnel.runtime.fast_memo import Memo, Ready, is_keepable
+from tunnel.runtime.fast_memo import Memo
 from tunnel.runtime.fast_poll import AVAILABLE, Poller
 from tunnel.runtime.fast_quick import Quick
 from tunnel.runtime.fast_run import Carried, Run
 from tunnel.runtime.fast_tally import Tally
 from tunnel.runtime.fast_types import BoxStream, Line
+from tunnel.runtime.fast_watch import Watch
 from tunnel.runtime.remote import RemoteStream
 from tunnel.runtime.session import TunnelSession
 from tunnel.runtime.sockets import ByteStream
 
 _LOOK_SECONDS: Final = 0.5
-REAUTHORIZE_SECONDS: Final = 5.0
-_REAUTHORIZING: Final = 8  # look-ups about running exchanges at once
 
 Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
 """(client, what was asked, exchange, grant, request id): may take a GET without range or body over, or not (None)."""
@@ -86,6 +83,7 @@ class FastLane:
         self._full = full
         self._cors = Cors(config.cors_origins)
         self._ids = Ids()
+        self.proxies = Proxies(config.trusted_proxies)
         self._limits = Limits(
             request_body=config.body_max,
             open_seconds=config.open_seconds,
@@ -99,8 +97,7 @@ class FastLane:
         self._lines: dict[TunnelSession, LocalLine] = {}
         self._nursery: trio.Nursery | None = None
         self._authorizer: Authorizer | None = None
-        self._asking_anew: set[Run] = set()
-        self._asking = trio.CapacityLimiter(_REAUTHORIZING)
+        self._watch: Watch | None = None
         self._empty = trio.lowlevel.ParkingLot()
 
     def __repr__(self) -> str:
@@ -115,6 +112,7 @@ class FastLane:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._authorizer = Authorizer(self._control, self._log, nursery, limits=self._limits)
+            self._watch = Watch(self._authorizer.refusal, self._authorizer.forget, self.spawn)
             if AVAILABLE:
                 self.poller = Poller()
                 nursery.start_soon(self.poller.run)
@@ -164,40 +162,20 @@ class FastLane:
             run = self._started(client, asked, grant, request_id)
         except ProxyError:
             return None
-        self._note(client, asked, grant)
+        if client.noted is not None:
+            cors = field_lines(self.cors_of(head))
+            self._memos[client.trusted].note(client.noted, asked, grant.limits, cors, trusted=client.trusted)
         return run
 
-    def _note(self, client: Client, asked: Asked, grant: Grant) -> None:
-        """Keep what the head comes to, if it is met again and nothing speaks against it."""
-        noted, memo = client.noted, self._memos[client.trusted]
-        if noted is None or not memo.again(noted.name):
-            return
-        via = Via(scheme="http", address="", request_id="", trusted=client.trusted, mount=asked.mount)
-        prepared = outline(asked.head, via, grant.limits)
-        if is_keepable(asked, prepared):
-            memo.keep(noted.name, Ready(asked, prepared, field_lines(self.cors_of(asked.head))))
+    @property
+    def authorizer(self) -> Authorizer | None:
+        """Django's word; None while the lane does not run."""
+        return self._authorizer
 
     def quick(self, client: Client) -> Quick:
         """What serves the ordinary requests of a connection."""
         memo = self._memos[client.trusted]
         return Quick(self, client, memo=memo, answers=self._answers, ids=self._ids, tally=self._tally, log=self._log)
-
-    def granted(self, ready: Ready, now: float) -> Grant | None:
-        """The grant for a request that was met before, if nobody has to be asked and it is surely not to be shared."""
-        if self.draining or self._authorizer is None:
-            return None
-        grant = self._authorizer.find(ready.key)
-        if grant is None or now >= grant.refresh_at:
-            return None
-        if ready.grant is not grant:
-            ready.met(grant)
-        if ready.length > grant.limits.request_body:
-            return None
-        if ready.sharable and now >= ready.plain_until and self.plain is not None:
-            ready.plain_until = self.plain(grant, ready.prepared.line)
-            if now >= ready.plain_until:
-                return None
-        return grant
 
     def _outdated(self, grant: Grant) -> bool:
         """The device was admitted anew since: it may be somebody else's by now."""
@@ -223,7 +201,7 @@ class FastLane:
                 path=head.target.partition(b"?")[0].decode("latin-1"),
                 code=error.code,
                 problem=str(error),
-                address=client.address,
+                address=self.proxies.client_of(client.address, head),
             )
             client.answer(self.told(error, head, keep=is_bodyless(head), request_id=request_id), keep=is_bodyless(head))
             return None
@@ -239,7 +217,7 @@ class FastLane:
         authorizer = self._authorizer
         if authorizer is None:
             raise ProxyError("TUNNEL_UNAVAILABLE", "not running")
-        question = asked.request(self.config.node, client.address, request_id)
+        question = asked.request(self.config.node, self.proxies.client_of(client.address, asked.head), request_id)
         grant = authorizer.kept(asked.key, question) if asked.key else None
         if grant is None or self._outdated(grant):
             if asked.mount or asked.upgrade:
@@ -380,13 +358,6 @@ class FastLane:
             extra=self._cors.lines(said[1]),
         )
 
-    def is_trusted(self, address: str) -> bool:
-        """Whether an address is a trusted proxy's."""
-        if not self.config.trusted_proxies:
-            return False
-        parsed = ip_address(address)
-        return any(parsed in network for network in self.config.trusted_proxies)
-
     def ended(self, run: Carried) -> None:
         """Count and log an exchange that is over."""
         facts = run.facts()
@@ -416,28 +387,10 @@ class FastLane:
         now = trio.current_time()
         for client in list(self._clients):
             client.look(now)
-        for run in self.running:
-            if isinstance(run, Quick):
-                continue  # it is a second old at most, then carried by a run that is asked about
-            if now - run.checked >= REAUTHORIZE_SECONDS and run not in self._asking_anew:
-                self._asking_anew.add(run)
-                self.spawn(self._ask_anew, run)
+        if self._watch is not None:
+            self._watch.look(self.running, now)
         for session, line in list(self._lines.items()):
             if line.over:
                 del self._lines[session]
             else:
                 line.expire()
-
-    async def _ask_anew(self, run: Run) -> None:
-        try:
-            async with self._asking:
-                if run.over or self._authorizer is None:
-                    return
-                began = trio.current_time()
-                denied = await self._authorizer.refusal(run.grant)
-                run.checked = began
-                if denied is not None:
-                    self._forget(run.grant)
-                    run.end_with(denied)
-        finally:
-            self._asking_anew.discard(run)

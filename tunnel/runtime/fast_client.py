@@ -6,9 +6,7 @@ client is slower than the box does a second task wait for it. It does not know b
 
 from __future__ import annotations
 
-import select
 import socket
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,7 +14,8 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 from tunnel.http import Buffer, FramingError, ProxyError, RequestHead, RequestParser
 from tunnel.runtime.fast_memo import Noted
-from tunnel.runtime.sockets import ByteStream, shared_buffer
+from tunnel.runtime.fast_pipe import Pipe
+from tunnel.runtime.sockets import ByteStream
 
 if TYPE_CHECKING:
     from tunnel.runtime.fast import FastLane
@@ -27,38 +26,34 @@ IDLE_SECONDS: Final = 75.0
 """A kept connection without a request. As browsers and proxies expect it."""
 LINGER_SECONDS: Final = 2.0
 """What a client still sends after an answer that ends the connection is read away so long, so that it can read that."""
-_READ: Final = 64 * 1024
 _PIECE: Final = 16 * 1024  # of a connection that rests: an ordinary request and more
 _AHEAD: Final = 64 * 1024  # bytes of pipelined requests that are held
 
 IDLE, HEAD, RUN, LINGER = range(4)
 
 
-class Client:
+class Client(Pipe):
     """One connection. `run` is the exchange that is under way."""
 
     __slots__ = (
-        "_descriptor", "_given", "_keep", "_lane", "_parser", "_quick", "_rester", "_unsent", "_waiter", "address",
-        "forwarded", "noted", "phase", "raw", "reading", "run", "scope", "sent", "since", "sock", "trusted",
+        "_descriptor", "_given", "_keep", "_lane", "_parser", "_quick", "_rester", "_waiter", "address", "forwarded",
+        "noted", "phase", "reading", "run", "scope", "since", "trusted",
     )  # fmt: skip
 
     def __init__(self, lane: FastLane, raw: ByteStream, address: str) -> None:
+        super().__init__(raw)
         self._lane = lane
-        self.raw = raw
-        self.sock = raw.sock
         self.address = address
-        self.trusted = lane.is_trusted(address)
+        self.trusted = lane.proxies.trusts(address)
         self.forwarded = address.encode("latin-1")
         self.run: Served | None = None
         self.noted: Noted | None = None
         self.phase = HEAD
         self.since = trio.current_time()  # of the phase
-        self.sent = 0  # bytes to the client
         self.reading = True  # False: nobody reads the socket now, so its end has to be asked for
         self.scope = trio.CancelScope()
         self._parser = RequestParser()
         self._keep = False
-        self._unsent: list[Buffer] = []
         self._waiter: Task | None = None  # of `wait_change`
         self._rester: Task | None = None  # of `_rest`
         self._given: bytes | None = b""  # what it is woken with; None: the connection broke
@@ -86,26 +81,11 @@ class Client:
                 self.run.client_left()
             self.close()
 
-    async def _read(self) -> bytes:
-        buffer = shared_buffer()
-        sock = self.sock
-        if sock.fileno() < 0:
-            raise trio.ClosedResourceError("this connection was closed")
-        while True:
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                size = sock.recv_into(buffer, _READ)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise trio.BrokenResourceError(str(error)) from error
-            return bytes(buffer[:size])
-
     async def _rest(self) -> bytes:
         """The next bytes, b"" at the end. Meanwhile ordinary requests are served as they come, without this task."""
         poller = self._lane.poller
         if poller is None:
-            return await self._read()
+            return await self.read()
         if self.sock.fileno() < 0:
             raise trio.ClosedResourceError("this connection was closed")
         self._rester = current_task()
@@ -169,7 +149,7 @@ class Client:
                     return head, parser.rest
             if self._lane.draining and not parser.started:
                 return None, b""
-            data = await self._read()
+            data = await self.read()
             if self.phase == IDLE:
                 self._enter(HEAD)
             elif self.phase == LINGER:  # it took too long, and was told so
@@ -212,7 +192,7 @@ class Client:
             if reader.done:
                 await run.end_body()
                 return bytes(reader.rest)
-            data = await self._read()
+            data = await self.read()
             if not data:
                 run.client_left()
                 return None
@@ -254,7 +234,7 @@ class Client:
         while not run.over:
             if data and not await self._send_body(run, [data]):
                 return
-            data = await self._read()
+            data = await self.read()
             if not data:
                 break
         if not run.over:
@@ -267,7 +247,7 @@ class Client:
         if self.raw.sock.fileno() < 0:
             return
         self._enter(LINGER)
-        while await self._read():
+        while await self.read():
             pass
 
     async def wait_change(self) -> None:
@@ -298,39 +278,6 @@ class Client:
         self.since = trio.current_time()
 
     # --- writing ------------------------------------------------------------------------------------------------------
-    def write(self, pieces: Sequence[Buffer]) -> bool:
-        """Write what the kernel takes and keep the rest; whether that was all. Raises trio.BrokenResourceError."""
-        if self._unsent:
-            self._unsent += pieces
-            return False
-        try:
-            if len(pieces) == 1:
-                sent = self.sock.send(pieces[0])
-                if sent == len(pieces[0]):
-                    self.sent += sent
-                    return True
-            else:
-                sent = self.sock.sendmsg(pieces)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise trio.BrokenResourceError(str(error)) from error
-        self.sent += sent
-        for index, piece in enumerate(pieces):
-            size = len(piece)
-            if sent < size:
-                self._unsent = [memoryview(piece)[sent:], *pieces[index + 1 :]]
-                return False
-            sent -= size
-        return True
-
-    async def flush(self) -> None:
-        """Wait until all is written. By one task at a time. Raises trio.BrokenResourceError, ClosedResourceError."""
-        while self._unsent:
-            await trio.lowlevel.wait_writable(self.sock)
-            pieces, self._unsent = self._unsent, []
-            self.write(pieces)
-
     def refuse(self, error: ProxyError, *, keep: bool, head: RequestHead | None = None) -> None:
         """Tell an error in the envelope: the whole answer."""
         self.answer(self._lane.told(error, head, keep=keep), keep=keep)
@@ -402,7 +349,7 @@ class Client:
         waited = now - self.since
         if self.phase == RUN:
             if self.run is not None and not self.run.over:
-                if not self.reading and self._gone():
+                if not self.reading and self.gone(half=not self.run.upgraded):
                     self.run.client_left()
                 else:
                     self.run.look(now)
@@ -414,14 +361,3 @@ class Client:
                 self.refuse(ProxyError("REQUEST_TIMEOUT", "a head that does not come"), keep=False)
         elif waited > LINGER_SECONDS:
             self.close()
-
-    def _gone(self) -> bool:
-        """Whether the client has left, asked of the kernel because nobody reads its socket."""
-        if self.sock.fileno() < 0:
-            return True
-        poll = select.poll()
-        gone = select.POLLHUP | select.POLLERR
-        if self.run is None or not self.run.upgraded:
-            gone |= select.POLLRDHUP
-        poll.register(self.sock, gone)
-        return bool(poll.poll(0))

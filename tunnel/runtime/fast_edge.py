@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Final
 
-from tunnel.http import Field, ProxyError, error_response
+from tunnel.config import Network
+from tunnel.http import Field, ProxyError, RequestHead, error_response
 from tunnel.http.errors import Language
+from tunnel.runtime.agent_head import forwarded_address
 from tunnel.runtime.fast_auth import Denied
 
 _METHODS: Final = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
@@ -68,6 +71,27 @@ class Cors:
             (b"Connection", b"keep-alive" if keep_alive else b"close"),
         ]
         return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
+
+
+class Proxies:
+    """Whom we believe when it says for whom it asks."""
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = trusted
+
+    def trusts(self, address: str) -> bool:
+        """Whether an address is a trusted proxy's."""
+        if not self._trusted:
+            return False
+        parsed = ip_address(address)
+        return any(parsed in network for network in self._trusted)
+
+    def client_of(self, address: str, head: RequestHead) -> str:
+        """Whose request it is: the address of whoever is connected, unless that is a trusted proxy's."""
+        if not self.trusts(address):
+            return address
+        told = [value.decode("latin-1") for name, value in head.fields if name.lower() == b"x-forwarded-for"]
+        return forwarded_address(address, told, self._trusted)
 
 
 class Ids:
@@ -131,7 +155,9 @@ def told(
     """The whole answer that tells a refusal; Django's own ones with Django's words."""
     if error.status == 426:
         extra += b"Upgrade: websocket\r\n"
-    message = error.message if isinstance(error, Denied) else None
+    message = None
+    if isinstance(error, Denied):
+        message, extra = error.message, extra + error.headers
     return error_response(
         error,
         request_id,

@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from tunnel.http import NO_PARAMS, Prepared
+from tunnel.http import NO_PARAMS, Limits, Prepared, Via, outline
 from tunnel.runtime.fast_ask import Asked, takes_endless
 from tunnel.runtime.fast_auth import Grant
 
 SIZE: Final = 2048
-"""Heads kept; the one used longest ago goes first."""
+"""Heads kept; the one kept longest ago goes first: a head in use is back at its next two requests."""
 HEAD_BYTES: Final = 2048
 """Longer heads are not kept."""
 BODY_BYTES: Final = 8192
@@ -104,8 +104,13 @@ class Memo:
         self._once.add(name)
         return False
 
-    def keep(self, name: bytes, ready: Ready) -> None:
-        """Keep it."""
-        self._kept[name] = ready
-        if len(self._kept) > SIZE:
-            self._kept.popitem(last=False)
+    def note(self, noted: Noted, asked: Asked, limits: Limits, cors: bytes, *, trusted: bool) -> None:
+        """Keep what a head comes to, if it was met before and nothing speaks against it."""
+        if not self.again(noted.name):
+            return
+        via = Via(scheme="http", address="", request_id="", trusted=trusted, mount=asked.mount)
+        prepared = outline(asked.head, via, limits)
+        if is_keepable(asked, prepared):
+            self._kept[noted.name] = Ready(asked, prepared, cors)
+            if len(self._kept) > SIZE:
+                self._kept.popitem(last=False)

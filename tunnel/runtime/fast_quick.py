@@ -96,13 +96,31 @@ class Quick:
         if len(data) != size + self._body:
             return False
         now = trio.current_time()
-        grant = self._lane.granted(ready, now)
+        grant = self._granted(ready, now)
         if grant is None:
             return False
         line = self._lane.here(grant)
         if line is None:
             return False
         return self._send(data, size, ready, grant, line, now)
+
+    def _granted(self, ready: Ready, now: float) -> Grant | None:
+        """The grant for a request that was met before, if nobody has to be asked and it is surely not to be shared."""
+        lane = self._lane
+        if lane.draining or lane.authorizer is None:
+            return None
+        grant = lane.authorizer.find(ready.key)
+        if grant is None or now >= grant.refresh_at:
+            return None
+        if ready.grant is not grant:
+            ready.met(grant)
+        if ready.length > grant.limits.request_body:
+            return None
+        if ready.sharable and now >= ready.plain_until and lane.plain is not None:
+            ready.plain_until = lane.plain(grant, ready.prepared.line)
+            if now >= ready.plain_until:
+                return None
+        return grant
 
     def _send(self, data: bytes, size: int, ready: Ready, grant: Grant, line: LocalLine, now: float) -> bool:
         idle = self._idle = line.lines.take_idle(now, repeatable=ready.repeatable)
