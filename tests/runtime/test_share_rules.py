@@ -154,3 +154,51 @@ async def test_who_waits_for_one_that_never_gets_a_stream_asks_for_himself(monke
         assert (await first.read()).code == "OVERLOADED"
         await second.open()
         await second.until(await show.show())
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_an_answer_without_its_boundary_is_everybodys_own(chunked: bool) -> None:
+    """`boundary=--frame` over `--frame` in the body, as some cameras have it: no part is found, bytes pass."""
+    asked = 0
+
+    async def odd(wire: Wire) -> None:
+        nonlocal asked
+        while await wire.head() is not None:
+            asked += 1
+            coding = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+            await wire.send(
+                b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=--frame\r\n" + coding
+            )
+            body = b"--frame\r\nContent-Type: image/jpeg\r\n\r\nshown to %d" % asked
+            await wire.send(b"\r\n" + (b"%x\r\n%b\r\n" % (len(body), body) if chunked else body))
+            await wire.gone()
+            return
+
+    async with fast_world() as w:
+        await box(w, odd)
+        async with Visitor(w) as one, Visitor(w) as other:
+            await one.send(PATH)
+            assert b"boundary=--frame" in (await one.read_head()).head
+            assert b"--frame\r\n" in await one.until(b"shown to 1")
+            await other.send(PATH)
+            assert (await other.read_head()).status == 200
+            await other.until(b"shown to 2")
+            assert views(w) == 0
+
+
+async def test_first_bytes_in_pieces_are_still_a_boundary() -> None:
+    async def slow(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n")
+        for piece in (b"\r", b"\n--fr", b"ame\r\nContent-Length: 2\r\n\r\nok\r\n--frame\r\n"):
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            await wire.send(piece)
+        await wire.gone()
+
+    async with fast_world() as w:
+        await box(w, slow)
+        async with Visitor(w) as one:
+            await one.send(PATH)
+            await one.read_head()
+            await one.until(b"ok")
+            assert views(w) == 1

@@ -51,8 +51,8 @@ class Pull:
     """One answer of a box for many. Made before its stream is open, so that who comes meanwhile waits for it."""
 
     __slots__ = (
-        "_closes", "_fanout", "_raw", "_reader", "_shares", "_stream", "_units", "broken", "head", "key", "leader",
-        "over", "views",
+        "_boundary", "_closes", "_fanout", "_first", "_raw", "_reader", "_shares", "_stream", "_units", "broken",
+        "head", "key", "leader", "over", "views",
     )  # fmt: skip
 
     def __init__(self, shares: Shares, key: Key) -> None:
@@ -69,6 +69,8 @@ class Pull:
         self._raw = b""
         self._units: UnitReader | None = None
         self._fanout: Fanout | None = None
+        self._boundary = b""
+        self._first = b""  # of the body, until it has shown its boundary
 
     def __repr__(self) -> str:
         state = "over" if self.over else "waiting" if self.head is None else "running"
@@ -156,13 +158,32 @@ class Pull:
         head = self._reader.head
         if head is None:
             return
+        body = b"".join(pieces)
         if self.head is None:
-            verdict = self._judge(head)
-            if verdict is not Verdict.ENDLESS:
-                self._settle(verdict)
+            verdict = Verdict.ENDLESS if self.undecided else self._judge(head)
+            self._first += body
+            body = self._first
+            shown = verdict is Verdict.ENDLESS and _begins(body, self._boundary)
+            if shown is None and not self._reader.complete:
+                return  # a few more bytes tell
+            if not shown:
+                self._settle(Verdict.PLAIN if verdict is Verdict.ENDLESS else verdict)
                 return
+            self._first = b""
             self._start()
-        self._share(b"".join(pieces))
+        self._share(body)
+
+    @property
+    def undecided(self) -> bool:
+        """The answer says that it is an endless one, and has yet to show it."""
+        return self.head is None and self._units is not None and not self.over
+
+    def believe(self) -> None:
+        """Wait no longer for the boundary: a camera that is slow to show its first frame is one all the same."""
+        if self.undecided:
+            body, self._first = self._first, b""
+            self._start()
+            self._share(body)
 
     def _judge(self, head: AnswerHead) -> Verdict:
         if head.status != 200:
@@ -173,6 +194,7 @@ class Pull:
             return Verdict.PLAIN
         boundary = boundary_of(kind)
         if boundary is not None:
+            self._boundary = boundary
             self._units = PartReader(boundary)
             self._fanout = Fanout()
             return Verdict.ENDLESS
@@ -294,6 +316,15 @@ class View:
         return self.viewer is None
 
     @property
+    def undecided(self) -> bool:
+        """The head has come, and says what the body has yet to show."""
+        return self._pull.undecided
+
+    def believe(self) -> None:
+        """Take the head at its word."""
+        self._pull.believe()
+
+    @property
     def leads(self) -> bool:
         """The answer is this viewer's if it is not shared."""
         return self._pull.leader is self
@@ -352,6 +383,22 @@ class View:
     def close_nowait(self) -> None:
         """Leave."""
         self.reset()
+
+
+def _begins(body: bytes, boundary: bytes) -> bool | None:
+    """Whether a body begins with its boundary, as every camera's does that means it; None: too short to tell.
+
+    Events have none (an empty one).
+    """
+    if not boundary:
+        return True
+    if b"\r\n".startswith(body):
+        return None
+    delimiter = b"--" + boundary
+    rest = body.removeprefix(b"\r\n")
+    if rest.startswith(delimiter):
+        return True
+    return None if delimiter.startswith(rest) else False
 
 
 def _final_head(raw: bytes) -> bytes:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tunnel.runtime.fast_client import Client
     from tunnel.runtime.share import Key, Shares
 
+SHOW_SECONDS: Final = 0.5
+"""How long the head of an endless answer waits for its first bytes, which show whether it can be shared."""
 WAIT_SECONDS: Final = 5.0
 """How long one waits for the answer to another of which nobody knows yet whether it is endless, or plain and slow."""
 
@@ -72,16 +74,14 @@ class Watched(Carried):
 
     def look(self, now: float) -> None:
         view = self._view
-        if (
-            view is not None
-            and view is self._stream
-            and view.waiting
-            and not view.leads
-            and now - self.started >= WAIT_SECONDS
-            and not self._shares.known(self._key)
-        ):
-            self._go_alone()
-            return
+        if view is not None and view is self._stream and view.waiting:
+            waited = now - self.started
+            if view.undecided and waited >= SHOW_SECONDS:
+                view.believe()
+                return
+            if not view.leads and waited >= WAIT_SECONDS and not self._shares.known(self._key):
+                self._go_alone()
+                return
         super().look(now)
 
     def _spoke(self) -> None:
