@@ -36,10 +36,21 @@ def daemon(stack: Stack, name: str, public: int, internal: int, *arguments: str,
     )
 
 
-def agent(stack: Stack, name: str, url: str, folder: Path) -> Started:
+STAYS = """
+import tunnel.agent.link, tunnel.agent.runner
+tunnel.agent.link.FEATURES = ("keepalive",)
+tunnel.agent.runner.AWAY_SECONDS = 1e9
+from tunnel.agent.cli import main
+main()
+"""
+"""Our agent as one that knows nothing of handing over."""
+
+
+def agent(stack: Stack, name: str, url: str, folder: Path, *, hands_over: bool = True) -> Started:
     """A demo box of the demo user that dials `url`; it is paired unless its credential lies in `folder` already."""
     credential = folder / f"{name}.json"
-    argv = [sys.executable, "-m", "tunnel.agent", "demo", "--url", url, "--credentials", str(credential)]
+    program = ("-m", "tunnel.agent") if hands_over else ("-c", STAYS)
+    argv = [sys.executable, *program, "demo", "--url", url, "--credentials", str(credential)]
     if not credential.exists():
         made = stack.call("POST", "/api/pairing/token", {"name": name})
         assert made.status == 201, made.body
