@@ -8,6 +8,7 @@ from apps.clusters import services as clusters
 from apps.common.actor import Actor
 from apps.converter.models import Conversion
 from apps.devices.models import Device
+from apps.model_registry import deployments
 from apps.model_registry.models import AIModel
 from apps.pairing import services as pairing
 from apps.storage import services as storage
@@ -33,9 +34,13 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
         owner=owner, name="m", version="1", filename="m.nef", size=1, sha256="0" * 64, status="ready",
         object_key=object_key,
     )  # fmt: skip
+    deployment = deployments.begin_deployment(
+        actor=SYSTEM, owner_id=owner.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
+    )
     conversion = Conversion.objects.create(owner=owner, model=model, chip="KL720")
     return {
         "conversion": {"id": str(conversion.pk)},
+        "deployment": {"id": str(deployment.pk)},
         "model": {"id": str(model.pk)},
         "webhook": {"id": str(webhook.pk)},
         "device": {"id": str(device.pk), "device_id": str(device.pk), "path": "x"},
