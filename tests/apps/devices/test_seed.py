@@ -20,7 +20,16 @@ def seed(*options):
 
 def test_the_first_start(db, anonymous):
     facts = json.loads(seed("--json"))
-    assert set(facts) == {"email", "password", "user_id", "device_id", "serial", "pairing_token", "cluster_id", "model_id"}
+    assert set(facts) == {
+        "email",
+        "password",
+        "user_id",
+        "device_id",
+        "serial",
+        "pairing_token",
+        "cluster_id",
+        "model_id",
+    }
     login = anonymous("POST", "/api/auth/login", {"email": facts["email"], "password": facts["password"]})
     assert login.status == 200
     anonymous.token = login.data["access_token"]
