@@ -2,9 +2,10 @@ import pytest
 
 from tests.apps.converter.kit import SECRET
 from tests.apps.stores import local, moto, store
+from tests.apps.webhooks.conftest import no_jobs
 from tests.apps.webhooks.receiver import receiving
 
-__all__ = ["local", "moto", "store"]
+__all__ = ["local", "moto", "no_jobs", "store"]
 
 
 @pytest.fixture
