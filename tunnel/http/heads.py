@@ -5,6 +5,7 @@ It does not know what becomes of it, nor answers, sockets and clocks.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 import httptools
@@ -20,6 +21,8 @@ METHODS: Final = frozenset(
 )
 """What llhttp knows, less CONNECT: the same on both lanes. Others get 405."""
 
+_UNUSUAL: Final = re.compile(rb"[a-z#]")
+"""Methods are case-sensitive and none is written so; the server of the other lane takes them for no HTTP (gunicorn)."""
 _VERSIONS: Final = {b"HTTP/1.1": True, b"HTTP/1.0": False}
 
 
@@ -98,9 +101,11 @@ class RequestParser:
         if len(target) > self._limits.target_bytes:
             raise ProxyError("URI_TOO_LONG", f"a target of {len(target)} bytes")
         if method not in METHODS:
-            if match_token(method) is None:
+            if match_token(method) is None or _UNUSUAL.search(method) or not 3 <= len(method) <= 20:
                 raise bad_request("no method")
             raise ProxyError("METHOD_NOT_ALLOWED", "an unknown method")
+        if target[:1] != b"/":
+            raise bad_request("the target is not in origin form")
         sink = HeadSink()
         parser = httptools.HttpRequestParser(sink)
         try:
