@@ -311,7 +311,7 @@ async def test_an_empty_line_before_a_request_is_nobodys_head() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        ("X-Request-ID: mine",),
+        ("x-request-id: mine",),
         ("traceparent: 00-" + "1" * 32 + "-" + "2" * 16 + "-01",),
         ("Connection: close",),
         ("Transfer-Encoding: chunked",),
@@ -327,11 +327,36 @@ async def test_what_says_more_than_its_bytes_is_never_kept(fields: tuple[str, ..
                 await visitor.send(GET, *fields, body=b"0\r\n\r\n" if "chunked" in fields[0] else b"")
                 got = await visitor.read()
                 assert got.status == 200
-                if fields[0].startswith("X-Request-ID"):
+                if fields[0].startswith("x-request-id"):
                     assert got.all("x-request-id") == ["mine"]
         assert w.daemon.fast is not None
         assert {len(memo) for memo in w.daemon.fast._memos} <= {0, 1}  # `other` alone
         assert quick(w) == 0
+
+
+async def test_requests_that_a_front_numbers_keep_their_numbers() -> None:
+    heads: list[bytes] = []
+
+    async def handler(wire: Wire) -> None:
+        while (head := await wire.head()) is not None:
+            heads.append(head)
+            await wire.send(ANSWER)
+
+    async with fast_world() as w:
+        await box(w, handler)
+        async with Visitor(w) as visitor:
+            for number in range(6):
+                got = await visitor.ask(GET, f"X-Request-ID: front-{number}", "X-B: 1")
+                assert got.all("x-request-id") == [f"front-{number}"]
+            assert quick(w) == 3
+            got = await visitor.ask(GET, "X-Request-ID: no,such", "X-B: 1")
+            assert got.all("x-request-id")[0].startswith("req_")
+            got = await visitor.ask(GET, "X-Request-ID: ", "X-B: 1")
+            assert got.all("x-request-id")[0].startswith("req_")
+        assert quick(w) == 3
+        for number, head in enumerate(heads[:6]):
+            assert head.count(b"X-Request-ID: ") == head.count(b"X-Request-ID: front-%d" % number) == 1
+        assert [line["request_id"] for line in w.logged("forward")][:6] == [f"front-{number}" for number in range(6)]
 
 
 async def test_tickets_are_never_kept() -> None:

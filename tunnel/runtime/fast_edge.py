@@ -34,6 +34,11 @@ _CHINESE: Final = (b"zh-hant", b"zh-tw", b"zh-hk")
 _POOL: Final = 4096
 
 
+def is_request_id(value: bytes) -> bool:
+    """Whether an inbound `X-Request-ID` is one that is kept."""
+    return _REQUEST_ID.match(value) is not None
+
+
 class Cors:
     """The fields that let pages of the allowed origins read an answer."""
 
@@ -126,7 +131,7 @@ class Ids:
 
     def request_id(self, inbound: bytes) -> str:
         """The inbound `X-Request-ID` if it is well formed, else a new one."""
-        if inbound and _REQUEST_ID.match(inbound):
+        if inbound and is_request_id(inbound):
             return inbound.decode("ascii")
         return "req_" + self.take(20)
 

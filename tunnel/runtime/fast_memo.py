@@ -56,21 +56,26 @@ class Ready:
 
 
 class Noted(NamedTuple):
-    """A whole head that is not kept, until it is known what it comes to: its name and size, and `data` it began."""
+    """A whole head that is not kept, until it is known what it comes to: its name and size, and `data` it began.
+
+    `numbered` says that the name is that of the head less the value of its X-Request-ID.
+    """
 
     name: bytes
     size: int
     data: bytes
+    numbered: bool
 
 
-def is_keepable(asked: Asked, prepared: Prepared) -> bool:
-    """Whether nothing in the request, but the head, says how it is served: no upgrade, no ids or tickets of its own."""
+def is_keepable(asked: Asked, prepared: Prepared, *, numbered: bool) -> bool:
+    """Whether nothing but what is hashed says how the request is served: no upgrade, no ticket, no id of its own."""
     request = prepared.request
     values = asked.said.values
     return (
         bool(asked.key)
         and bool(asked.mount)
-        and not (asked.upgrade or values[3] or values[4])
+        and not (asked.upgrade or values[4])
+        and (numbered or not values[3])
         and request.own == NO_PARAMS
         and request.client_http11
         and request.client_keep_alive
@@ -110,7 +115,7 @@ class Memo:
             return
         via = Via(scheme="http", address="", request_id="", trusted=trusted, mount=asked.mount)
         prepared = outline(asked.head, via, limits)
-        if is_keepable(asked, prepared):
+        if is_keepable(asked, prepared, numbered=noted.numbered):
             self._kept[noted.name] = Ready(asked, prepared, cors)
             if len(self._kept) > SIZE:
                 self._kept.popitem(last=False)

@@ -16,7 +16,7 @@ import trio
 from tunnel.http import Exchange, OrdinaryAnswers, ProxyError, Via
 from tunnel.logs import JsonLog
 from tunnel.runtime.connection import TunnelError
-from tunnel.runtime.fast_edge import Ids
+from tunnel.runtime.fast_edge import Ids, is_request_id
 from tunnel.runtime.fast_line import LocalLine
 from tunnel.runtime.fast_memo import HEAD_BYTES, Memo, Noted, Ready
 from tunnel.runtime.fast_pool import Idle
@@ -34,6 +34,7 @@ ANSWER_BYTES: Final = 32 * 1024
 _TAKEN: Final = 128 * 1024  # taken from the box at once
 _OLD_SECONDS: Final = 1.0
 _LETTERS: Final = 65
+_ID_FIELD: Final = b"\r\nX-Request-ID: "  # as the shipped nginx spells it
 
 
 class Quick:
@@ -87,10 +88,20 @@ class Quick:
         size = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
         if size < 4 or data[0] < _LETTERS:  # an empty line before the request is for the parser
             return False
-        name = sha256(data if size == len(data) else data[:size]).digest()
+        inbound = b""
+        at = data.find(_ID_FIELD, 0, size)
+        if at < 0:
+            name = sha256(data if size == len(data) else data[:size]).digest()
+        else:  # a front numbers its requests: the number is all that differs
+            at += len(_ID_FIELD)
+            end = data.find(b"\r", at, size)
+            inbound = data[at:end]
+            if not is_request_id(inbound):
+                return False
+            name = sha256(data[:at] + data[end:size]).digest()
         ready = self._memo.find(name)
         if ready is None:
-            self._client.noted = Noted(name, size, data)
+            self._client.noted = Noted(name, size, data, numbered=at >= 0)
             return False
         self._body = ready.length
         if len(data) != size + self._body:
@@ -102,14 +113,16 @@ class Quick:
         line = self._lane.here(grant)
         if line is None:
             return False
+        self._request_id = inbound
         return self._send(data, size, ready, grant, line, now)
 
     def _granted(self, ready: Ready, now: float) -> Grant | None:
         """The grant for a request that was met before, if nobody has to be asked and it is surely not to be shared."""
         lane = self._lane
-        if lane.draining or lane.authorizer is None:
+        authorizer = lane.authorizer
+        if lane.draining or authorizer is None:
             return None
-        grant = lane.authorizer.find(ready.key)
+        grant = authorizer.find(ready.key)
         if grant is None or now >= grant.refresh_at:
             return None
         if ready.grant is not grant:
@@ -133,7 +146,8 @@ class Quick:
             except ProxyError:
                 return False  # the other way knows what to do about it, and what to say
         client = self._client
-        self._request_id, self._trace = self._ids.pair()
+        made, self._trace = self._ids.pair()
+        self._request_id = self._request_id or made
         head = ready.prepared.head(client.forwarded, self._request_id, self._trace)
         if self._body:
             head += data[size:]
