@@ -289,6 +289,7 @@ class Forbidden(TypedDict):
     message: str
     details: NotRequired[Any]
     retry_after: NotRequired[int]
+    headers: NotRequired[dict[str, str]]  # further ones for the client, of 429 alone
 
 
 class Invalidate(TypedDict):
@@ -446,7 +447,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("THROTTLE_API", "int", "20000", "calls of the control plane a minute for one user; 0: no limit", low=0),
     _S("THROTTLE_PROXY", "int", "0", "proxied calls through the API a minute for one user; 0: no limit", low=0),
     _S("THROTTLE_CLUSTER", "int", "0", "calls of the cluster proxy a minute for one user; 0: no limit", low=0),
-    _S("THROTTLE_FAST_LANE", "int", "0", "calls a minute for one user on each daemon's fast lane; 0: no limit", low=0),
+    _S(
+        "THROTTLE_FAST_LANE",
+        "int",
+        "0",
+        "calls of the fast lane a minute for one user; above 0 each is asked about; 0: no limit",
+        low=0,
+    ),
     _S(
         "THROTTLE_AGENT",
         "int",
