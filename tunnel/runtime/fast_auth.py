@@ -28,6 +28,9 @@ _ASK_AGAIN: Final = (0.05, 0.5)  # the pause between two look-ups about a device
 _PASSED_ON: Final = frozenset({"DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE", "OVERLOADED"})
 
 
+RATE_HEADERS: Final = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+
+
 class Denied(ProxyError):
     """Django's refusal, told to the client with its own status and message."""
 
@@ -37,6 +40,10 @@ class Denied(ProxyError):
         self.status = said["status"] if 400 <= said["status"] <= 599 else 503
         self.details = said.get("details")
         self.message = said["message"]
+        told = said.get("headers", {}) if said["status"] == 429 else {}
+        self.headers = b"".join(
+            b"%b: %b\r\n" % (name.encode(), told[name].encode()) for name in RATE_HEADERS if name in told
+        )
 
     @property
     def definite(self) -> bool:

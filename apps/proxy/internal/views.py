@@ -112,4 +112,6 @@ def _forbidden(error: DomainError) -> Forbidden:
         told["details"] = error.details
     if error.retry_after is not None:
         told["retry_after"] = error.retry_after
+    if error.headers:
+        told["headers"] = error.headers
     return told

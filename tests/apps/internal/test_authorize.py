@@ -276,3 +276,20 @@ def test_a_device_that_changes_daemons_is_told_as_such(online, ask, alice):
     registry.remove([(str(device.pk), entry.session)])
     told = ask(token=token, device=str(device.pk)).data
     assert (told["allowed"], told["session"], told["moving"], told["epoch"]) == (True, "", True, 3)
+
+
+def test_a_limit_of_the_fast_lane(ask, online, alice, bob, settings):
+    """Counted for the user; nothing is to be remembered meanwhile; what runs already is not counted."""
+    settings.VISIONA = {**settings.VISIONA, "THROTTLE_FAST_LANE": 2}
+    device, others = online(alice), online(bob)
+    token, login = log_in(alice)
+    for _ in range(2):
+        told = ask(token=token, device=str(device.pk)).data
+        assert (told["allowed"], told["ttl"]) == (True, 0)
+    refused = ask(token=token, device=str(device.pk))
+    assert refusal(refused) == (429, "RATE_LIMITED")
+    assert refused.data["headers"]["RateLimit-Limit"] == "2"
+    assert refused.data["headers"]["RateLimit-Reset"] == str(refused.data["retry_after"])
+    assert ask(kind="login", token=login.token_hash, device=str(device.pk)).data["allowed"]
+    assert ask(kind="ticket", token=ticket_for(alice, device, login.token_hash), device=str(device.pk)).data["allowed"]
+    assert ask(token=log_in(bob)[0], device=str(others.pk)).data["allowed"]
