@@ -188,7 +188,7 @@ def _(delivery: str) -> None:
     lab = Lab(delivery)
     stream = lab.open_inbound()
     lab.send(stream, bytes(WIN + 1000))
-    assert lab.session.send(stream, bytes(65536)) < 65536
+    assert lab.session.send(stream, bytes(262144)) < 262144
     assert lab.feed(window(1, RST)) == [stream]
     assert stream.fault is Fault.PEER_RESET
     assert not stream.send_buffer

@@ -97,7 +97,7 @@ async def test_an_upload_that_the_agent_does_not_take_stops_at_the_window() -> N
                 before = forward.up
                 await trio.sleep(0.1)
             # the window, the send buffer and one read
-            assert forward.up <= (256 + 64 + 64) * 1024
+            assert forward.up <= (256 + 128 + 128) * 1024
             nursery.cancel_scope.cancel()
         raw.reset()
         release.set()

@@ -10,6 +10,9 @@ MIB: Final = 1024 * 1024
 FILLING: Final = 64 * KIB - 256
 """Data that goes into one message beside its headers. A buffer of a whole 64 KiB went out as one message and another
 of 12 bytes, which cost as much as the first (docs/performance.md)."""
+AHEAD: Final = 2 * FILLING
+"""How far a stream's sender may run ahead of the wire, and so what a pump reads at once: with less, writer and pump
+wait for each other after each message (docs/performance.md). Both together hold no more than 256 KiB of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class SessionConfig:
     # Windows and buffers
     receive_window: int = INITIAL_WINDOW  # granted from the start; never less than the protocol's own
     max_receive_window: int = MIB  # auto-tuning stops here; equal to receive_window turns it off
-    send_buffer: int = FILLING  # bytes that a stream's sender may run ahead of the wire
+    send_buffer: int = AHEAD  # bytes that a stream's sender may run ahead of the wire
     soft_buffered: int = 16 * MIB  # unread bytes of the session above which no window grows
     hard_buffered: int = 64 * MIB  # … above which the stream that holds most is reset
     max_batch: int = 64 * KIB  # bytes per WebSocket message
@@ -90,8 +93,7 @@ class SessionConfig:
             max_outbound_streams=max_streams,
             syn_rate=Rate(20_000, 20_000),
             rapid_reset_rate=Rate(20_000, 20_000),
-            # So that the writer need not wait for the pump's turn after each message (docs/performance.md).
-            send_buffer=4 * FILLING,
+            send_buffer=2 * AHEAD,  # its uplink is the slow side, and its pump reads as much
             bulk_window=0,  # the daemon chooses itself whose bytes go first
         )
 

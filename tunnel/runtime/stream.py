@@ -70,7 +70,7 @@ class Stream(trio.abc.HalfCloseableStream):
     # Sending
 
     async def send_all(self, data: Bytes) -> None:
-        """Hand over `data`; returns when all of it is in the stream's bounded buffer (64 KiB), not when it is sent.
+        """Hand over `data`; returns when all of it is in the stream's bounded buffer (128 KiB), not when it is sent.
 
         Cancelled, an unknown part of `data` has been queued, in whole frames: other streams are unharmed.
         Raises TunnelError, trio.ClosedResourceError after `aclose`, `reset` or `send_eof`.

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from tunnel.logs import JsonLog
-from tunnel.protocol.limits import FILLING
+from tunnel.protocol.limits import AHEAD
 from tunnel.runtime.connection import (
     OpenTimeout,
     SessionEnded,
@@ -29,7 +29,7 @@ from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.session import TunnelSession
 from tunnel.runtime.sockets import ByteStream, shared_buffer
 
-_UP: Final = FILLING  # read from the client at once: as much as a stream's send buffer takes
+_UP: Final = AHEAD  # read from the client at once: as much as a stream's send buffer takes
 _DOWN: Final = 128 * 1024
 _LOOK_SECONDS: Final = 1.0
 
