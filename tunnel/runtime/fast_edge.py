@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Final
 
-from tunnel.http import Field, ProxyError, error_response
+from tunnel.config import Network
+from tunnel.http import Field, ProxyError, RequestHead, error_response
 from tunnel.http.errors import Language
+from tunnel.runtime.agent_head import forwarded_address
 from tunnel.runtime.fast_auth import Denied
 
 _METHODS: Final = b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
@@ -29,6 +32,11 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
 _CHINESE: Final = (b"zh-hant", b"zh-tw", b"zh-hk")
 _POOL: Final = 4096
+
+
+def is_request_id(value: bytes) -> bool:
+    """Whether an inbound `X-Request-ID` is one that is kept."""
+    return _REQUEST_ID.match(value) is not None
 
 
 class Cors:
@@ -70,6 +78,27 @@ class Cors:
         return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n"
 
 
+class Proxies:
+    """Whom we believe when it says for whom it asks."""
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = trusted
+
+    def trusts(self, address: str) -> bool:
+        """Whether an address is a trusted proxy's."""
+        if not self._trusted:
+            return False
+        parsed = ip_address(address)
+        return any(parsed in network for network in self._trusted)
+
+    def client_of(self, address: str, head: RequestHead) -> str:
+        """Whose request it is: the address of whoever is connected, unless that is a trusted proxy's."""
+        if not self.trusts(address):
+            return address
+        told = [value.decode("latin-1") for name, value in head.fields if name.lower() == b"x-forwarded-for"]
+        return forwarded_address(address, told, self._trusted)
+
+
 class Ids:
     """Random ids, cut from blocks of randomness: a system call a request would cost more than the id."""
 
@@ -102,7 +131,7 @@ class Ids:
 
     def request_id(self, inbound: bytes) -> str:
         """The inbound `X-Request-ID` if it is well formed, else a new one."""
-        if inbound and _REQUEST_ID.match(inbound):
+        if inbound and is_request_id(inbound):
             return inbound.decode("ascii")
         return "req_" + self.take(20)
 
