@@ -219,6 +219,7 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "ENUM_NAME_OVERRIDES": {"ConversionStatusEnum": "apps.converter.models.ConversionStatus"},
     "SORT_OPERATIONS": True,
     "SERVERS": [{"url": "/"}],
     "APPEND_COMPONENTS": {"securitySchemes": {"login": {"type": "http", "scheme": "bearer"}}},
