@@ -9,9 +9,10 @@ from typing import Final
 import trio
 
 from tunnel.http import Buffer
+from tunnel.protocol.limits import AHEAD
 from tunnel.runtime.sockets import ByteStream, shared_buffer
 
-_READ: Final = 64 * 1024
+_READ: Final = AHEAD
 
 
 class Pipe:
