@@ -5,6 +5,9 @@ The rules of an exchange are shown by tests/system/test_proxy_rules.py, which ru
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
+
 import pytest
 import trio
 import trio.testing
@@ -277,3 +280,24 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
             assert (got.body, got.all("connection")) == (b"ok", ["close"])
             with trio.fail_after(20):
                 await w.ended.wait()
+
+
+async def test_over_the_budget_of_buffers_running_exchanges_are_shed() -> None:
+    """Of the tunnel that holds most; what is small goes on."""
+    async with fast_world(buffer_bytes=200_000) as w:
+
+        async def pours(wire: Wire) -> None:
+            await wire.head()
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 900000000\r\n\r\n")
+                while True:
+                    await wire.send(bytes(65536))
+
+        await box(w, pours)
+        async with Visitor(w) as visitor:
+            visitor.stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await visitor.send(f"GET /d/{DEVICE}/endless")
+            await visitor.read_head()  # and no more than that
+            await w.until(lambda: w.daemon.streams_fast == 0)
+            (line,) = [each for each in w.logged("forward") if each["outcome"] == "cut"]
+            assert "OVERLOADED" in line["problem"]

@@ -185,6 +185,7 @@ class Daemon:
         remote = RemoteLines(config.secrets[0], open_seconds=config.open_seconds)
         fast.remote = remote
         self.fast = fast
+        self.switch.shed = fast.shed
         self.metrics.fast = fast
         shares = Shares(fast, self._log, events=config.share_events)
         fast.share = shares.take_over

@@ -262,6 +262,11 @@ class FastLane:
             run.end_with(ProxyError(code, "no longer allowed"))
         return dropped, len(ended)
 
+    def shed(self, session: TunnelSession) -> None:
+        """Break off what runs to a device: all buffers together are over their budget, and its tunnel holds most."""
+        for run in [each for each in self.running if each.grant.device_id == session.device_id]:
+            run.end_with(ProxyError("OVERLOADED", "the daemon's buffers are full"))
+
     # --- ways to the box ----------------------------------------------------------------------------------------------
     def here(self, grant: Grant) -> LocalLine | None:
         """The way to the device's session, if it is here, the one that counts, and the one that the grant is about."""

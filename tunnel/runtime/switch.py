@@ -160,6 +160,8 @@ class Switch:
         self._buffer_bytes = buffer_bytes
         self._forwards: set[Forward] = set()
         self._over_budget = False
+        self.shed: Callable[[TunnelSession], None] | None = None
+        """Breaks off what others carry on a session whose buffers have to be given up."""
         self._empty = trio.lowlevel.ParkingLot()
 
     def __len__(self) -> int:
@@ -262,6 +264,8 @@ class Switch:
         for session in sorted(sessions, key=lambda one: one.connection.session.buffered, reverse=True):
             for forward in [one for one in self._forwards if one.session is session]:
                 forward.end("overloaded")
+            if self.shed is not None:
+                self.shed(session)
             excess -= session.connection.session.buffered
             if excess <= 0:
                 return
