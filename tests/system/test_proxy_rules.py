@@ -380,6 +380,14 @@ def test_smuggling_is_refused(lane: Lane, raw: str) -> None:
     assert lane.box.heads == []
 
 
+@pytest.mark.parametrize("change", [(b"GET", b"get"), (b"GET", b"G#T"), (b" /", b" http://box.example/")])
+def test_spellings_of_a_request_line_that_are_refused(lane: Lane, change: tuple[bytes, bytes]) -> None:
+    with lane.wire() as wire:
+        wire.send(lane.head("GET", "/x").replace(*change, 1))
+        assert wire.read_head().status == 400
+    assert lane.box.heads == []
+
+
 def test_a_bad_chunk_is_refused_and_the_box_never_sees_an_end(lane: Lane) -> None:
     bodies: list[bytes] = []
 
