@@ -144,7 +144,8 @@ class CallbackView(PublicApiView):
         elif report["status"] == "done":
             parts = [(part["number"], part["etag"]) for part in report["parts"]] if "parts" in report else None
             conversion = reports.done(actor=actor, conversion_id=conversion_id, parts=parts, now=now)
-            answer["model_id"] = str(conversion.result_id) if conversion.result_id else None
+            if conversion.result_id is not None:  # it may be purged by now
+                answer["model_id"] = str(conversion.result_id)
         else:
             conversion = reports.failed(actor=actor, conversion_id=conversion_id, error=report["error"], now=now)
         return ok({"status": conversion.status, **answer})

@@ -10,23 +10,34 @@ from apps.webhooks.models import MAX_URL, PING, DeliveryStatus, Event, Webhook, 
 URL_HELP = "`https://`, a public host, port 80, 443 or 1024 and above; neither credentials nor a fragment."
 
 
+class UrlField(TextField):
+    """A URL as far as its text tells; where it leads is judged by the service. The schema tells of names alone."""
+
+    _PORT = "80|443|102[4-9]|10[3-9][0-9]|1[1-9][0-9]{2}|[2-9][0-9]{3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}"
+    schema_pattern = (
+        r"^https://(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,63}"
+        rf"(?::(?:{_PORT}|655[0-2][0-9]|6553[0-5]))?(?:[/?][!\x22$-\[\]-~]*)?$"
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=MAX_URL, help_text=URL_HELP, **kwargs)
+
+
 class EventsField(serializers.ListField):
     """At least one event; each counts once."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("help_text", "What to be told of.")
-        super().__init__(
-            child=serializers.ChoiceField(choices=Event.choices), allow_empty=False, max_length=32, **kwargs
-        )
+        super().__init__(child=serializers.ChoiceField(choices=Event.choices), min_length=1, max_length=32, **kwargs)
 
 
 class WebhookBody(serializers.Serializer[Any]):
-    url = TextField(max_length=MAX_URL, help_text=URL_HELP)
+    url = UrlField()
     events = EventsField()
 
 
 class WebhookChange(serializers.Serializer[Any]):
-    url = TextField(max_length=MAX_URL, required=False, help_text=URL_HELP)
+    url = UrlField(required=False)
     events = EventsField(required=False)
     enabled = FlagField(required=False, help_text="True forgives its failures; false: it is told nothing.")
 
@@ -42,6 +53,7 @@ class WebhookSerializer(serializers.ModelSerializer[Webhook]):
     """A webhook, without its secret."""
 
     events = serializers.ListField(child=serializers.ChoiceField(choices=Event.choices))
+    enabled = serializers.BooleanField(help_text="False: it is told nothing.")
     disabled_reason = serializers.CharField(help_text="`failing`: nothing was taken for days; empty: its owner's wish.")
     failing_since = serializers.DateTimeField(
         allow_null=True, help_text="Of the first failure after the last success; null: it takes what it is told."

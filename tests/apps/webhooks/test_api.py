@@ -1,14 +1,19 @@
 """The webhook routes: what they take, answer and refuse."""
 
 import json
+import re
 import uuid
 
 import pytest
 from django.utils import timezone
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from apps.audit.models import AuditEvent
+from apps.common.outbound import Policy, check_url
 from apps.common.sealing import unseal
 from apps.webhooks import services, tasks
+from apps.webhooks.api.serializers import UrlField
 from apps.webhooks.models import DeliveryStatus, Event, Webhook, WebhookDelivery
 from apps.webhooks.services import SEALED_FOR
 from tests.apps.conftest import login_as
@@ -271,3 +276,20 @@ def test_an_operator_switches_one_off_and_on(staff, alice):
         hook.refresh_from_db()
         assert hook.enabled is on
     assert AuditEvent.objects.filter(action="webhook.change", actor_label="sam@example.com").count() == 2
+
+
+@given(st.from_regex(UrlField.schema_pattern, fullmatch=True))
+@settings(max_examples=200, deadline=None)
+def test_what_the_schema_takes_for_a_url_is_one(url):
+    host = url.removeprefix("https://")
+    assume(len(url) <= 2048 and len(re.split(r"[:/?]", host)[0]) <= 253)
+    assume(not re.match(r"[^/?:]*\.(localhost|local|internal|localdomain|home\.arpa)([:/?]|$)", host, re.IGNORECASE))
+    check_url(url, Policy())
+
+
+@pytest.mark.parametrize(
+    "url", ["https://127.0.0.1/", "https://localhost/", "https://u@example.com/", "https://example.com:22/", "x",
+            "https://example.com/#a", "https://example.com:65536/", "https://example.com/ a"],
+)  # fmt: skip
+def test_what_the_schema_takes_for_none(url):
+    assert not re.search(UrlField.schema_pattern, url)
