@@ -126,7 +126,7 @@ def _unmarked() -> Iterator[str]:
 
 def _texts(call: ast.Call) -> list[ast.expr]:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    keywords = [k.value for k in call.keywords]
+    keywords = [k.value for k in call.keywords if k.arg != "headers"]
     if name == "DomainError":
         return [*call.args[1:], *_inside(keywords)]
     if name == "invalid":
