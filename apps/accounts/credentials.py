@@ -15,7 +15,7 @@ from apps.accounts.services import cut_off, record_of
 from apps.accounts.sessions import LoginSession
 from apps.common import throttle
 from apps.common.actor import Actor
-from apps.common.errors import DomainError, invalid
+from apps.common.errors import DomainError
 
 
 # --- the e-mail -------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def ask_email_change(*, actor: Actor, user: User, email: str, password: str, now
 def confirm_email(*, actor: Actor, token: str, now: dt.datetime, seconds: int) -> User:
     """The address that the token was sent to is the user's, and confirmed. Of two at once one succeeds.
 
-    Raises VALIDATION_ERROR for a token that is forged, too old or used; EMAIL_TAKEN where another took the address.
+    Raises INVALID_CREDENTIALS for a token that is forged, too old or used; EMAIL_TAKEN where another took the address.
     """
     told = _read("verify", token, seconds=seconds, now=now)
     try:
@@ -121,7 +121,7 @@ def ask_reset(*, actor: Actor, email: str, now: dt.datetime) -> None:
 def confirm_reset(*, actor: Actor, token: str, new: str, now: dt.datetime, seconds: int) -> User:
     """Set the new password; every login ends. The token was in the mailbox, so the e-mail counts as confirmed.
 
-    Raises VALIDATION_ERROR for a token that is forged, too old or used, or older than the present password.
+    Raises INVALID_CREDENTIALS for a token that is forged, too old or used, or older than the present password.
     """
     told = _read("reset", token, seconds=seconds, now=now)
     encoded = hashers.make_password(new)
@@ -155,7 +155,9 @@ def _set(user: User, encoded: str, *, keep: str, actor: Actor, now: dt.datetime)
 
 # --- tokens of mails --------------------------------------------------------------------------------------------------
 def _bad_token() -> DomainError:
-    return invalid(token=str(_("This link is used, too old, or not from us; ask for a new one.")))
+    """No VALIDATION_ERROR: its form is right, and that is all that a schema can tell a client."""
+    message = str(_("This link is used, too old, or not from us; ask for a new one."))
+    return DomainError("INVALID_CREDENTIALS", message, details={"token": [message]})
 
 
 def _read(purpose: Purpose, token: str, *, seconds: int, now: dt.datetime) -> MailToken:

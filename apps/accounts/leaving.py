@@ -26,7 +26,7 @@ from apps.accounts.services import record_of
 from apps.accounts.sessions import LoginSession
 from apps.audit.pseudonyms import email_hash, pseudonymise
 from apps.common.actor import Actor
-from apps.common.errors import DomainError, invalid
+from apps.common.errors import DomainError
 
 logger = structlog.get_logger(__name__)
 
@@ -39,12 +39,12 @@ def leave(
 ) -> None:
     """End one's own account, on the password; on the e-mail and a fresh login where there is no password.
 
-    Raises INVALID_CREDENTIALS, VALIDATION_ERROR, and FORBIDDEN for a login that is not fresh.
+    Raises INVALID_CREDENTIALS, RATE_LIMITED, and FORBIDDEN for a login that is not fresh.
     """
     if user.has_usable_password():
         check_password(actor=actor, user=user, password=password, now=now)
     elif email.lower() != user.email.lower():
-        raise invalid(email=str(_("Repeat this account's e-mail to end it.")))
+        raise DomainError("INVALID_CREDENTIALS", _("Repeat this account's e-mail to end it."))
     elif session is None or now - session.created_at > FRESH:
         raise DomainError("FORBIDDEN", _("Log in anew at your identity provider, then end the account."))
     end_account(actor=actor, user_id=user.pk, now=now)

@@ -22,9 +22,11 @@ from apps.common.schema import describe
 
 
 class VerifyEmailView(PublicApiView):
-    @describe("Auth", body=MailTokenBody, answer=UserSerializer, errors=("EMAIL_TAKEN",), public=True)
+    @describe(
+        "Auth", body=MailTokenBody, answer=UserSerializer, errors=("INVALID_CREDENTIALS", "EMAIL_TAKEN"), public=True
+    )
     def post(self, request: Request) -> Response:
-        """Confirm an e-mail by the token from the link. It is good once; a bad one is told in `details.token`."""
+        """Confirm an e-mail by the token from the link. It is good once; a bad one is 401, with `details.token`."""
         user = credentials.confirm_email(
             actor=self.actor,
             now=timezone.now(),
@@ -65,7 +67,7 @@ class ResetView(PublicApiView):
 
 
 class ConfirmResetView(PublicApiView):
-    @describe("Auth", body=NewPasswordBody, public=True)
+    @describe("Auth", body=NewPasswordBody, errors=("INVALID_CREDENTIALS",), public=True)
     def post(self, request: Request) -> Response:
         """Set a new password by the token from the link. Every login of the account ends; log in with the new one."""
         body = self.body(NewPasswordBody)

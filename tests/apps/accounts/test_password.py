@@ -109,7 +109,7 @@ class TestReset:
         assert alice.email_verified_at is not None
         assert AuditEvent.objects.filter(action="user.password_reset", actor=str(alice.pk)).count() == 1
         again = anonymous("POST", CONFIRM, {"token": token, "password": NEW + "!"})
-        assert (again.code, list(again.error["details"])) == ("VALIDATION_ERROR", ["token"])
+        assert (again.status, again.code, list(again.error["details"])) == (401, "INVALID_CREDENTIALS", ["token"])
 
     def test_nobody_learns_whether_there_is_an_account(self, alice, make_user, anonymous, django_assert_num_queries):
         make_user("off@example.com", is_active=False)
@@ -157,7 +157,7 @@ class TestConfirm:
 
     def test_it_dies_with_the_password(self, alice, alice_api, token):
         alice_api("POST", CHANGE, {"current": PASSWORD, "new": NEW})
-        assert self.confirm(token).code == "VALIDATION_ERROR"
+        assert self.confirm(token).code == "INVALID_CREDENTIALS"
 
     def test_it_dies_after_an_hour(self, alice):
         for seconds, good in ((3_700, False), (3_500, True)):
@@ -167,13 +167,13 @@ class TestConfirm:
 
     def test_a_disabled_account_stays_shut(self, alice, token):
         services.set_active(actor=Actor.system(), user_id=alice.pk, active=False, now=timezone.now())
-        assert self.confirm(token).code == "VALIDATION_ERROR"
+        assert self.confirm(token).code == "INVALID_CREDENTIALS"
         fresh = mail_tokens.issue("reset", User.objects.get(pk=alice.pk), email=alice.email, now=timezone.now())
-        assert self.confirm(fresh).code == "VALIDATION_ERROR"
+        assert self.confirm(fresh).code == "INVALID_CREDENTIALS"
 
     def test_one_of_another_purpose(self, alice):
         token = mail_tokens.issue("verify", alice, email=alice.email, now=timezone.now())
-        assert self.confirm(token).code == "VALIDATION_ERROR"
+        assert self.confirm(token).code == "INVALID_CREDENTIALS"
 
     def test_the_admins_login_ends_too(self, make_user, client):
         root = make_user("root@example.com", is_staff=True, is_superuser=True)
@@ -201,5 +201,5 @@ def test_of_many_at_once_one_uses_the_token(make_user):
 
     with ThreadPoolExecutor(6) as pool:
         told = list(pool.map(use, range(6)))
-    assert sorted(told) == ["VALIDATION_ERROR"] * 5 + ["won"]
+    assert sorted(told) == ["INVALID_CREDENTIALS"] * 5 + ["won"]
     assert User.objects.get().check_password(f"{NEW} {told.index('won')}")
