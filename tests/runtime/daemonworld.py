@@ -41,6 +41,7 @@ class Control:
         self.frozen = False
         self.hold: trio.Event | None = None  # authenticate waits for it
         self.forbid: dict[str, Any] | None = None  # Forbidden: every caller of the fast lane is refused with it
+        self.ttl = 5.0  # seconds that an authorisation is good for
         self.grant: dict[str, Any] = {}  # keys laid over Authorized
         self.changed = trio.lowlevel.ParkingLot()
         self.headers: list[bytes] = []
@@ -140,7 +141,7 @@ class Control:
             "node_url": "",
             "user_id": "user",
             "login": "login-of-" + asked["token"],
-            "ttl": 5.0,
+            "ttl": self.ttl,
             "body_max": 1 << 30,
         }
         return admitted | self.grant

@@ -182,3 +182,31 @@ async def test_what_one_may_without_an_upgrade_or_from_one_page_says_nothing_of_
             await visitor.read()
         assert w.control.authorizations[-1]["host"] == "other"
         assert len(w.control.authorizations) == 5
+
+
+async def test_a_limit_is_told_with_its_figures() -> None:
+    """429 in the API's words, with RateLimit-* and nothing else of what it might say."""
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        figures = {"RateLimit-Limit": "5", "RateLimit-Remaining": "0", "RateLimit-Reset": "7", "Set-Cookie": "a=b"}
+        w.control.forbid = {
+            "status": 429, "code": "RATE_LIMITED", "message": "slower", "retry_after": 7, "headers": figures,
+        }  # fmt: skip
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"GET /d/{DEVICE}/x")
+            assert (got.status, got.code, got.all("retry-after")) == (429, "RATE_LIMITED", ["7"])
+            assert [got.all(f"ratelimit-{name}") for name in ("limit", "remaining", "reset")] == [["5"], ["0"], ["7"]]
+            assert got.all("set-cookie") == []
+            w.control.forbid = None
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+
+
+async def test_an_answer_that_may_not_be_kept_is_asked_for_each_time() -> None:
+    """How the API counts each call: its word is good for no time at all."""
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        w.control.ttl = 0.0
+        async with Visitor(w) as visitor:
+            for _ in range(3):
+                assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+        assert len(w.control.authorizations) == 3
