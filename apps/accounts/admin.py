@@ -13,6 +13,7 @@ from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
@@ -35,7 +36,7 @@ class NewUserForm(forms.ModelForm):  # type: ignore[type-arg]  # the stubs alone
     def clean_email(self) -> str:
         email: str = self.cleaned_data["email"]
         if selectors.by_email(email) is not None:
-            raise forms.ValidationError("A user with this e-mail is here already.")
+            raise forms.ValidationError(_("A user with this e-mail is here already."))
         return email
 
 
