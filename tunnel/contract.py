@@ -636,6 +636,8 @@ def read_settings(environ: Mapping[str, str], side: Side) -> tuple[dict[str, Any
             for name in _PRODUCTION_SECRETS[side]
             if any(len(secret) < 32 for secret in values[name])
         ]
+        if side == "api" and not values["S3_BUCKET"]:
+            warnings.append(f"{PREFIX}STORAGE_DIR: only one API host can serve it; with several, set {PREFIX}S3_BUCKET")
     return values, warnings
 
 

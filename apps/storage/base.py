@@ -37,6 +37,11 @@ class Mismatch(Exception):
     """The bytes are missing, or are not those that were promised. The text says which, for a person."""
 
 
+def nothing_came() -> Mismatch:
+    """Where an upload has brought no bytes, or none that are whole."""
+    return Mismatch(_("No bytes have arrived: PUT them first."))
+
+
 class TooLarge(Exception):
     """More bytes than promised."""
 
@@ -133,6 +138,11 @@ def check_key(key: str) -> str:
 def check(promise: Promise, stored: Stored) -> None:
     """Raises Mismatch if the bytes are not those that were promised."""
     if stored.size != promise.size:
-        raise Mismatch(f"{stored.size} bytes have arrived, {promise.size} were promised")
+        raise Mismatch(_("%(came)d bytes have arrived, %(promised)d were promised.") % _both(stored.size, promise.size))
     if promise.sha256 and stored.sha256 != promise.sha256:
-        raise Mismatch(f"the SHA-256 of what has arrived is {stored.sha256}, {promise.sha256} was promised")
+        said = _("The SHA-256 of what has arrived is %(came)s, %(promised)s was promised.")
+        raise Mismatch(said % _both(stored.sha256, promise.sha256))
+
+
+def _both(came: int | str, promised: int | str) -> dict[str, int | str]:
+    return {"came": came, "promised": promised}

@@ -39,6 +39,7 @@ from apps.storage.base import (
     Upload,
     check,
     check_key,
+    nothing_came,
 )
 from apps.storage.signing import Grant, Method, sign
 
@@ -250,7 +251,7 @@ def _measure(path: Path) -> Stored:
             digest = hashlib.file_digest(file, hashlib.sha256)
             return Stored(os.fstat(file.fileno()).st_size, digest.hexdigest())
     except FileNotFoundError:
-        raise Mismatch("no bytes have arrived") from None
+        raise nothing_came() from None
 
 
 def _arrived(slot: Path) -> Sequence[Path]:

@@ -24,6 +24,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from django.utils.http import content_disposition_header
+from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError, invalid
 from apps.storage.base import (
@@ -40,6 +41,7 @@ from apps.storage.base import (
     Upload,
     check,
     check_key,
+    nothing_came,
 )
 
 logger = structlog.get_logger(__name__)
@@ -153,7 +155,7 @@ class S3Store:
         if parts is not None:
             listed = [{"PartNumber": number, "ETag": _quoted(etag)} for number, etag in sorted(parts)]
             if not listed or len({number for number, _etag in parts}) < len(listed):
-                raise invalid(parts="Each part once, with the ETag of its PUT's answer.")
+                raise _bad_parts()
             try:
                 self._call(
                     self._client.complete_multipart_upload,
@@ -167,7 +169,7 @@ class S3Store:
             return self._settled_before(promise)
         except Mismatch:
             if parts is None:
-                raise invalid(parts="Each part once, with the ETag of its PUT's answer.") from None
+                raise _bad_parts() from None
             # Its parts are no more: what was put together of them is of no use.
             self._client.delete_object(**self._named(promise.object_key))
             raise
@@ -176,7 +178,7 @@ class S3Store:
         try:
             return self._checked(promise, promise.object_key)[0]
         except Missing:
-            raise Mismatch("no bytes have arrived") from None
+            raise nothing_came() from None
 
     def _checked(self, promise: Promise, key: str) -> tuple[Stored, str]:
         """What is there, read to its end, and its ETag. Raises Missing, Mismatch."""
@@ -276,7 +278,7 @@ class S3Store:
             if code in _MISSING:
                 raise Missing from None
             if code in _WRONG:
-                raise Mismatch("the parts are not those that have arrived, or the bytes have changed") from None
+                raise Mismatch(_("The parts are not those that have arrived.")) from None
             raise
 
 
@@ -297,6 +299,10 @@ class _Measured:
 
     def stored(self) -> Stored:
         return Stored(self._size, self._digest.hexdigest())
+
+
+def _bad_parts() -> DomainError:
+    return invalid(parts=_("Each part once, with the ETag of its PUT's answer."))
 
 
 def _quoted(etag: str) -> str:

@@ -192,3 +192,17 @@ def test_production_warns_of_a_short_secret(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "VISIONA_INTERNAL_SECRET: a secret of fewer than 32 characters" in error
     assert "short" not in error.replace("shorter", "")
+
+
+@pytest.mark.parametrize("bucket", ["", "models"])
+def test_production_warns_of_a_storage_that_one_host_alone_can_serve(monkeypatch, capsys, bucket):
+    for name, value in {**PRODUCTION, "VISIONA_S3_BUCKET": bucket}.items():
+        monkeypatch.setenv(name, value)
+    environment.load()
+    assert ("VISIONA_STORAGE_DIR: only one API host" in capsys.readouterr().err) == (not bucket)
+
+
+def test_half_a_key_for_s3(monkeypatch):
+    monkeypatch.setenv("VISIONA_S3_ACCESS_KEY_ID", "key")
+    with pytest.raises(SettingError, match="VISIONA_S3_SECRET_ACCESS_KEY"):
+        environment.load()
