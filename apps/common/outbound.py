@@ -218,7 +218,7 @@ def _connect(parts: SplitResult, policy: Policy, deadline: float) -> socket.sock
         return plain
     try:
         plain.settimeout(_left(deadline))
-        return _tls().wrap_socket(plain, server_hostname=host)
+        return _tls().wrap_socket(plain, server_hostname=host.removesuffix("."))
     except BaseException:
         plain.close()
         raise

@@ -177,20 +177,21 @@ def _record(delivery: WebhookDelivery, outcome: Outcome, now: dt.datetime, *, la
     if not same.update(**changes):
         return "done"
     if not last:
-        _judge(delivery.webhook_id, outcome, now)
+        _judge(delivery.webhook_id, outcome, now, given_up=wait is None)
     if wait is None:
         return "delivered" if outcome.good else "failed"
     jobs.configure_task(DELIVER, schedule_in={"seconds": wait}).defer(delivery_id=str(delivery.id), attempt=tries)
     return "retry"
 
 
-def _judge(webhook_id: uuid.UUID, outcome: Outcome, now: dt.datetime) -> None:
-    """Since when it fails; one that has failed for days is disabled, and the audit trail of its owner says so."""
+def _judge(webhook_id: uuid.UUID, outcome: Outcome, now: dt.datetime, *, given_up: bool) -> None:
+    """Since when it fails. One that has failed for days is disabled once a delivery is given up, after a day of its
+    own, and the audit trail of its owner says so."""
     rows = Webhook.objects.filter(id=webhook_id)
     if outcome.good:
         rows.exclude(failing_since=None).update(failing_since=None, updated_at=now)
         return
-    if rows.filter(failing_since=None).update(failing_since=now, updated_at=now):
+    if rows.filter(failing_since=None).update(failing_since=now, updated_at=now) or not given_up:
         return
     tired = rows.filter(enabled=True, failing_since__lte=now - GIVE_UP_AFTER)
     if tired.update(enabled=False, disabled_reason="failing", updated_at=now):

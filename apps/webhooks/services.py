@@ -8,13 +8,13 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 from procrastinate.types import JSONValue
@@ -65,12 +65,7 @@ def emit_many(happenings: Sequence[Happening], *, now: dt.datetime) -> int:
     if not happenings:
         return 0
     wanted = {Event(each.event).value for each in happenings}
-    listening = Webhook.objects.filter(
-        owner_id__in={each.owner_id for each in happenings},
-        events__overlap=sorted(wanted),
-        enabled=True,
-        owner__is_active=True,
-    ).values_list("id", "owner_id", "events")
+    listening = _listening({each.owner_id for each in happenings}, sorted(wanted))
     by_owner: dict[tuple[uuid.UUID, str], list[uuid.UUID]] = {}
     for webhook_id, owner_id, events in listening:
         for event in events:
@@ -82,6 +77,25 @@ def emit_many(happenings: Sequence[Happening], *, now: dt.datetime) -> int:
             for webhook_id in by_owner.get((happening.owner_id, happening.event), ())
         ]
     )
+
+
+def _listening(owner_ids: Collection[uuid.UUID], events: list[str]) -> list[tuple[uuid.UUID, uuid.UUID, list[str]]]:
+    """(id, owner, events) of the webhooks that listen to one of the events; each stays until the transaction ends.
+
+    FOR KEY SHARE holds up a deletion alone. Without it a webhook that is deleted meanwhile would break its deliveries'
+    foreign key at the commit of the event, and the event with it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT w.id, w.owner_id, w.events FROM webhooks AS w JOIN users AS u ON u.id = w.owner_id
+            WHERE w.owner_id = ANY(%s) AND w.events && %s::varchar[] AND w.enabled AND u.is_active
+            ORDER BY w.id FOR KEY SHARE OF w
+            """,
+            [list(owner_ids), events],
+        )
+        found: list[tuple[uuid.UUID, uuid.UUID, list[str]]] = cursor.fetchall()
+    return found
 
 
 def _delivery(webhook_id: uuid.UUID, happening: Happening, now: dt.datetime) -> WebhookDelivery:
@@ -176,7 +190,7 @@ def change_webhook(
 @transaction.atomic
 def delete_webhook(*, actor: Actor, owner_id: uuid.UUID | None, webhook_id: uuid.UUID, now: dt.datetime) -> None:
     """Delete a webhook with its log; what is on its way may still arrive. Raises DomainError NOT_FOUND."""
-    webhook = _locked(webhook_id, owner_id)
+    webhook = _locked(webhook_id, owner_id, whole=True)
     _audit(actor, "webhook.delete", webhook, {"events": webhook.events}, now)
     webhook.delete()
 
@@ -232,14 +246,15 @@ def redeliver(
 @transaction.atomic
 def delete_all(*, user_id: uuid.UUID) -> int:
     """Delete all webhooks of a user who leaves, with their logs. Returns how many there were."""
-    mine = Webhook.objects.filter(owner_id=user_id)
-    count = mine.count()
-    mine.delete()
-    return count
+    mine = Webhook.objects.filter(owner_id=user_id).order_by("id")
+    ids = list(mine.select_for_update().values_list("id", flat=True))
+    Webhook.objects.filter(id__in=ids).delete()
+    return len(ids)
 
 
-def _locked(webhook_id: uuid.UUID, owner_id: uuid.UUID | None) -> Webhook:
-    rows = Webhook.objects.select_for_update().filter(id=webhook_id)
+def _locked(webhook_id: uuid.UUID, owner_id: uuid.UUID | None, *, whole: bool = False) -> Webhook:
+    """`whole`: to delete it. Else events may go on being told to it meanwhile."""
+    rows = Webhook.objects.select_for_update(no_key=not whole).filter(id=webhook_id)
     webhook = (rows if owner_id is None else rows.filter(owner_id=owner_id)).first()
     if webhook is None:
         raise not_found()

@@ -190,6 +190,10 @@ def test_one_that_fails_for_days_is_disabled_and_the_trail_says_so(alice, hook, 
     assert hook.enabled
     attempt(later, 1, now=now + dt.timedelta(days=3))
     hook.refresh_from_db()
+    assert hook.enabled  # this delivery is tried for a day, as any other
+    WebhookDelivery.objects.filter(id=later.id).update(attempts=delivery.ATTEMPTS - 1)
+    attempt(later, delivery.ATTEMPTS - 1, now=now + dt.timedelta(days=3))
+    hook.refresh_from_db()
     assert (hook.enabled, hook.disabled_reason) == (False, "failing")
     row = AuditEvent.objects.get(action="webhook.disabled")
     assert (row.actor, row.object_id, row.detail["last"]) == (str(alice.pk), str(hook.id), "500")
