@@ -1,0 +1,69 @@
+"""A clock that jumps: hosts disagree by an hour, or one's clock is set while it runs."""
+
+import datetime as dt
+import time
+
+import pytest
+from django.utils import timezone
+
+from apps.accounts import sessions
+from apps.common import redis, throttle
+from apps.common.breaker import OPEN_SECONDS, Breaker
+from apps.common.errors import DomainError
+from apps.common.ids import uuid7
+
+HOUR = dt.timedelta(hours=1)
+
+
+@pytest.fixture
+def login(alice):
+    now = timezone.now()
+    token, session = sessions.create(user_id=alice.pk, address="192.0.2.1", agent="tests", now=now)
+    return token, session, now
+
+
+@pytest.mark.parametrize("off", [-HOUR, HOUR])
+def test_a_login_outlives_a_host_whose_clock_is_off(login, off):
+    token, session, now = login
+    seen = sessions.use(token, now=now + off)
+    assert seen is not None
+    assert seen.expires_at == session.expires_at
+    assert sessions.use(token, now=now) is not None
+
+
+def test_a_clock_that_was_behind_prolongs_no_login(login):
+    token, session, now = login
+    for minute in range(10):
+        assert sessions.use(token, now=now - HOUR + dt.timedelta(minutes=minute))
+    assert sessions.use(token, now=session.expires_at) is None
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0])
+def test_throttles_go_by_redis_own_clock(monkeypatch, off):
+    each = throttle.Window("visiona:throttle:test:clock", 2)
+    throttle.take(each)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + off)
+    throttle.take(each)
+    with pytest.raises(DomainError) as refused:
+        throttle.take(each)
+    assert 0 < (refused.value.retry_after or 0) <= throttle.WINDOW_SECONDS
+    assert 0 < redis.client().pttl(each.key) <= throttle.WINDOW_SECONDS * 1000
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0])
+def test_a_breaker_goes_by_a_clock_that_cannot_be_set(monkeypatch, off):
+    now = 100.0
+    breaker = Breaker(lambda: now)
+    breaker.trip()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + off)
+    assert breaker.ask() == "refuse"
+    now += OPEN_SECONDS
+    assert breaker.ask() == "probe"
+
+
+def test_ids_stay_unique_when_the_clock_stands_still_or_goes_back(monkeypatch):
+    stamps = iter([2_000_000_000_000_000_000, 2_000_000_000_000_000_000, 1_999_999_999_000_000_000])
+    monkeypatch.setattr(time, "time_ns", lambda: next(stamps))
+    assert len({uuid7() for _ in range(3)}) == 3
