@@ -45,7 +45,7 @@ class Dispatcher:
 
     def first(self) -> Entry:
         """Who takes the request. Raises DomainError TUNNEL_DISCONNECTED if none is online, and the errors of Redis."""
-        found = self._pick()
+        found = self._pick() or self._moving()
         if found is None:
             raise DomainError("TUNNEL_DISCONNECTED", retry_after=RETRY_OFFLINE_SECONDS)
         return found
@@ -81,6 +81,11 @@ class Dispatcher:
         self._tried.add(found.session)
         self._moves += 1
         return found
+
+    def _moving(self) -> Entry | None:
+        """With nobody else there, one that changes daemons just now: whoever carries the request waits for it."""
+        moving = registry.between([share.device_id for share in self._shares]) if self._shares else {}
+        return next(iter(moving.values()), None)
 
     def _finish(self, code: str) -> None:
         lease, self._lease = self._lease, None

@@ -129,7 +129,8 @@ class Forward:
         early = self._client.take()
         self._client.sock.setblocking(False)
         watch = Watch(self._client.sock, self._control)
-        relay = self._relay = Relay(self.exchange, self._client.sock, early, watch, self._limits, self._tap)
+        keep = self._elsewhere is not None and self.exchange.request.idempotent
+        relay = self._relay = Relay(self.exchange, self._client.sock, early, watch, self._limits, self._tap, keep=keep)
         try:
             head = self._head(relay, watch)
         except ClientLeft:
@@ -181,9 +182,9 @@ class Forward:
                     raise
                 watch.set_box(None)
                 self._drop_stream()
-                if not self._try_again(error.code, watch):
+                if not self._try_again(error.code, watch, kept=relay.kept):
                     raise
-                exchange.restart()
+                exchange.restart(kept=relay.kept)
                 fresh_only = True
 
     def _next_stream(self, watch: Watch, *, fresh_only: bool) -> BoxStream:
@@ -209,21 +210,20 @@ class Forward:
                 if not possible or not self._move_on(error.code, watch):
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
 
-    def _try_again(self, code: str, watch: Watch) -> bool:
+    def _try_again(self, code: str, watch: Watch, *, kept: bool) -> bool:
         """Whether a request that ended unanswered goes out once more, and on which session."""
         if self.reused:
             pool.unanswered(self.route.session)
-            return self.exchange.may_retry(reused=True)
-        return self.exchange.may_retry(reused=True) and self._move_on(code, watch)
+            return self.exchange.may_retry(reused=True, kept=kept)
+        return self.exchange.may_retry(reused=True, kept=kept) and self._move_on(code, watch)
 
     def _move_on(self, code: str, watch: Watch) -> bool:
         """Turn to another device where one may take the request, else to a newer session of this one, once."""
         if self._elsewhere is not None:
             other = self._elsewhere(code)
-            if other is None:
-                return False
-            self.route = other
-            return True
+            if other is not None:
+                self.route = other
+                return True
         if self._renewed:
             return False
         self._renewed = True

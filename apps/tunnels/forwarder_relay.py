@@ -32,6 +32,8 @@ HIGH_WATER: Final = 256 * 1024
 """Bytes held for a side that takes them slowly; at this much the other side is no longer read."""
 READ_SMALL: Final = 64 * 1024
 READ_LARGE: Final = 256 * 1024
+KEPT_MAX: Final = 64 * 1024
+"""Bytes of a request's body that are kept to be given again, where another device may take the request."""
 _PIECES: Final = 64  # buffers in one sendmsg, far below IOV_MAX
 
 
@@ -106,8 +108,11 @@ class Relay:
         watch: Watch,
         limits: Limits,
         tap: Tap | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         self.exchange = exchange
+        self._kept: list[Buffer] | None = [] if keep else None
         self._client = client
         self._watch = watch
         self._limits = limits
@@ -146,6 +151,11 @@ class Relay:
         """Whether the stream may carry another exchange: this one is over on both sides, to the last byte."""
         return self.exchange.reusable and not self._unsent and not self._box_deaf
 
+    @property
+    def kept(self) -> bool:
+        """Whether all that was read of the request's body can be given again."""
+        return self._kept is not None
+
     # --- one attempt --------------------------------------------------------------------------------------------------
     def to_head(self, box: BoxStream) -> AnswerHead:
         """Send the request, and go on until the answer's head is known.
@@ -158,6 +168,8 @@ class Relay:
         self._watch.set_box(box.sock)
         self._to_box.put(self.exchange.start())
         self._box_at = self._body_at = time.monotonic()
+        if self.bytes_up:
+            self._give_again()
         if self._early and not self._reader.done:
             early, self._early = self._early, b""
             self._feed(early)
@@ -281,12 +293,21 @@ class Relay:
             raise self._fault("BAD_REQUEST", str(error)) from error
         for piece in pieces:
             self.bytes_up += len(piece)
+            if self._kept is not None:
+                self._kept = [*self._kept, bytes(piece)] if self.bytes_up <= KEPT_MAX else None
             try:
                 self._to_box.put(*exchange.send_body(piece))
             except ProxyError as error:
                 raise self._fault(error.code, str(error)) from error
         if self._reader.done and exchange.request.body_length == CHUNKED:
             self._to_box.put(exchange.end_body())
+
+    def _give_again(self) -> None:
+        """What was read of the body goes to the stream of this attempt too."""
+        for piece in self._kept or ():
+            self._to_box.put(*self.exchange.send_body(piece))
+        if self._reader.done and self.exchange.request.body_length == CHUNKED:
+            self._to_box.put(self.exchange.end_body())
 
     def _fault(self, code: str, detail: str) -> ExchangeError:
         """A fault of the client's body: told while nothing of an answer went out, else the exchange is cut."""

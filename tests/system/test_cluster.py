@@ -186,6 +186,37 @@ def test_an_idempotent_request_that_got_no_answer_is_tried_elsewhere(cluster: Cl
     assert len(bad.box.heads) == 1  # benched after the first
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_small_body_that_was_sent_goes_elsewhere_with_its_request(cluster: Cluster, framing: str) -> None:
+    bad, good = cluster.add(100, 1)
+    seen = []
+
+    def read_and_leave(peer: Peer) -> None:
+        seen.append(b"".join(peer.body()))
+
+    bad.box.on("/x", read_and_leave)
+    if framing == "length":
+        got = cluster.ask("PUT", "/x", body=b"y" * 10_000)
+    else:
+        with cluster.lane.wire() as wire:
+            wire.send(cluster.lane.head("PUT", "/x", "Transfer-Encoding: chunked", prefix=cluster.prefix))
+            wire.send(b"%x\r\n%b\r\n0\r\n\r\n" % (10_000, b"y" * 10_000))
+            got = wire.read()
+    assert served_by(got) == good.device
+    assert (got.json["size"], seen) == (10_000, [b"y" * 10_000])
+
+
+def test_a_body_too_large_to_be_kept_goes_nowhere_else(cluster: Cluster) -> None:
+    bad, _good = cluster.add(100, 1)
+
+    def read_and_leave(peer: Peer) -> None:
+        for _ in peer.body():
+            pass
+
+    bad.box.on("/x", read_and_leave)
+    assert cluster.ask("PUT", "/x", body=b"y" * 200_000).code == "AGENT_UNREACHABLE"
+
+
 def test_what_may_have_been_done_is_not_done_twice(cluster: Cluster) -> None:
     bad, good = cluster.add(100, 1)
     bad.box.on("/x", lambda peer: None)

@@ -204,23 +204,26 @@ class Exchange:
             return ProxyError("AGENT_BAD_RESPONSE", "the stream was reset within the head")
         return ProxyError("AGENT_UNREACHABLE", "the stream was reset without one byte")
 
-    def may_retry(self, *, reused: bool) -> bool:
+    def may_retry(self, *, reused: bool, kept: bool = False) -> bool:
         """Whether a failed attempt may be made again on another stream (tunnel.md, "Running it").
 
-        Yes while nothing was sent. After that only on a `reused` stream (or one whose session went away, which the
-        driver counts as reused) that gave no byte, for an idempotent request whose body was not begun.
+        Yes while nothing was sent. After that only on a `reused` stream (or one whose session went away, or another
+        device's, which the driver counts as reused) that gave no byte, for an idempotent request whose body was not
+        begun, or is `kept` by the driver, which gives all of it again.
         """
         if self.answered:
             return False
         if not self._attempt_started:
             return True
-        return reused and self.request.idempotent and not self._body_seen
+        return reused and self.request.idempotent and (kept or not self._body_seen)
 
-    def restart(self) -> None:
-        """Begin another attempt after `may_retry`."""
-        if self.answered or self._body_seen:
+    def restart(self, *, kept: bool = False) -> None:
+        """Begin another attempt after `may_retry`, which was asked with the same `kept`."""
+        if self.answered or (self._body_seen and not kept):
             raise MisuseError("this exchange cannot be made again")
         self._attempt_started = False
+        self._body_seen = 0
+        self._body_left = self.request.body_length
         self._request_done = self.request.body_length == 0
         self._reader = self._new_reader()
 
