@@ -119,15 +119,14 @@ def check_bearer(claims: Mapping[str, Any], config: Config) -> None:
 
     `aud` and `azp` must each be one of ours where we name some and the token has it, and one of the two must be there.
     """
-    audience, party = claims.get("aud"), claims.get("azp")
-    named = set(audience) if isinstance(audience, list) else {audience}
+    named, party = _audiences(claims), claims.get("azp")
     matched = False
-    if config.audiences and audience:
-        if not named & config.audiences:
+    if config.audiences and named:
+        if config.audiences.isdisjoint(named):
             raise TokenError("for another audience")
         matched = True
-    if config.parties and party:
-        if party not in config.parties:
+    if config.parties and party is not None:
+        if not isinstance(party, str) or party not in config.parties:
             raise TokenError("of another party")
         matched = True
     if not matched:
@@ -136,8 +135,7 @@ def check_bearer(claims: Mapping[str, Any], config: Config) -> None:
 
 def check_login(claims: Mapping[str, Any], config: Config, *, nonce: str) -> None:
     """Whether the ID token answers our request (OpenID Connect Core §3.1.3.7). Raises TokenError."""
-    audience = claims.get("aud")
-    named = audience if isinstance(audience, list) else [audience]
+    named = _audiences(claims)
     if config.client_id not in named:
         raise TokenError("for another audience")
     party = claims.get("azp")
@@ -145,6 +143,12 @@ def check_login(claims: Mapping[str, Any], config: Config, *, nonce: str) -> Non
         raise TokenError("of another party")
     if claims.get("nonce") != nonce:
         raise TokenError("an answer to another request")
+
+
+def _audiences(claims: Mapping[str, Any]) -> list[str]:
+    """`aud`, which is a text or several (RFC 7519 §4.1.3)."""
+    told = claims.get("aud")
+    return [each for each in (told if isinstance(told, list) else [told]) if isinstance(each, str) and each]
 
 
 def identity(claims: Mapping[str, Any], config: Config) -> Identity:

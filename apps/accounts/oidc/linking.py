@@ -51,6 +51,8 @@ def _linked(identity: Identity, actor: Actor, now: dt.datetime) -> User | None:
     local = User.objects.alias(lower=Lower("email")).filter(lower=identity.email.lower()).select_for_update().first()
     if local is None:
         return None
+    if (local.oidc_issuer, local.oidc_subject) == (identity.issuer, identity.subject):
+        return local  # linked while we waited for its row
     if not identity.email_verified or local.email_verified_at is None or local.oidc_subject:
         raise DomainError("EMAIL_TAKEN")
     local.oidc_issuer, local.oidc_subject = identity.issuer, identity.subject
