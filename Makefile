@@ -107,11 +107,11 @@ test-db: ## The tests of tables, constraints and services alone
 	$(PY) -m pytest tests/apps $(PYTEST_ARGS)
 
 .PHONY: test-compiled
-test-compiled: ## The tests of the tunnel's core on its compiled copy, random sequences and fuzz included
+test-compiled: ## The tests of the tunnel on the copy with its compiled core, random sequences and fuzz included
 	$(INSTALL) dev
 	$(PY) deploy/compile.py build/compiled
 	PYTHONSAFEPATH=1 PYTHONPATH=build/compiled:. $(PY) -m pytest -o pythonpath= -o django_find_project=false \
-		tests/protocol tests/http $(PYTEST_ARGS)
+		tests/protocol tests/http tests/runtime $(PYTEST_ARGS)
 
 ##@ Containers
 .PHONY: docker-compose-up docker-compose-down docker-compose-logs

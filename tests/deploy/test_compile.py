@@ -10,12 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COPY = ROOT / "build" / "compiled-check"
-BUILD_SECONDS, TEST_SECONDS = 300, 300
+BUILD_SECONDS, TEST_SECONDS = 600, 600  # by far, on a busy machine
 # What a test process would otherwise put before the copy: the folder of the source tree.
 COPY_ONLY = ("-o", "pythonpath=", "-o", "django_find_project=false", "-p", "no:cacheprovider", "-p", "no:randomly")
-
-# Those who drive the core, so that what they ask of it is there too.
-LANES = ("tests/runtime/test_connection.py", "tests/runtime/test_fast_lane.py")
 
 needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None and shutil.which("cc") is None, reason="no C compiler")
 
@@ -46,7 +43,7 @@ def test_the_compiled_core_passes_the_tests_of_the_source() -> None:
     assert len(used) == 2
     assert all(path.startswith(str(COPY)) and path.endswith(".so") for path in used), used
     # The random sequences run on the source: they would find here what they find there.
-    tests = ("-m", "pytest", "-q", *COPY_ONLY, "-k", "not fuzz and not model", "tests/protocol", "tests/http", *LANES)
+    tests = ("-m", "pytest", "-q", *COPY_ONLY, "-k", "not fuzz and not model", "tests/protocol", "tests/http")
     done = on_the_copy(*tests)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     again = compiled(str(COPY), "--level", "0")
