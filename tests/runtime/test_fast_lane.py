@@ -6,13 +6,14 @@ The rules of an exchange are shown by tests/system/test_proxy_rules.py, which ru
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import trio
 import trio.testing
 
-from tests.runtime.fastworld import DEVICE, Handler, Visitor, Wire, box, fast_world, ok
+from tests.runtime.daemonworld import OTHER
+from tests.runtime.fastworld import DEVICE, LOGIN, Handler, Visitor, Wire, box, fast_world, ok
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -209,7 +210,7 @@ async def test_a_head_that_trickles_is_given_up() -> None:
         (b"GET /d/%b/" + b"y" * 9000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414, "URI_TOO_LONG"),
         (b"GET /d/%b/x HTTP/1.1\nHost: h\n\n", 400, "BAD_REQUEST"),
         (b"FLY /d/%b/x HTTP/1.1\r\nHost: h\r\n\r\n", 405, "METHOD_NOT_ALLOWED"),
-        (b"GET http://h/d/%b/x HTTP/1.1\r\nHost: h\r\n\r\n", 404, "NOT_FOUND"),
+        (b"GET http://h/d/%b/x HTTP/1.1\r\nHost: h\r\n\r\n", 400, "BAD_REQUEST"),
         (b"PUT /d/%b/x HTTP/1.1\r\nHost: h\r\nContent-Length: 1073741825\r\n\r\n", 413, "PAYLOAD_TOO_LARGE"),
     ],
 )
@@ -284,7 +285,7 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
 
 async def test_over_the_budget_of_buffers_running_exchanges_are_shed() -> None:
     """Of the tunnel that holds most; what is small goes on."""
-    async with fast_world(buffer_bytes=200_000) as w:
+    async with fast_world(buffer_bytes=60_000) as w:
 
         async def pours(wire: Wire) -> None:
             await wire.head()
@@ -301,3 +302,39 @@ async def test_over_the_budget_of_buffers_running_exchanges_are_shed() -> None:
             await w.until(lambda: w.daemon.streams_fast == 0)
             (line,) = [each for each in w.logged("forward") if each["outcome"] == "cut"]
             assert "OVERLOADED" in line["problem"]
+
+
+async def test_an_agent_may_come_on_a_connection_that_was_a_clients() -> None:
+    """A proxy in front may keep one connection for both."""
+    async with fast_world() as w:
+        await box(w, ok(b"hello"))
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).body == b"hello"
+            await visitor.send(
+                "GET /tunnel/connect", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", token=OTHER,
+            )  # fmt: skip
+            assert (await visitor.read_head()).status == 101
+            await w.until(lambda: len(w.daemon.sessions) == 2)
+        await w.until(lambda: len(w.daemon.sessions) == 1)
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).body == b"hello"
+            got = await visitor.ask("GET /tunnel/connect", token=OTHER)
+            assert (got.status, got.code) == (426, "UPGRADE_REQUIRED")
+
+
+async def test_slow_heads_on_kept_connections_push_each_other_out() -> None:
+    async with fast_world(max_handshakes=2, head_seconds=1000) as w, AsyncExitStack() as stack:
+        await box(w, ok(b"hello"))
+        visitors = [await stack.enter_async_context(Visitor(w)) for _ in range(4)]
+        for visitor in visitors:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).body == b"hello"
+            await visitor.stream.send_all(b"GET /d/")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        for visitor in visitors[:2]:
+            got = await visitor.read()
+            assert (got.status, got.code) == (408, "REQUEST_TIMEOUT")
+        for visitor in visitors[2:]:  # as many as there may be
+            rest = f"{DEVICE}/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {LOGIN}\r\n\r\n"
+            await visitor.stream.send_all(rest.encode())
+            assert (await visitor.read()).body == b"hello"

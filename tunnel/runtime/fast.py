@@ -29,7 +29,7 @@ from tunnel.registry import Registry
 from tunnel.runtime.arrivals import Arrivals
 from tunnel.runtime.fast_ask import Asked, Said, field_of, is_bodyless, read
 from tunnel.runtime.fast_auth import Authorizer, Grant, concerns
-from tunnel.runtime.fast_client import Client
+from tunnel.runtime.fast_client import Agents, Client, push_out
 from tunnel.runtime.fast_edge import Cors, Ids, Proxies, told
 from tunnel.runtime.fast_line import LocalLine
 from tunnel.runtime.fast_memo import Memo
@@ -121,12 +121,12 @@ class FastLane:
                 await trio.sleep(_LOOK_SECONDS)
                 self._look()
 
-    async def serve(self, head: RequestHead, rest: bytes, raw: ByteStream, address: str) -> None:
-        """One client connection, from its first head (read already) to its end."""
+    async def serve(self, head: RequestHead, rest: bytes, raw: ByteStream, address: str) -> Agents | None:
+        """One client connection, from its first head (read already) to its end, or to a request of an agent's."""
         client = Client(self, raw, address)
         self._clients.add(client)
         try:
-            await client.serve(head, rest)
+            return await client.serve(head, rest)
         finally:
             self._clients.discard(client)
 
@@ -321,12 +321,9 @@ class FastLane:
         if self._authorizer is None or not grant.key:
             return None  # a ticket is spent: nobody can be asked again
         try:
+            leaving = self.node_url if self.draining else ""
             return await self._authorizer.settled(
-                grant.key,
-                grant.again,
-                seconds=self._patience,
-                than=than,
-                leaving=self.node_url if self.draining else "",
+                grant.key, grant.again, seconds=self._patience, than=than, leaving=leaving
             )
         except ProxyError:
             return None  # what was wrong with the way tells the client more
@@ -392,6 +389,7 @@ class FastLane:
         now = trio.current_time()
         for client in list(self._clients):
             client.look(now)
+        push_out(self._clients, self.config.max_handshakes, now)
         if self._watch is not None:
             self._watch.look(self.running, now)
         for session, line in list(self._lines.items()):

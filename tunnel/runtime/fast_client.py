@@ -7,11 +7,13 @@ client is slower than the box does a second task wait for it. It does not know b
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
+from tunnel.contract import TUNNEL_PATH
 from tunnel.http import Buffer, FramingError, ProxyError, RequestHead, RequestParser
 from tunnel.runtime.fast_memo import Noted
 from tunnel.runtime.fast_pipe import Pipe
@@ -28,6 +30,11 @@ LINGER_SECONDS: Final = 2.0
 """What a client still sends after an answer that ends the connection is read away so long, so that it can read that."""
 _PIECE: Final = 16 * 1024  # of a connection that rests: an ordinary request and more
 _AHEAD: Final = 64 * 1024  # bytes of pipelined requests that are held
+
+Agents = tuple[RequestHead, bytes]
+"""The head of an agent's request on a connection that was a client's, and what was read behind it."""
+_SLOW_SECONDS: Final = 1.0  # a head takes a round trip
+_AGENTS: Final = TUNNEL_PATH.encode()
 
 IDLE, HEAD, RUN, LINGER = range(4)
 
@@ -64,11 +71,18 @@ class Client(Pipe):
         return f"<Client {self.address} {('idle', 'head', 'run', 'linger')[self.phase]} {self.run!r}>"
 
     # --- reading ------------------------------------------------------------------------------------------------------
-    async def serve(self, head: RequestHead | None, rest: bytes) -> None:
-        """Carry the connection to its end; `head` is the first request's, `rest` what was read behind it."""
+    async def serve(self, head: RequestHead | None, rest: bytes) -> Agents | None:
+        """Carry the connection to its end; `head` is the first request's, `rest` what was read behind it.
+
+        An agent's request ends it too: its head and what is behind it are returned, and the socket is left open.
+        """
+        agents: Agents | None = None
         try:
             with self.scope:
                 while head is not None:
+                    if head.target.partition(b"?")[0] == _AGENTS:
+                        agents = head, rest
+                        break
                     left = await self._request(head, rest)
                     if left is None:
                         await self._linger()
@@ -79,7 +93,9 @@ class Client(Pipe):
         finally:
             if self.run is not None and not self.run.over:
                 self.run.client_left()
-            self.close()
+            if agents is None:
+                self.close()
+        return agents
 
     async def _rest(self) -> bytes:
         """The next bytes, b"" at the end. Meanwhile ordinary requests are served as they come, without this task."""
@@ -361,3 +377,11 @@ class Client(Pipe):
                 self.refuse(ProxyError("REQUEST_TIMEOUT", "a head that does not come"), keep=False)
         elif waited > LINGER_SECONDS:
             self.close()
+
+
+def push_out(clients: Iterable[Client], limit: int, now: float) -> None:
+    """Let no more than `limit` connections be slow about a head; the oldest go first, as they do where all begin."""
+    slow = [client for client in clients if client.phase == HEAD and now - client.since >= _SLOW_SECONDS]
+    if len(slow) > limit:
+        for client in sorted(slow, key=lambda one: one.since)[: len(slow) - limit]:
+            client.refuse(ProxyError("REQUEST_TIMEOUT", "a head that is slow while many are"), keep=False)

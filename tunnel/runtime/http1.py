@@ -85,14 +85,18 @@ async def read_request(stream: ByteStream) -> Request | None:
             return None
         head = parser.feed(data)
         if head is not None:
-            break
+            return request_of(head, parser.rest)
+
+
+def request_of(head: RequestHead, rest: bytes) -> Request:
+    """A head as the routes read it; `rest` was read behind it."""
     path, _, query = head.target.decode("latin-1").partition("?")
     fields = tuple((name.decode("latin-1").lower(), value.decode("latin-1").strip()) for name, value in head.fields)
     first: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True, max_num_fields=None):
         first.setdefault(name, value)
     request_id = request_id_from(next((v for k, v in fields if k == H_REQUEST_ID.lower()), None))
-    return Request(head.method.decode(), path, first, fields, request_id, parser.rest, head)
+    return Request(head.method.decode(), path, first, fields, request_id, rest, head)
 
 
 def answer(status: int, body: bytes, request_id: str, *, kind: str = "application/json", headers: Lines = ()) -> bytes:

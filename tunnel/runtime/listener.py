@@ -37,7 +37,7 @@ from tunnel.runtime.arrivals import Arrival, Arrivals
 from tunnel.runtime.connection import Connection
 from tunnel.runtime.fast import FastLane
 from tunnel.runtime.fast_ask import is_lane_path
-from tunnel.runtime.http1 import Refusal, Request
+from tunnel.runtime.http1 import Refusal, Request, refusal, request_of, send_and_close
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
 from tunnel.runtime.server import Rest
@@ -91,7 +91,7 @@ class Listener:
         """One connection up to its upgrade; what is returned carries the tunnel. Raises Refusal."""
         if request.path != TUNNEL_PATH:
             if is_lane_path(request.path):
-                return partial(self._fast.serve, request.raw, request.rest, stream, peer)
+                return partial(self._lane, request, stream, peer)
             raise Refusal("NOT_FOUND", "there is nothing here")
         session_id = str(uuid.uuid4())
         with self._arrivals.expect(session_id) as arrival:
@@ -106,6 +106,19 @@ class Listener:
                 raise
             transport = await self._answered(request, stream, identity, admitted)
             return partial(self._hold, self._begin(identity, admitted, transport))
+
+    async def _lane(self, request: Request, stream: ByteStream, peer: str) -> None:
+        """The fast lane, up to a request of an agent's on the same connection: a proxy may keep one for both."""
+        left = await self._fast.serve(request.raw, request.rest, stream, peer)
+        if left is None:
+            return
+        agents = request_of(*left)
+        try:
+            hold = await self.serve(agents, stream, peer)
+        except Refusal as problem:
+            await send_and_close(stream, refusal(problem, agents.request_id))
+        else:
+            await hold()
 
     def _refused(self, request: Request, peer: str, refusal: Refusal) -> None:
         self._metrics.refusals.labels(refusal.code).inc()
