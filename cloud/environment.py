@@ -58,12 +58,16 @@ def check(values: Mapping[str, Any]) -> None:
         raise SettingError(f"{PREFIX}CONVERTER_SECRET: missing, while {PREFIX}CONVERTER_URL is set")
     if values["CONVERTER_URL"] and not values["CONVERTER_URL"].startswith(("http://", "https://")):
         raise SettingError(f"{PREFIX}CONVERTER_URL: it must start with http:// or https://")
-    if bool(values["S3_ACCESS_KEY_ID"]) != bool(values["S3_SECRET_ACCESS_KEY"]):
-        raise SettingError(f"{PREFIX}S3_ACCESS_KEY_ID and {PREFIX}S3_SECRET_ACCESS_KEY: one is missing")
     if values["DB_POOL_MIN"] > values["DB_POOL_MAX"]:
         raise SettingError(f"{PREFIX}DB_POOL_MIN: above {PREFIX}DB_POOL_MAX")
+    _check_s3(values)
     _check_mail(values)
     _check_oidc(values)
+
+
+def _check_s3(values: Mapping[str, Any]) -> None:
+    if bool(values["S3_ACCESS_KEY_ID"]) != bool(values["S3_SECRET_ACCESS_KEY"]):
+        raise SettingError(f"{PREFIX}S3_ACCESS_KEY_ID and {PREFIX}S3_SECRET_ACCESS_KEY: one is missing")
 
 
 def _check_mail(values: Mapping[str, Any]) -> None:

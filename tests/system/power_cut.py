@@ -1,8 +1,8 @@
 """A program that uploads a model again and again, and is killed by itself at the first, second, third … thing it does.
 
 Run as ``python -m tests.system.power_cut``, with the settings in the environment. For each place it forks, and the
-child sends itself SIGKILL just before its n-th step that the world outside could notice: a change of a file or folder, an
-fsync, a change or a commit in the database, a request to S3, a piece of the body. Then the parent looks at what is
+child sends itself SIGKILL just before its n-th step that the world outside could notice: a change of a file or folder,
+an fsync, a change or a commit in the database, a request to S3, a piece of the body. Then the parent looks at what is
 left, lets the reaper work as if a day had passed, and looks again. It ends with the first child that is not killed.
 
 Prints a JSON list: for each place what the child was about to do, and what is wrong (nothing, if all is well).

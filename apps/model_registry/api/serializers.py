@@ -16,6 +16,7 @@ from apps.storage.base import Upload
 MAX_CHIPS: Final = 16
 _PLAIN: Final = re.compile(r"[^\x00-\x1f\x7f]+\Z")
 _FILENAME: Final = re.compile(r"[^\x00-\x1f\x7f/\\]+\Z")
+_NAMED: Final = re.compile(r"[^\s.]")
 _FORMAT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 _SHA256: Final = re.compile(r"[0-9A-Fa-f]{64}\Z")
 
@@ -43,7 +44,7 @@ class FilenameField(PlainField):
 
     def to_internal_value(self, data: Any) -> str:
         text = super().to_internal_value(data)
-        if not text.strip(" ."):
+        if not _NAMED.search(text):
             raise serializers.ValidationError(self.sentence)
         return text
 
@@ -83,11 +84,11 @@ class InitBody(serializers.Serializer[Any]):
     version = PlainField(max_length=64)
     filename = FilenameField(max_length=255, help_text="A name alone, without a folder.")
     size = WholeField(min_value=1, help_text="Bytes.")
-    sha256 = Sha256Field(required=False, allow_null=True, help_text="In hex; checked when it is finalized.")
+    sha256 = Sha256Field(required=False, help_text="In hex; checked when it is finalized.")
     chips = _chips()
     description = TextField(max_length=4000, allow_blank=True, default="")
     format = FormatField(max_length=32, required=False, help_text="By default the end of the file's name.")
-    faa_object_key = PlainField(
+    faa_object_key = TextField(
         max_length=512, allow_blank=True, default="", help_text="Its key in the external FAA object system."
     )
 
@@ -98,7 +99,7 @@ class ModelChangeBody(serializers.Serializer[Any]):
     description = TextField(max_length=4000, allow_blank=True, required=False)
     format = FormatField(max_length=32, required=False)
     chips = _chips(required=False)
-    faa_object_key = PlainField(max_length=512, allow_blank=True, required=False)
+    faa_object_key = TextField(max_length=512, allow_blank=True, required=False)
 
 
 class PartBody(serializers.Serializer[Any]):

@@ -84,7 +84,7 @@ class InitView(ApiView):
         One that is pending already under this name and version begins anew, and keeps its id.
         """
         given = self.body(InitBody)
-        size, sha256 = given.pop("size"), given.pop("sha256", None) or ""
+        size, sha256 = given.pop("size"), given.pop("sha256", "")
         given.setdefault("format", format_of(given["filename"]))
         model, upload = services.begin_upload(
             actor=self.actor,

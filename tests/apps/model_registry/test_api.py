@@ -34,11 +34,11 @@ def row(owner, name, **more):
         ("filename", ""), ("filename", "../../etc/passwd"), ("filename", "a/b"), ("filename", "a\\b"),
         ("filename", ".."), ("filename", "."), ("filename", "x" * 256), ("filename", "a\0b"),
         ("size", 0), ("size", -1), ("size", "10"), ("size", 1.5), ("size", None), ("size", True),
-        ("sha256", "abc"), ("sha256", "g" * 64), ("sha256", "0" * 65), ("sha256", 1),
+        ("sha256", "abc"), ("sha256", "g" * 64), ("sha256", "0" * 65), ("sha256", 1), ("sha256", None),
         ("chips", "KL720"), ("chips", [1]), ("chips", [""]), ("chips", ["x" * 65]),
         ("chips", [str(number) for number in range(17)]),
         ("chips", None), ("description", "x" * 4001), ("description", None), ("format", ""), ("format", "a b"),
-        ("format", "x" * 33), ("faa_object_key", "x" * 513), ("faa_object_key", "a\nb"),
+        ("format", "x" * 33), ("faa_object_key", "x" * 513), ("faa_object_key", "a\0b"),
     ],
 )  # fmt: skip
 def test_init_names_what_is_wrong(alice_api, field, value):
