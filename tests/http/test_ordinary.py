@@ -6,7 +6,7 @@ import pytest
 
 from tests.http.helpers import DEVICE, MOUNT, head, via
 from tunnel.http import Exchange, OrdinaryAnswers, ProxyError, outline
-from tunnel.http.ordinary import HEAD_BYTES, KEPT
+from tunnel.http.ordinary import HEAD_BYTES, KEPT, Whole
 from tunnel.http.request import prepare
 
 
@@ -21,7 +21,7 @@ def long_way(data: bytes, method: bytes = b"GET") -> bytes:
 ORDINARY = [
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
     b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nSet-Cookie: a=b\r\nX-A: 1\r\nX-A: 2\r\n\r\n",
-    b"HTTP/1.1 404 Nothing here\r\nContent-Type: text/plain\r\nContent-Length: 3 \r\n\r\nno\n",
+    b"HTTP/1.1 404 Nothing here\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nno\n",
     b"HTTP/1.1 204 No Content\r\n\r\n",
     b"HTTP/1.1 304 Not Modified\r\nETag: x\r\nContent-Length: 9\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nConnection: close, X-B\r\nX-B: 1\r\nContent-Length: 1\r\n\r\nx",
@@ -30,19 +30,54 @@ ORDINARY = [
 ]
 
 
+def read(answers: OrdinaryAnswers, data: bytes, *, head_only: bool = False) -> Whole | None:
+    return answers.read(data, request_id=b"req_1", fields=b"", head_only=head_only)
+
+
 @pytest.mark.parametrize("data", ORDINARY)
 def test_an_ordinary_answer_comes_to_the_same_as_by_the_long_way(data: bytes) -> None:
     answers = OrdinaryAnswers()
-    for _ in range(2):
-        answer = answers.read(data, head_only=False)
-        assert answer is not None
-        assert answer.before + b"req_1" + answer.after + data[answer.size :] == long_way(data)
-    assert len(answers) == 1
     exchange = Exchange(head(), via())
     exchange.start()
+    body = sum(map(len, exchange.receive(data)))
+    for _ in range(2):
+        answer = read(answers, data)
+        assert answer is not None
+        assert answer.out == long_way(data)
+        assert (answer.keep_alive, answer.body) == (exchange.reusable, body)
+        assert answer.status == exchange.answer.status  # type: ignore[union-attr]  # it is whole
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("name", [b"Content-Length", b"content-length"])
+def test_the_length_is_told_anew_each_time(name: bytes) -> None:
+    answers = OrdinaryAnswers()
+    for digits, body in ((b"2", b"hi"), (b"0", b""), (b"007", b"1234567"), (b"12", b"x" * 12), (b"2", b"no")):
+        data = b"HTTP/1.1 200 OK\r\nA: b\r\n" + name + b": " + digits + b"\r\nC: d\r\n\r\n" + body
+        answer = read(answers, data)
+        assert answer is not None
+        assert answer.out == long_way(data)
+        for bad in (b"", b"+2", b"2 ", b" 2", b"0x2", b"2,2", b"-1", b"9" * 19):
+            assert read(answers, data.replace(b": " + digits, b": " + bad)) is None
+        assert read(answers, data + b"x") is None
+        assert read(answers, data.replace(b"\r\nC: d", b"\r\nContent-Length: 2\r\ncontent-length: 2")) is None
+    assert len(answers) == 1
+    shown = b"HTTP/1.1 304 Not Modified\r\nContent-Length: %d\r\n\r\n"
+    for length in (5, 6):
+        answer = read(answers, shown % length)
+        assert answer is not None
+        assert answer.out == long_way(shown % length)
+    assert len(answers) == 2
+
+
+def test_the_lanes_own_fields_stand_behind_the_id() -> None:
+    data = ORDINARY[0]
+    answer = OrdinaryAnswers().read(data, request_id=b"one", fields=b"\r\nVary: Origin", head_only=False)
+    exchange = Exchange(head(), via(request_id="one"))
+    exchange.start()
     exchange.receive(data)
-    assert answer.keep_alive == exchange.reusable
-    assert answer.status == exchange.answer.status  # type: ignore[union-attr]  # it is whole
+    assert answer is not None
+    assert answer.out == exchange.client_head([(b"Vary", b"Origin")]) + b"hi"
 
 
 @pytest.mark.parametrize(
@@ -71,25 +106,25 @@ def test_an_ordinary_answer_comes_to_the_same_as_by_the_long_way(data: bytes) ->
 )
 def test_any_other_answer_is_left_to_the_long_way(data: bytes) -> None:
     answers = OrdinaryAnswers()
-    assert answers.read(data, head_only=False) is None
-    assert answers.read(data, head_only=False) is None
+    assert read(answers, data) is None
+    assert read(answers, data) is None
 
 
 def test_the_answer_to_head_has_no_body_whatever_its_length() -> None:
     answers = OrdinaryAnswers()
     data = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
-    answer = answers.read(data, head_only=True)
+    answer = read(answers, data, head_only=True)
     assert answer is not None
-    assert answer.before + b"req_1" + answer.after == long_way(data, b"HEAD")
-    assert answers.read(data, head_only=False) is None  # the same head, and a body is to come
-    assert answers.read(data + b"hello", head_only=True) is None
+    assert answer.out == long_way(data, b"HEAD")
+    assert read(answers, data) is None  # the same head, and a body is to come
+    assert read(answers, data + b"hello", head_only=True) is None
 
 
 def test_heads_that_are_kept_are_bounded() -> None:
     answers = OrdinaryAnswers()
     for number in range(KEPT + 10):
         data = b"HTTP/1.1 200 OK\r\nX: %d\r\nContent-Length: 0\r\n\r\n" % number
-        assert answers.read(data, head_only=False) is not None
+        assert read(answers, data) is not None
         assert len(answers) <= KEPT
 
 

@@ -57,7 +57,6 @@ from tunnel.http.heads import RequestHead as RequestHead
 from tunnel.http.heads import RequestParser as RequestParser
 from tunnel.http.limits import LIMITS as LIMITS
 from tunnel.http.limits import Limits as Limits
-from tunnel.http.ordinary import Ordinary as Ordinary
 from tunnel.http.ordinary import OrdinaryAnswers as OrdinaryAnswers
 from tunnel.http.request import CHUNKED as CHUNKED
 from tunnel.http.request import IDEMPOTENT as IDEMPOTENT

@@ -1,44 +1,54 @@
 """Ordinary answers: a known length, head and body whole in the bytes at hand. What most requests get, told at once.
 
-No rules of its own: a head is judged by `ResponseReader`, once, and what came of it is kept under its bytes, since a
-box says the same heads again and again. Any other answer is not ordinary, and is read as all answers are.
+No rules of its own: a head is judged by `ResponseReader`, once, and what came of it is kept under its bytes less the
+length, since a box says the same heads again and again. Any other answer is read as all answers are.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from tunnel.http.errors import ExchangeError
 from tunnel.http.limits import LIMITS, Limits
-from tunnel.http.response import NO_LENGTH, ResponseReader, head_parts
+from tunnel.http.response import NO_LENGTH, AnswerHead, ResponseReader, head_parts
 
 KEPT: Final = 512
 """Heads kept: a bound, since they come from outside. When it is reached all are forgotten."""
 HEAD_BYTES: Final = 2048
 """Longer heads are not ordinary."""
+_LENGTH: Final = b"\r\nContent-Length: "
+_LENGTH_TOO: Final = b"\r\ncontent-length: "  # as long as the other
+_MOST_DIGITS: Final = 18
 
 
 class Ordinary:
     """What the head of an ordinary answer comes to, for a client of HTTP/1.1 whose connection stays open."""
 
-    __slots__ = ("after", "before", "keep_alive", "length", "size", "status")
+    __slots__ = ("before", "bodyless", "keep_alive", "status", "tells_length")
 
-    def __init__(self, size: int, status: int, length: int, before: bytes, after: bytes) -> None:
-        self.size = size
-        """Of the head as it came: where the body begins."""
-        self.status = status
-        self.length = length
-        """Of the body, where the request is not HEAD."""
-        self.before = before
-        """The head for the client up to the request's id."""
-        self.after = after
-        """What follows the id and the lane's own fields, the empty line included."""
-        self.keep_alive = False
+    def __init__(self, head: AnswerHead) -> None:
+        self.status = head.status
+        self.keep_alive = head.keep_alive
         """The box leaves its connection open."""
+        self.bodyless = head.bodyless
+        self.tells_length = head.length != NO_LENGTH
+        self.before = head_parts(head, http11=True, keep_alive=True)[0]
+        """The head for the client up to the request's id."""
+
+
+class Whole(NamedTuple):
+    """A whole ordinary answer, as it goes to the client."""
+
+    status: int
+    keep_alive: bool
+    body: int
+    """Bytes behind the head."""
+    out: bytes
+    """All of it, as it goes to the client."""
 
 
 class OrdinaryAnswers:
-    """The heads of ordinary answers that were met. One a lane; what it tells depends on the bytes alone."""
+    """The heads of ordinary answers that were met. One a lane; what it tells depends on what it is given alone."""
 
     __slots__ = ("_known", "_limits")
 
@@ -49,23 +59,43 @@ class OrdinaryAnswers:
     def __len__(self) -> int:
         return len(self._known)
 
-    def read(self, data: bytes, *, head_only: bool) -> Ordinary | None:
-        """What `data`, the first bytes from the box, is: a whole ordinary answer and nothing else; None: read it.
+    def read(self, data: bytes, *, request_id: bytes, fields: bytes, head_only: bool) -> Whole | None:
+        """What `data`, the first bytes from the box, comes to if it is one whole ordinary answer and nothing else.
 
-        `head_only` says that the request was HEAD.
+        `head_only` says that the request was HEAD; `fields` are the lane's own lines, each with its CRLF in front.
+        None: read it as all answers are.
         """
         size = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
         if size < 4:
             return None
-        raw = data[:size]
-        answer = self._known.get(raw)
+        # Its value is all that differs among most heads of a box. With other spellings only 0 is ordinary.
+        at = data.find(_LENGTH, 0, size)
+        if at < 0:
+            at = data.find(_LENGTH_TOO, 0, size)
+        if at < 0:
+            length = 0
+            name = data[:size]
+        else:
+            at += len(_LENGTH)
+            end = data.find(b"\r", at, size)
+            digits = data[at:end]
+            if not digits.isdigit() or len(digits) > _MOST_DIGITS:
+                return None
+            length = int(digits)
+            name = data[:at] + data[end:size]
+        answer = self._known.get(name)
         if answer is None:
-            answer = self._learn(raw)
+            answer = self._learn(data[:size], name, length)
             if answer is None:
                 return None
-        return answer if len(data) == (size if head_only else size + answer.length) else None
+        body = len(data) - size
+        if body != (0 if head_only or answer.bodyless else length):
+            return None
+        last = b"\r\nContent-Length: %d\r\n\r\n" % length if answer.tells_length else b"\r\n\r\n"
+        out = b"".join((answer.before, request_id, fields, last, data[size:]))
+        return Whole(answer.status, answer.keep_alive, body, out)
 
-    def _learn(self, raw: bytes) -> Ordinary | None:
+    def _learn(self, raw: bytes, name: bytes, length: int) -> Ordinary | None:
         reader = ResponseReader(b"GET", limits=self._limits)
         try:
             reader.receive(raw)
@@ -74,12 +104,11 @@ class OrdinaryAnswers:
         head = reader.head
         if head is None or head.upgrade or (head.length == NO_LENGTH and not head.bodyless):
             return None
-        if any(name.lower() == b"location" for name, _ in head.fields):
+        if head.length not in (NO_LENGTH, length):
+            return None  # its length is spelled another way: what is kept must not depend on it
+        if any(field.lower() == b"location" for field, _ in head.fields):
             return None  # it may need the mount, which is not in these bytes
-        before, after, _ = head_parts(head, http11=True, keep_alive=True)
-        answer = Ordinary(len(raw), head.status, 0 if head.bodyless else head.length, before, after)
-        answer.keep_alive = head.keep_alive
         if len(self._known) >= KEPT:
             self._known.clear()
-        self._known[raw] = answer
+        answer = self._known[name] = Ordinary(head)
         return answer

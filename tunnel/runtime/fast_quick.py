@@ -188,17 +188,16 @@ class Quick:
         if len(data) > ANSWER_BYTES or self._lane.draining:
             return False
         ready = self._ready
-        answer = self._answers.read(data, head_only=ready.head_only)
+        answer = self._answers.read(data, request_id=self._request_id, fields=ready.cors, head_only=ready.head_only)
         if answer is None:
             return False
-        out = b"".join((answer.before, self._request_id, ready.cors, answer.after, data[answer.size :]))
         try:
-            whole = self._client.write((out,))
+            whole = self._client.write((answer.out,))
         except trio.BrokenResourceError:
             self.client_left()
             return True
         now = trio.current_time()
-        self._tell(answer.status, len(data) - answer.size, now)
+        self._tell(answer.status, answer.body, now)
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.listener = None
