@@ -144,7 +144,7 @@ class StorageView(PublicApiView):
             raise
         try:
             return answer(request._request, grant, file, room.leave)  # noqa: SLF001 - not DRF's wrapper
-        except DomainError:
+        except BaseException:  # what did not become an answer is closed by nobody else
             file.close()
             room.leave()
             raise
