@@ -231,6 +231,23 @@ def test_when_a_request_may_be_made_again(
         assert exchange.reusable
 
 
+@pytest.mark.parametrize("method,again", [(b"PUT", True), (b"POST", False)])
+def test_a_body_that_the_driver_kept_may_be_given_again(method: bytes, again: bool) -> None:
+    exchange = make(method, (b"Content-Length", b"3"))
+    exchange.start()
+    exchange.send_body(b"abc")
+    assert exchange.request_done
+    assert exchange.may_retry(reused=True, kept=True) is again
+    assert not exchange.may_retry(reused=True)
+    with pytest.raises(MisuseError):
+        exchange.restart()
+    if again:
+        exchange.restart(kept=True)
+        assert exchange.start() == exchange.request.head
+        assert exchange.send_body(b"abc") == [b"abc"]
+        assert exchange.request_done
+
+
 def test_a_chunked_body_that_was_not_begun_may_be_made_again() -> None:
     exchange = make(b"PUT", (b"Transfer-Encoding", b"chunked"))
     exchange.start()

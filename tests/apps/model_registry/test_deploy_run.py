@@ -16,7 +16,7 @@ from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 from apps.model_registry.models import AIModel
 from tests.apps.model_registry.box import ModelBox
 from tests.apps.model_registry.kit import ready
-from tests.apps.proxy.kit import StandInDaemon
+from tests.apps.proxy.kit import StandInDaemon, until
 from tests.apps.proxy.stack import put_online
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
@@ -157,6 +157,7 @@ def held(box: ModelBox, deployment: Deployment, meanwhile, monkeypatch, leaving=
     monkeypatch.setattr(deployments, "beat", first_change)
     turn(deployment, leaving)
     box.go_on()
+    until(lambda: not box.live, 30)  # what was held has ended, and writes nothing more
     return deployment
 
 
