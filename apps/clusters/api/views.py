@@ -81,15 +81,12 @@ class ClusterView(OneClusterView):
 
     @describe("Clusters", body=ClusterBody, answer=ClusterSerializer, errors=("CONFLICT",))
     def patch(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
-        """Rename a cluster."""
-        owner_id = user_of(request).pk
-        services.rename_cluster(
-            actor=self.actor,
-            owner_id=owner_id,
-            cluster_id=self.target.id,
-            now=timezone.now(),
-            **self.body(ClusterBody),
-        )
+        """Rename a cluster; a body that names nothing changes nothing."""
+        owner_id, changes = user_of(request).pk, self.body(ClusterBody, partial=True)
+        if changes:
+            services.rename_cluster(
+                actor=self.actor, owner_id=owner_id, cluster_id=self.target.id, now=timezone.now(), **changes
+            )
         return ok(render([selectors.cluster_of(owner_id, self.target.id)])[0])
 
     @describe("Clusters")
