@@ -3,12 +3,14 @@
 import html
 import json
 import os
+import random
 import re
 import secrets
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -26,6 +28,15 @@ PASSWORD = "the provider's own password"
 SITE = Path(__file__).with_name("provider_site.py")
 
 
+def quiet_port() -> int:
+    """A free port below those that systems give to outgoing connections: it is still free after a pause."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class OpenIdProvider:
     """One running provider, with two people: `pat`, whose e-mail it verified, and `una`, whose it did not."""
 
@@ -34,9 +45,7 @@ class OpenIdProvider:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = quiet_port()
         self.issuer = f"http://127.0.0.1:{self.port}/o"
         people = [
             {"email": self.pat, "password": PASSWORD, "name": "Pat", "verified": True},

@@ -16,6 +16,7 @@ from procrastinate.contrib.django import app
 from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.accounts import tasks
+from tests.apps.accounts.provider_kit import quiet_port
 from tests.apps.conftest import PASSWORD, Api
 from tests.conftest import StartProcess
 
@@ -49,10 +50,10 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture
-def smtp(settings, free_port, tmp_path: Path) -> int:
+def smtp(settings) -> int:
     """Our settings name a server at this port; nobody listens there yet."""
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
-    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", free_port()
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", quiet_port()
     settings.EMAIL_USE_TLS = False
     settings.EMAIL_TIMEOUT = 30.0
     port: int = settings.EMAIL_PORT
