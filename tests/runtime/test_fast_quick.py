@@ -410,3 +410,24 @@ async def test_a_bug_ends_its_exchange_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert w.logged("exchange_crashed")
         async with Visitor(w) as other:
             assert (await other.ask(GET)).status == 200
+
+
+async def test_a_bug_before_anything_is_sent_leaves_the_request_to_the_long_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with met_world(ok(b"x")) as (w, visitor):
+
+        def broken(*_: object, **__: object) -> None:
+            raise RuntimeError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tunnel.runtime.fast.FastLane.here", broken)
+            assert (await visitor.ask(GET)).body == b"x"
+        assert w.logged("request_crashed")
+        with monkeypatch.context() as patch:
+            patch.setattr("tunnel.runtime.fast_client.Client.served_by", broken)
+            await visitor.send(GET)
+            assert await visitor.end() == "reset"
+        async with Visitor(w) as other:
+            assert (await other.ask(GET)).status == 200
+        assert len(w.daemon.fast or ()) == 0

@@ -85,6 +85,21 @@ class Quick:
     # --- towards the box ----------------------------------------------------------------------------------------------
     def begin(self, data: bytes) -> bool:
         """Serve the request that `data` is, if it is an ordinary one met before and all it needs is at hand."""
+        try:
+            return self._begin(data)
+        except Exception as error:  # noqa: BLE001 - a bug here must end this connection, not the poller of all
+            self._log.error("request_crashed", error=repr(error))
+            if self.over:
+                return False  # nothing went out: the other way may fare better
+            self.over = True
+            self._lane.no_longer(self)
+            stream, self._stream = self._stream, None
+            if stream is not None:
+                stream.reset()
+            self._client.cut()
+            return True
+
+    def _begin(self, data: bytes) -> bool:
         size = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
         if size < 4 or data[0] < _LETTERS:  # an empty line before the request is for the parser
             return False
