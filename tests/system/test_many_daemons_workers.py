@@ -238,6 +238,11 @@ async def test_one_worker_may_be_drained_alone(tmp_path: Path) -> None:
         (ended,) = parent.lines("worker_ended")
         assert ended["how"] == "status 0"
         await parent.ready()
+        for _ in range(20):  # its port, which it closed at once, is served by the next one
+            stream = await trio.open_tcp_stream("127.0.0.1", parent.public)
+            async with stream:
+                await stream.send_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 404 ")
 
 
 async def test_a_killed_parent_leaves_no_orphans_and_the_ports_are_free(tmp_path: Path) -> None:
