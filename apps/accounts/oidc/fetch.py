@@ -39,12 +39,12 @@ def fetch_json(
                 method,
                 url,
                 data=dict(form) if form is not None else None,
-                headers={"Accept": "application/json", **(headers or {})},
+                headers={"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})},
                 auth=auth,
             ) as answer,
         ):
             body = _read(answer, deadline)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ProviderError(f"{type(error).__name__} at {url}") from error
     if answer.status_code != 200:
         raise ProviderError(f"status {answer.status_code} at {url}")
@@ -59,7 +59,7 @@ def fetch_json(
 
 def _read(answer: httpx.Response, deadline: float) -> bytes:
     body = bytearray()
-    for chunk in answer.iter_bytes(16_384):
+    for chunk in answer.iter_raw():  # as it comes in: to wait for chunks of a size would be to wait without end
         body += chunk
         if len(body) > MAX_BYTES:
             raise ProviderError("an answer of more than a mebibyte")

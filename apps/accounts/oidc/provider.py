@@ -137,7 +137,10 @@ class Provider:
 
         So neither a bad document nor one altered on the way leads us to a service inside.
         """
-        ours, theirs = urlsplit(self._issuer), urlsplit(url)
+        try:
+            ours, theirs = urlsplit(self._issuer), urlsplit(url)
+        except ValueError as error:
+            raise ProviderError(f"{name} of the discovery document is no URL") from error
         same = (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
         if not same and not (ours.scheme == theirs.scheme == "https" and theirs.hostname):
             raise ProviderError(f"{name} of the discovery document leads elsewhere")

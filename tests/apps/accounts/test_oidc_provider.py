@@ -134,6 +134,7 @@ def test_many_at_once_share_one_fetch(script):
         {"jwks_uri": None},
         {"jwks_uri": "http://keys.example/jwks"},
         {"jwks_uri": "file:///etc/passwd"},
+        {"jwks_uri": "https://[half"},
         {"token_endpoint": "http://169.254.169.254/latest"},
         {"authorization_endpoint": "javascript:alert(1)"},
     ],

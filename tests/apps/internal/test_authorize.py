@@ -257,7 +257,7 @@ def test_a_look_up_that_failed_refuses_nobody(ask, online, alice, monkeypatch):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"node": "x"}, {"kind": "cookie"}, {"kind": 1}, {"token": None}, {"token": "x" * 4097}, {"device": 1},
+        {"node": "x"}, {"kind": "cookie"}, {"kind": 1}, {"token": None}, {"token": "x" * 16_385}, {"device": 1},
         {"path": "x"}, {"path": ""}, {"path": "/é"}, {"path": "/" * 65537}, {"websocket": "yes"}, {"websocket": None},
         {"method": 1}, {"origin": 1}, {"host": []}, {"address": None}, {"request_id": 2},
     ],
