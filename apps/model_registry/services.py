@@ -94,7 +94,7 @@ def begin_upload(
     upload = storage.store().begin(promise, base_url=base_url)
     try:
         model, before = _retry_unique(lambda: _write_pending(actor, owner_id, facts, source, promise, upload, now))
-    except BaseException:
+    except DomainError:  # after any other error nobody knows whether the row is there: what is left is the reaper's
         _discard(upload.key, upload.upload_id)
         raise
     if before is not None:
@@ -214,7 +214,9 @@ def create_ready(
         if not stored.size:
             raise DomainError("VALIDATION_ERROR", details={"file": [_("It is empty.")]})
         return _write_created(actor, owner_id, facts, source, stored, object_key, model_id, now)
-    except BaseException as error:
+    except (DomainError, IntegrityError) as error:
+        # After any other error the commit may have happened, and a ready row must keep its bytes: if it has not, the
+        # reaper finds them.
         _discard(object_key)
         if isinstance(error, IntegrityError) and any(name in str(error) for name in UNIQUE):
             raise _taken() from error

@@ -6,7 +6,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from apps.audit.models import AuditEvent
@@ -254,3 +254,22 @@ def test_bytes_at_hand_under_a_name_that_is_taken(store, alice):
         ready(alice.pk)
     assert refused.value.code == "CONFLICT"
     assert store.keys() == {kept.object_key}
+
+
+def test_a_commit_whose_answer_did_not_come(local, alice, monkeypatch):
+    """The row may be there: its bytes must not go. If it is not, the reaper finds them."""
+
+    def lost(*_args):
+        raise OperationalError("no answer")
+
+    monkeypatch.setattr(services, "_write_created", lost)
+    with pytest.raises(OperationalError):
+        ready(alice.pk)
+    assert len(local.keys()) == 1
+    monkeypatch.setattr(services, "_write_pending", lost)
+    with pytest.raises(OperationalError):
+        services.begin_upload(
+            actor=ACTOR, owner_id=alice.pk, facts=services.Facts("n", "1", "f"), size=1, sha256="", base_url="http://x",
+            now=timezone.now(),
+        )  # fmt: skip
+    assert len(local.keys()) == 2
