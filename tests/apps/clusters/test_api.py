@@ -116,7 +116,14 @@ def test_its_life(alice, alice_api):
     assert Device.objects.filter(pk=device.pk, deleted_at=None).exists()
 
 
-@pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": "  "}, {"name": 1}, {"name": "x" * 201}, {"name": "\0"}])
+def test_a_name_must_be_given_but_not_changed(alice_api, cluster):
+    answer = alice_api("POST", "/api/clusters", {})
+    assert (answer.status, set(answer.error["details"])) == (400, {"name"})
+    assert alice_api("PATCH", f"/api/clusters/{cluster.id}", {}).data["name"] == "Hall"
+    assert AuditEvent.objects.filter(action="cluster.change").count() == 0
+
+
+@pytest.mark.parametrize("body", [{"name": ""}, {"name": "  "}, {"name": 1}, {"name": "x" * 201}, {"name": "\0"}])
 def test_a_bad_name(alice_api, cluster, body):
     for method, path in (("POST", "/api/clusters"), ("PATCH", f"/api/clusters/{cluster.id}")):
         answer = alice_api(method, path, body)
