@@ -43,6 +43,7 @@ class TunnelConfig:
     share_events: bool = False  # event streams too, not only pictures
     # Browsers
     cors_origins: tuple[str, ...] = ()
+    language: str = "en"  # of messages, where the request asks for none that we have
     # Times
     drain_seconds: float = 30.0
     interrupt_seconds: float = 2.0  # the grace after SIGINT: somebody waits at a keyboard
@@ -96,6 +97,7 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             body_max=values["PROXY_BODY_MAX_BYTES"],
             share_events=values["SHARE_SSE"],
             cors_origins=values["CORS_ALLOWED_ORIGINS"],
+            language=values["LANGUAGE"],
         ),
         warnings,
     )

@@ -107,7 +107,7 @@ TABLE: Final[dict[str, Row]] = {
     "GET /api/deployments": Row(LOGIN),
     "GET /api/deployments/{id}": Row(OBJECT, of="deployment"),
     "DELETE /api/deployments/{id}": Row(OBJECT, of="deployment"),
-    "DELETE /api/auth/me": Row(LOGIN, 400, body={}),
+    "DELETE /api/auth/me": Row(LOGIN, 401, body={}),
     "POST /api/auth/email/verify": Row(PUBLIC, 400, body={}),
     "POST /api/auth/email/verify/resend": Row(LOGIN),
     "POST /api/auth/password": Row(LOGIN, 400, body={}),

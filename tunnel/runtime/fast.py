@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 
 from tunnel.adapters.control import ControlPlane
 from tunnel.config import TunnelConfig
+from tunnel.contract import language_of
 from tunnel.http import (
     Exchange,
     Field,
@@ -354,7 +355,7 @@ class FastLane:
         return told(
             error,
             request_id or self._ids.request_id(said[3]),
-            accepted=said[8],
+            language=language_of(said[8].decode("latin-1"), self.config.language),
             keep_alive=keep and not self.draining,
             head_only=head is not None and head.method == b"HEAD",
             extra=self._cors.lines(said[1]),

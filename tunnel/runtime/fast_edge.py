@@ -13,7 +13,6 @@ from typing import Final
 
 from tunnel.config import Network
 from tunnel.http import Field, ProxyError, RequestHead, error_response
-from tunnel.http.errors import Language
 from tunnel.runtime.agent_head import forwarded_address
 from tunnel.runtime.fast_auth import Denied
 
@@ -30,7 +29,6 @@ _VARY: Final[Field] = (b"Vary", b"Origin")
 _MAX_AGE: Final = 86400
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-_CHINESE: Final = (b"zh-hant", b"zh-tw", b"zh-hk")
 _POOL: Final = 4096
 
 
@@ -143,30 +141,19 @@ class Ids:
         return f"00-{self.take(32)}-{self.take(16)}-00"
 
 
-def language_of(accepted: bytes) -> Language:
-    """The language of messages that `Accept-Language` asks for first among those that we have."""
-    for part in accepted.lower().split(b","):
-        word = part.partition(b";")[0].strip()
-        if word.startswith(_CHINESE):
-            return "zh-hant"
-        if word.startswith(b"en"):
-            return "en"
-    return "en"
-
-
 def told(
-    error: ProxyError, request_id: str, *, accepted: bytes, keep_alive: bool, head_only: bool, extra: bytes
+    error: ProxyError, request_id: str, *, language: str, keep_alive: bool, head_only: bool, extra: bytes
 ) -> bytes:
-    """The whole answer that tells a refusal; Django's own ones with Django's words."""
+    """The whole answer that tells a refusal; Django's own ones with Django's words, which it says in English here."""
     if error.status == 426:
         extra += b"Upgrade: websocket\r\n"
     message = None
     if isinstance(error, Denied):
-        message, extra = error.message, extra + error.headers
+        message, extra = error.message if language == "en" else None, extra + error.headers
     return error_response(
         error,
         request_id,
-        language=language_of(accepted),
+        language="zh-hant" if language == "zh-hant" else "en",
         keep_alive=keep_alive,
         head_only=head_only,
         extra=extra,
