@@ -23,7 +23,10 @@ from apps.common.schema import describe, error_responses
 
 COOKIE: Final = "visiona_oidc"
 COOKIE_PATH: Final = "/api/auth/oidc"
-_ERRORS: Final = ("BAD_REQUEST", "VALIDATION_ERROR", "NOT_FOUND", "RATE_LIMITED", "INTERNAL_ERROR", "CACHE_UNAVAILABLE")
+_ERRORS: Final = (
+    "BAD_REQUEST", "VALIDATION_ERROR", "NOT_FOUND", "URI_TOO_LONG", "RATE_LIMITED", "INTERNAL_ERROR",
+    "CACHE_UNAVAILABLE",
+)  # fmt: skip
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -81,16 +84,16 @@ class OidcLoginView(OidcView):
 
 
 class CallbackQuery(StrictQuery):
-    """What providers send back; more than the protocol asks for, and it may be cut off nowhere."""
+    """What providers send back; more than the protocol asks for. Together they fit into a request line (8 KiB)."""
 
-    state = serializers.CharField(max_length=512)
-    code = serializers.CharField(max_length=4096, required=False)
+    state = serializers.CharField(max_length=256)
+    code = serializers.CharField(max_length=3000, required=False)
     iss = serializers.CharField(max_length=512, required=False)
     error = serializers.CharField(max_length=256, required=False)
-    error_description = serializers.CharField(max_length=2000, required=False, allow_blank=True)
-    error_uri = serializers.CharField(max_length=2000, required=False, allow_blank=True)
-    session_state = serializers.CharField(max_length=512, required=False, allow_blank=True)
-    scope = serializers.CharField(max_length=2000, required=False, allow_blank=True)
+    error_description = serializers.CharField(max_length=1000, required=False, allow_blank=True)
+    error_uri = serializers.CharField(max_length=500, required=False, allow_blank=True)
+    session_state = serializers.CharField(max_length=256, required=False, allow_blank=True)
+    scope = serializers.CharField(max_length=1000, required=False, allow_blank=True)
     authuser = serializers.CharField(max_length=64, required=False, allow_blank=True)
     hd = serializers.CharField(max_length=256, required=False, allow_blank=True)
     prompt = serializers.CharField(max_length=64, required=False, allow_blank=True)
