@@ -48,6 +48,9 @@ class CannotCompileError(Exception):
     """Something that compiling needs is not on this machine."""
 
 
+CONTRACT = tuple(f"contract/{name}.py" for name in ("__init__", "messages", "names", "reading", "settings"))
+
+
 def modules() -> list[str]:
     """The modules to compile, as paths below the package."""
     found = {path.relative_to(PACKAGE).as_posix() for glob in COMPILED for path in PACKAGE.glob(glob)}
@@ -57,7 +60,7 @@ def modules() -> list[str]:
 def stamp(level: str) -> str:
     """What the compiled part depends on: its sources and what it imports, this program, the compilers."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for name in (*modules(), *(name for name in LEFT_OUT if "/" in name), "contract.py"):
+    for name in (*modules(), *(name for name in LEFT_OUT if "/" in name), *CONTRACT):
         digest.update(f"{name}\n".encode() + (PACKAGE / name).read_bytes())
     return f"{digest.hexdigest()} {_versions()} -O{level}\n"
 

@@ -1,0 +1,137 @@
+"""Settings out of an environment: typed, bounded, and refused with one line.
+
+Standard library only; the environment is handed in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from tunnel.contract.settings import (
+    BY_NAME,
+    DEV_INTERNAL_SECRET,
+    DEV_SECRET_KEY,
+    DEV_SIGNING_SECRET,
+    PREFIX,
+    SETTINGS,
+    Setting,
+    SettingError,
+    Side,
+)
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+def parse_setting(setting: Setting, raw: str) -> Any:
+    """The typed value of `raw` (str, int, float, bool, tuple of str). Raises SettingError, never quoting a secret."""
+    name, text = PREFIX + setting.name, raw.strip()
+    if setting.kind == "str":
+        return text
+    if setting.kind == "bool":
+        if text.lower() in _TRUE | _FALSE:
+            return text.lower() in _TRUE
+        raise SettingError(f"{name}: {text!r} is neither true nor false")
+    if setting.kind in ("csv", "secrets"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if setting.kind == "choice":
+        words = dict(setting.choices)
+        if text.lower() in words:
+            return words[text.lower()]
+        raise SettingError(f"{name}: {text!r} is none of {', '.join(words)}")
+    if setting.kind == "url":
+        return _parse_url(name, text)
+    return _parse_number(setting, name, text)
+
+
+def _parse_url(name: str, text: str) -> str:
+    if not text:
+        return ""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        raise SettingError(f"{name}: not a URL") from None
+    if parts.scheme not in ("http", "https", "ws", "wss", "redis", "rediss", "unix") or not (
+        parts.netloc or parts.path
+    ):
+        raise SettingError(f"{name}: not a URL with a scheme and a host")
+    return text.rstrip("/")
+
+
+def _parse_number(setting: Setting, name: str, text: str) -> int | float:
+    whole = setting.kind != "float"
+    try:
+        value: int | float = int(text) if whole else float(text)
+    except ValueError:
+        raise SettingError(f"{name}: {text!r} is not a {'whole ' if whole else ''}number") from None
+    low, high = (1, 65535) if setting.kind == "port" else (setting.low, setting.high)
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        raise SettingError(f"{name}: {text} is out of range ({low} to {high if high is not None else 'any'})")
+    return value
+
+
+def read_settings(environ: Mapping[str, str], side: Side) -> tuple[dict[str, Any], list[str]]:
+    """All settings by name (without the prefix), typed, and a warning line for each unknown `VISIONA_*` name.
+
+    An empty value counts as unset. Raises SettingError for a bad value, an unknown name under `ENV_STRICT`, an
+    incomplete database, or what production refuses.
+    """
+    values = {s.name: parse_setting(s, environ.get(PREFIX + s.name, "").strip() or s.default) for s in SETTINGS}
+    warnings = []
+    for key in sorted(environ):
+        if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in BY_NAME:
+            near = difflib.get_close_matches(key, [PREFIX + name for name in BY_NAME], n=1, cutoff=0.0)
+            warnings.append(f"{key}: unknown setting; the nearest known one is {near[0]}")
+    if warnings and values["ENV_STRICT"]:
+        raise SettingError("; ".join(warnings))
+    if side == "api":
+        check_database(values)
+    if values["ENV"] == "production":
+        check_production(values, side)
+        warnings += [
+            f"{PREFIX}{name}: a secret of fewer than 32 characters can be guessed"
+            for name in _PRODUCTION_SECRETS[side]
+            if any(len(secret) < 32 for secret in values[name])
+        ]
+        if side == "api" and not values["S3_BUCKET"]:
+            warnings.append(f"{PREFIX}STORAGE_DIR: only one API host can serve it; with several, set {PREFIX}S3_BUCKET")
+    return values, warnings
+
+
+def check_database(values: Mapping[str, Any]) -> None:
+    """Host, user and name are all set (that server) or all empty (the embedded one). Raises SettingError otherwise."""
+    given = {name: bool(values[name]) for name in ("DB_HOST", "DB_USER", "DB_NAME")}
+    if any(given.values()) and not all(given.values()):
+        missing = ", ".join(PREFIX + name for name, there in given.items() if not there)
+        raise SettingError(f"{missing}: missing, while other VISIONA_DB_* are set")
+
+
+_PRODUCTION_SECRETS: Final[Mapping[Side, Mapping[str, str]]] = {
+    "api": {
+        "SECRET_KEY": DEV_SECRET_KEY,
+        "INTERNAL_SECRET": DEV_INTERNAL_SECRET,
+        "STORAGE_SIGNING_SECRET": DEV_SIGNING_SECRET,
+    },
+    "tunnel": {"INTERNAL_SECRET": DEV_INTERNAL_SECRET},
+    "agent": {},
+}
+_PRODUCTION_NEEDS: Final[Mapping[Side, tuple[str, ...]]] = {
+    "api": ("DB_HOST", "REDIS_URL"),
+    "tunnel": (),
+    "agent": (),
+}
+
+
+def check_production(values: Mapping[str, Any], side: Side) -> None:
+    """What production refuses. Raises SettingError naming the first setting that is missing or a default secret."""
+    for name, default in _PRODUCTION_SECRETS[side].items():
+        if default in values[name] or not values[name]:
+            raise SettingError(f"{PREFIX}{name}: production needs a secret of its own")
+    for name in _PRODUCTION_NEEDS[side]:
+        if not values[name]:
+            raise SettingError(f"{PREFIX}{name}: missing, and production starts no embedded server")
+    if side == "api" and values["STATIC_USER_ID"]:
+        raise SettingError(f"{PREFIX}STATIC_USER_ID: not in production")
