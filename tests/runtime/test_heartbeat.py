@@ -126,9 +126,10 @@ class Api:
     def __init__(self) -> None:
         self.got: list[list[str]] = []
         self.errors: list[ControlUnavailable] = []
+        self.seconds = 0.01  # that a call takes
 
     async def events(self, node: str, events: list[TunnelEvent]) -> None:
-        await trio.sleep(0.01)
+        await trio.sleep(self.seconds)
         if self.errors:
             raise self.errors.pop(0)
         self.got.append([event["session"] for event in events])
@@ -195,6 +196,37 @@ async def test_flushing_is_bounded_and_loses_nothing_of_what_it_holds(autojump_c
     start = trio.current_time()
     assert await box.flush(3) == 1
     assert trio.current_time() - start <= 3.01
+
+
+@pytest.mark.parametrize(("errors", "told"), [(0, ["a", "b"]), (1, ["a", "b"]), (1000, [])])
+async def test_what_is_under_way_is_flushed_too(
+    autojump_clock: trio.testing.MockClock, errors: int, told: list[str]
+) -> None:
+    """The daemon ends while its sender waits for Django: what it holds is neither lost nor taken for told."""
+    api = Api()
+    api.errors = [ControlUnavailable("down")] * errors
+    box = outbox(api)
+    box.put(event("a"))
+    box.put(event("b"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.run)
+        await trio.sleep(0.055)
+        assert len(box) == 0  # both are on their way
+        assert await box.flush(3) == 2 - len(told)
+        nursery.cancel_scope.cancel()
+    assert [name for batch in api.got for name in batch] == told
+
+
+async def test_a_call_that_hangs_counts_as_not_told(autojump_clock: trio.testing.MockClock) -> None:
+    api = Api()
+    api.seconds = 1000.0
+    box = outbox(api)
+    box.put(event("a"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(box.run)
+        await trio.sleep(0.055)
+        assert await box.flush(3) == 1
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ class Outbox:
         self._queue: deque[TunnelEvent] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
         self._sending = trio.Lock()
+        self._under_way = 0  # of a batch that Django has not accepted yet; no longer in the queue
         self.dropped = 0
         self.sent = 0
 
@@ -64,14 +65,14 @@ class Outbox:
                 backoff = min(backoff * 2, _BACKOFF[1])
 
     async def flush(self, seconds: float) -> int:
-        """Send what is left, within `seconds`; how many events could not be sent."""
+        """Send what is left and see what is under way to its end, within `seconds`; how many events could not be sent."""
         with trio.move_on_after(seconds):
-            while self._queue:
+            while self._queue or self._under_way:
                 try:
                     await self._send_batch()
                 except ControlUnavailable:
                     await trio.sleep(_BACKOFF[0])
-        return len(self._queue)
+        return len(self._queue) + self._under_way
 
     async def _send_batch(self) -> None:
         async with self._sending:  # so that events of a session keep their order
@@ -80,6 +81,7 @@ class Outbox:
                 return
             for _ in batch:
                 self._queue.popleft()
+            self._under_way = len(batch)
             done = False
             try:
                 await self._control.events(self._node, batch)
@@ -92,6 +94,7 @@ class Outbox:
                 self.dropped += len(batch)
                 self._log.error("events_refused", count=len(batch), error=str(error))
             finally:
+                self._under_way = 0
                 if not done:
                     self._queue.extendleft(reversed(batch))
                     self._trim()
