@@ -65,7 +65,7 @@ class Outbox:
                 backoff = min(backoff * 2, _BACKOFF[1])
 
     async def flush(self, seconds: float) -> int:
-        """Send what is left and see what is under way to its end, within `seconds`; how many events could not be sent."""
+        """Send what is left, and see what is under way to its end, within `seconds`; how many events were not sent."""
         with trio.move_on_after(seconds):
             while self._queue or self._under_way:
                 try:
