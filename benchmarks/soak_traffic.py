@@ -23,7 +23,7 @@ SOCKETS: Final = 8
 SOCKET_SECONDS: Final = 20.0
 FLEET: Final = 5
 FLEET_SECONDS: Final = 20.0
-RECONNECT_SECONDS: Final = 30.0
+RECONNECT_SECONDS: Final = 90.0  # over the stable minute after which an agent forgets its backoff
 _PATIENCE: Final = 15.0
 
 
