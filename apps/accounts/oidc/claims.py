@@ -100,7 +100,7 @@ def _header(token: str) -> Mapping[str, Any]:
         raise TokenError("no JWT")
     try:
         return extract_compact(token.encode(), registry=_Registry()).headers()
-    except (JoseError, ValueError) as error:
+    except (JoseError, ValueError, RecursionError) as error:  # JSON may be nested deeper than Python follows
         raise TokenError("no JWT") from error
 
 
@@ -109,7 +109,7 @@ def _verified(token: str, keys: list[Key], config: Config) -> dict[str, Any]:
     for key in keys:
         try:
             return jwt.decode(token, key, algorithms=config.algorithms, registry=registry).claims
-        except (JoseError, ValueError, TypeError):
+        except (JoseError, ValueError, TypeError, RecursionError):
             continue  # of several keys without an id one may fit
     raise TokenError("no key of the provider's fits")
 

@@ -50,7 +50,7 @@ def fetch_json(
         raise ProviderError(f"status {answer.status_code} at {url}")
     try:
         found = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProviderError(f"no JSON at {url}") from error
     if not isinstance(found, dict):
         raise ProviderError(f"no JSON object at {url}")

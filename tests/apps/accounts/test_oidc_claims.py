@@ -104,6 +104,7 @@ def test_good(token):
         make()[:-10],
         make() + ".x",
         "e30.e30.e30",
+        "W1tb" * 2000 + ".e30.e30",  # [[[[…, deeper than Python follows
         "",
     ],
 )
