@@ -46,7 +46,9 @@ _SPECIAL: Final = _networks(
     "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
 )  # fmt: skip
 _GLOBAL_V6: Final = ipaddress.IPv6Network("2000::/3")
-_NEVER: Final = _networks("0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fe80::/10", "ff00::/8")
+_NEVER: Final = _networks(
+    "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fd00:ec2::254/128", "fe80::/10", "ff00::/8",
+)  # fmt: skip
 """Where nothing of ours may go even if private addresses may: metadata services, multicast, nowhere."""
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -310,7 +312,7 @@ class _Answer:
                 self._parser.feed_data(data)
                 if seen > MAX_HEAD_BYTES + self._max_body or len(self._body) > self._max_body:
                     raise Unanswered("it answered more than it was asked for")
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # 101: nobody asked for another protocol
             if not self._done:
                 raise Unanswered("it did not answer in HTTP") from None
         if not self._status:

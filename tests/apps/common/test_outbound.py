@@ -55,7 +55,7 @@ def test_private_addresses_when_they_are_allowed(address):
 
 @pytest.mark.parametrize(
     "address", ["169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "fe80::1", "ff02::1",
-                "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"],
+                "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254"],
 )  # fmt: skip
 def test_where_nothing_goes_even_then(address):
     assert not PRIVATE.allows(ipaddress.ip_address(address))
@@ -314,3 +314,10 @@ def test_the_name_is_what_the_certificate_is_checked_for(serving, certificate, m
 def test_no_tls_behind_https():
     with receiving() as receiver, pytest.raises(Unanswered, match=r"TLS|closed|reset|timed out"):
         call(f"https://127.0.0.1:{receiver.port}/")
+
+
+@pytest.mark.parametrize("max_body", [0, 100])
+def test_a_server_that_would_speak_another_protocol(max_body):
+    head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    with scripted(head) as port, pytest.raises(Unanswered, match="did not answer in HTTP"):
+        call(f"http://127.0.0.1:{port}/", max_body=max_body)
