@@ -28,7 +28,7 @@ from apps.model_registry.models import AIModel, ModelSource
 from apps.model_registry.selectors import models_of
 from apps.model_registry.services import Facts
 from apps.storage.base import Upload
-from apps.webhooks.signing import LEEWAY_SECONDS, verify
+from apps.webhooks.signing import LEEWAY_SECONDS, signed_at, verify
 
 MAX_VERSION: Final = 64
 _SEEN: Final = "visiona:converter:seen:"
@@ -49,7 +49,8 @@ def authenticate(*, signature: str, body: bytes, now: dt.datetime) -> None:
     secrets: Sequence[str] = settings.VISIONA["CONVERTER_SECRET"]
     if not verify(signature, secrets, body, int(now.timestamp())):
         raise DomainError("SIGNATURE_INVALID", _("The report's signature is forged or too old."))
-    key = _SEEN + hashlib.sha256(signature.encode() + b"." + body).hexdigest()
+    # What was signed, not how the header spells it: blanks or another `v1` in it must not make a new report of it.
+    key = _SEEN + hashlib.sha256(b"%d.%s" % (signed_at(signature), body)).hexdigest()
     if not redis.client().set(key, "1", nx=True, ex=2 * LEEWAY_SECONDS + 60):
         raise DomainError("SIGNATURE_INVALID", _("This report came before; sign it anew to repeat it."))
 

@@ -26,19 +26,28 @@ def sign(secrets: Iterable[str], body: bytes, at: int) -> str:
 
 def verify(header: str, secrets: Iterable[str], body: bytes, now: int) -> bool:
     """Whether one of the secrets signed the body at a time within the leeway; constant time in the secrets."""
-    if len(header) > MAX_HEADER:
-        return False
-    parts = [part.strip().partition("=") for part in header.split(",")]
-    times = [value for name, _, value in parts if name == "t"]
-    given = [value for name, _, value in parts if name == "v1"]
-    if len(times) != 1 or not _TIME.match(times[0]) or abs(now - int(times[0])) > LEEWAY_SECONDS:
+    at, given = signed_at(header), [value for name, value in _parts(header) if name == "v1"]
+    if at is None or abs(now - at) > LEEWAY_SECONDS:
         return False
     good = False
     for secret in secrets:
-        expected = _mac(secret, body, int(times[0])).encode()
+        expected = _mac(secret, body, at).encode()
         for each in given:
             good |= hmac.compare_digest(expected, each.encode())
     return good
+
+
+def signed_at(header: str) -> int | None:
+    """The time that a header names, in Unix seconds; None if it names none, or several, or is too long."""
+    times = [value for name, value in _parts(header) if name == "t"]
+    return int(times[0]) if len(times) == 1 and _TIME.match(times[0]) else None
+
+
+def _parts(header: str) -> list[tuple[str, str]]:
+    if len(header) > MAX_HEADER:
+        return []
+    named = (part.strip().partition("=") for part in header.split(","))
+    return [(name, value) for name, _, value in named]
 
 
 def _mac(secret: str, body: bytes, at: int) -> str:

@@ -56,6 +56,9 @@ class ConversionSerializer(serializers.ModelSerializer[Conversion]):
 class ReportBody(serializers.Serializer[Any]):
     """What the converter tells: `running`, `converted` (a result of this size is to be sent), `done`, `failed`."""
 
+    id = UuidField(
+        required=False, help_text="The conversion's: so that the report, as it is signed, is of no other one."
+    )
     status = serializers.ChoiceField(choices=REPORTS)
     bytes_done = WholeField(min_value=0, max_value=1 << 53, default=0, help_text="With `running`: read of the source.")
     filename = FilenameField(max_length=255, required=False, help_text="With `converted`: of the result.")

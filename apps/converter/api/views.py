@@ -134,6 +134,8 @@ class CallbackView(PublicApiView):
         reports.authenticate(signature=request.headers.get(HEADER, ""), body=raw, now=now)
         actor = replace(self.actor, user_id="", label=services.CONVERTER.label)
         conversion_id, report = id_or_404(id), _report(raw)
+        if report.get("id", conversion_id) != conversion_id:
+            raise DomainError("SIGNATURE_INVALID", _("This report is of another conversion."))
         answer: dict[str, Any] = {}
         if report["status"] == "running":
             conversion = reports.running(conversion_id=conversion_id, bytes_done=report["bytes_done"], now=now)

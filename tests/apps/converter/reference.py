@@ -139,7 +139,7 @@ class Converter:
 
     def report(self, order: dict, report: dict) -> dict:
         """Tell, again and again while nobody listens; the answer's `data`. Each try is signed anew."""
-        body = json.dumps(report).encode()
+        body = json.dumps({"id": order["id"], **report}).encode()
         for pause in (0.5, 1, 2, 4, 8, 16, 0):
             headers = {
                 "Content-Type": "application/json",

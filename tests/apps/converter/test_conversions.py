@@ -16,7 +16,7 @@ from apps.converter.models import Conversion
 from apps.model_registry import services as registry
 from apps.model_registry.models import AIModel
 from apps.storage import services as storage
-from apps.webhooks.signing import verify
+from apps.webhooks.signing import sign, verify
 from tests.apps.conftest import login_as
 from tests.apps.converter.kit import SECRET, report
 from tests.apps.model_registry.kit import DATA, init, ready
@@ -293,6 +293,27 @@ def test_forged_old_and_repeated_reports(alice_api, converter, model, settings):
     repeated = report(conversion.id, {"status": "running"}, at=now)
     assert (repeated.status, repeated.code) == (403, "SIGNATURE_INVALID")
     assert report(conversion.id, {"status": "running"}, at=now - 1).status == 200
+
+
+def test_a_repeated_report_is_known_however_its_signature_is_spelt(alice_api, converter, model):
+    conversion, raw, now = order(alice_api, model), b'{"status": "running"}', int(time.time())
+    signature = sign([SECRET], raw, now)
+    path = f"/api/conversions/{conversion.id}/callback"
+    assert alice_api("POST", path, raw, x_visiona_signature=signature).status == 200
+    for spelt in (signature, signature.replace(",", " , "), signature + ",v1=00", signature + ",a=b", "," + signature):
+        answer = alice_api("POST", path, raw, x_visiona_signature=spelt)
+        assert (answer.status, answer.code) == (403, "SIGNATURE_INVALID")
+
+
+def test_a_report_that_names_its_conversion_is_of_no_other(alice_api, converter, model):
+    one, two = order(alice_api, model), order(alice_api, model)
+    now = int(time.time())
+    body = {"id": str(one.id), "status": "failed", "error": "x"}
+    answer = report(two.id, body, at=now)
+    assert (answer.status, answer.code) == (403, "SIGNATURE_INVALID")
+    assert shown(alice_api, two)["status"] == "queued"
+    assert report(one.id, {"id": str(one.id), "status": "running"}, at=now).status == 200
+    assert report(two.id, {"id": str(two.id), "status": "running"}, at=now).status == 200
 
 
 def test_the_secret_can_be_changed_without_a_stop(alice_api, converter, model, settings):
