@@ -26,6 +26,7 @@ from apps.common.errors import DomainError, invalid, not_found
 from apps.common.ids import uuid7
 from apps.common.outbound import Policy, Refused, check_url
 from apps.common.sealing import seal
+from apps.common.throttle import refusal
 from apps.webhooks.models import PING, DeliveryStatus, Event, Webhook, WebhookDelivery
 
 DELIVER: Final = "webhooks.deliver"
@@ -216,7 +217,7 @@ def ping(*, owner_id: uuid.UUID, webhook_id: uuid.UUID, now: dt.datetime) -> Web
     webhook = _enabled(webhook_id, owner_id)
     recent = webhook.deliveries.filter(event=PING, created_at__gt=now - dt.timedelta(minutes=1)).count()
     if recent >= PINGS_A_MINUTE:
-        raise DomainError("RATE_LIMITED", retry_after=60)
+        raise refusal(PINGS_A_MINUTE, 60_000)
     delivery = _delivery(webhook.id, Happening(owner_id, PING, {"webhook_id": str(webhook.id)}), now)
     _begin([delivery])
     return delivery

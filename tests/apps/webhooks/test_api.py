@@ -209,8 +209,12 @@ def test_a_ping(alice, alice_api):
     body = json.loads(WebhookDelivery.objects.get().body)
     assert (body["event"], body["data"]) == ("ping", {"webhook_id": str(hook.id)})
     assert jobs() == [{"delivery_id": answer.data["id"], "attempt": 0}]
-    statuses = [alice_api("POST", f"/api/webhooks/{hook.id}/ping").status for _ in range(10)]
+    pings = [alice_api("POST", f"/api/webhooks/{hook.id}/ping") for _ in range(10)]
+    statuses = [answer.status for answer in pings]
     assert statuses == [201] * 9 + [429]
+    last = pings[-1].headers
+    assert (last["RateLimit-Limit"], last["RateLimit-Remaining"], last["RateLimit-Reset"]) == ("10", "0", "60")
+    assert last["Retry-After"] == "60"
 
 
 def test_a_disabled_one_is_not_pinged(alice, alice_api):
