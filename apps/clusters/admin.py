@@ -18,6 +18,7 @@ class MemberInline(TabularInline):  # type: ignore[misc]  # unfold is untyped
     model = ClusterMember
     extra = 0
     can_delete = False
+    hide_title = True  # the row tells which device; its title would be two ids
     fields: ClassVar[Any] = ("device", "weight", "created_at")
     readonly_fields: ClassVar[Any] = fields
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import redis.exceptions
 from django.contrib import admin, messages
+from django.contrib.admin.utils import display_for_value
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
@@ -153,7 +154,8 @@ class DeviceAdmin(ReadOnlyAdmin):
     @display(description="Connected since")  # type: ignore[untyped-decorator]  # unfold is untyped
     def connected_since(self, device: Device) -> Any:
         entry = _entry(device)
-        return parse_datetime(entry.connected_at) if entry else None
+        # As a column is shown: a page would print the seconds' fractions and the offset.
+        return display_for_value(parse_datetime(entry.connected_at), "-") if entry else None
 
     @display(description="Node")  # type: ignore[untyped-decorator]  # unfold is untyped
     def node(self, device: Device) -> str:

@@ -3,3 +3,4 @@ from django.apps import AppConfig
 
 class ModelRegistryConfig(AppConfig):
     name = "apps.model_registry"
+    verbose_name = "Models"

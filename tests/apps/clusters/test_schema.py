@@ -48,6 +48,7 @@ def test_the_admin_shows_clusters_and_changes_nothing(alice):
     assert "alice@example.com" in listed
     page = client.get(f"/admin/clusters/cluster/{cluster.pk}/change/").content.decode()
     assert "cam" in page
+    assert str(member) not in page  # it is made of two ids
     assert client.get("/admin/clusters/cluster/add/").status_code == 403
     assert client.post(f"/admin/clusters/cluster/{cluster.pk}/change/", {"name": "x"}).status_code == 403
     assert ClusterMember.objects.get().pk == member.pk

@@ -1,5 +1,7 @@
 """The admin of devices and tokens: usable by staff, shut for others, no secret shown, every act audited."""
 
+from datetime import datetime
+
 import pytest
 import redis as redis_package
 from django.test import Client
@@ -108,6 +110,9 @@ def test_the_device_page_shows_its_tunnel(staff, box, monkeypatch):
     for part in (box[2], "12.3 ms", "2.0 KB from the box, 4.0 KB to it", "visiona-agent/0.1.0", "192.0.2.7"):
         assert part in text
     assert "Kick" in text
+    connected = registry.lookup([box[0]["device_id"]])[box[0]["device_id"]].connected_at
+    assert datetime.fromisoformat(connected).strftime("%Y-%m-%d %H:%M:%S") in text
+    assert datetime.fromisoformat(connected).isoformat(sep=" ") not in text  # no fractions, no offset
 
 
 def test_the_device_page_opens_when_no_daemon_answers(staff, box):
