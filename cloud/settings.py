@@ -213,7 +213,8 @@ CORS_EXPOSE_HEADERS = [
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "VisionA Cloud",
-    "DESCRIPTION": "Reach edge-AI boxes behind NAT: accounts, pairing, devices, and calls through their tunnels.",
+    "DESCRIPTION": "Reach edge-AI boxes behind NAT: accounts, pairing, devices, clusters, calls through their tunnels, "
+    "models and their deployment, webhooks.",
     "VERSION": VERSION,
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,

@@ -149,6 +149,11 @@ class ApiSchema(AutoSchema):
         name: str = super().get_operation_id()
         return name.removesuffix("_retrieve") + "_list" if self._is_paged() else name
 
+    def get_summary(self) -> str | None:
+        """The first sentence of the description, which the documents page shows beside the path; one declared wins."""
+        first = self.get_description().partition("\n\n")[0].partition(". ")[0]
+        return " ".join(first.split()).rstrip(".") or None
+
     def _is_paged(self) -> bool:
         query = getattr(self.view, "query_classes", {}).get(self.method)
         return query is not None and "cursor" in query().fields

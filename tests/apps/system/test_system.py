@@ -144,6 +144,18 @@ class TestSchema:
                 error = response["content"]["application/json"]["schema"]["properties"]["error"]
                 assert {ERROR_STATUS[code] for code in error["properties"]["code"]["enum"]} == {int(status)}, where
 
+    def test_each_operation_has_a_line_beside_its_path(self, schema):
+        """One short sentence, which the documents page shows before anything is opened."""
+        verbs = {"get", "post", "put", "patch", "delete"}
+        for path, item in schema["paths"].items():
+            for verb in verbs & set(item):
+                summary = item[verb].get("summary", "")
+                assert summary, (path, verb)
+                assert "\n" not in summary, (path, verb)
+                assert len(summary) <= 160, (path, verb, summary)
+        assert schema["paths"]["/api/clusters/{id}"]["get"]["summary"] == "One cluster"
+        assert schema["paths"]["/api/devices/scan"]["get"]["summary"] == "Scan for accelerators"  # its own, declared
+
     def test_lists_declare_their_query(self, schema):
         names = {each["name"]: each for each in schema["paths"]["/api/auth/sessions"]["get"]["parameters"]}
         assert set(names) == {"limit", "cursor", "ordering"}
