@@ -52,9 +52,10 @@ def page(browser: Browser, shared_system: Stack) -> Iterator[Page]:
     assert wrong == []
 
 
-def picture(page: Page, name: str) -> None:
+def picture(page: Page, name: str, *, whole: bool = False) -> None:
+    """What stands in the window, or the whole page from its top."""
     if PICTURES:
-        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"))
+        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"), full_page=whole)
 
 
 def image_of(page: Page, selector: str) -> Image.Image:
@@ -87,7 +88,7 @@ def test_console_shows_a_box(page: Page, shared_system: Stack) -> None:
     expect(page.locator("#inference-answer")).to_contain_text("{")
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#echo-answer")).to_contain_text("20 messages there and back")
-    picture(page, "console")
+    picture(page, "console", whole=True)
     page.get_by_role("button", name="Snapshot").click()
     expect(page.locator("#play")).to_have_text("Play")
     expect(page.locator("#notice")).to_be_hidden()
