@@ -43,7 +43,7 @@ async def test_without_streams_it_ends_at_once() -> None:
         start = trio.current_time()
         w.daemon.drain()
         await w.ended.wait()
-        assert trio.current_time() - start < 5
+        assert trio.current_time() - start < 25  # not the grace
         await w.until(lambda: agent.end_reason is not None)
         assert agent.end_reason is not None
         assert agent.end_reason.close_code == 1012
@@ -107,7 +107,7 @@ async def test_it_ends_though_the_api_is_away() -> None:
         start = trio.current_time()
         w.daemon.drain()
         await w.ended.wait()
-        assert trio.current_time() - start < 5
+        assert trio.current_time() - start < 25  # not the grace
         assert w.logged("stopped")[0]["events_lost"] == 1
 
 
@@ -151,8 +151,9 @@ async def test_who_has_knocked_is_let_in_and_nobody_after_that() -> None:
         await w.ended.wait()
 
 
-async def test_many_tunnels_go_one_after_the_other() -> None:
-    async with world(drain_seconds=2.0) as w:
+async def test_many_tunnels_go_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel.runtime.departures._TURN_SECONDS", 0.5)  # a machine that stalls for long looks the same
+    async with world(drain_seconds=20.0) as w:
         agents = [(await w.agent(f"vAs_{number:032d}"))[0] for number in range(9)]
         await w.until(lambda: len(w.daemon.sessions) == 9)
         w.daemon.drain()

@@ -12,8 +12,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.runtime.daemonworld import OTHER
+from tests.runtime.daemonworld import OTHER, World
 from tests.runtime.fastworld import DEVICE, LOGIN, Handler, Visitor, Wire, box, fast_world, ok
+from tunnel.http import PROBE_SECONDS
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -94,14 +95,23 @@ async def test_a_reused_stream_that_ends_unanswered(method: str, status: int) ->
         assert streams == (2 if method == "GET" else 1)
 
 
+def resting(w: World) -> int:
+    """Streams that are kept for the next request."""
+    assert w.daemon.fast is not None
+    return sum(len(line.lines) for line in w.daemon.fast._lines.values())
+
+
 async def test_streams_of_a_silent_agent_are_reused_once_one_stayed_open() -> None:
     async with fast_world() as w:
         await box(w, ok(b"x"), features="")
         async with Visitor(w) as visitor:
-            for pause in (0.0, 0.15, 0.0):
-                await trio.sleep(pause)
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+            await w.until(lambda: resting(w) == 1)
+            await trio.sleep(1.5 * PROBE_SECONDS)  # counted from its rest, not from the answer
+            for _ in range(2):
                 assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
             assert (await visitor.ask(f"POST /d/{DEVICE}/x", "Content-Length: 0")).status == 200
+        await w.until(lambda: len(w.logged("forward")) == 4)
         assert [line["reused"] for line in w.logged("forward")] == [False, True, True, False]
 
 

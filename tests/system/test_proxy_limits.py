@@ -18,11 +18,12 @@ pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
 
 BODY_MAX = 1 << 20
+HEAD_SECONDS = 2
 API_SETTINGS = {
     "API_THREADS": "8",
     "API_LONG_EXCHANGES": "3",
     "PROXY_BODY_MAX_BYTES": str(BODY_MAX),
-    "PROXY_HEAD_SECONDS": "2",
+    "PROXY_HEAD_SECONDS": str(HEAD_SECONDS),
     "PROXY_IDLE_SECONDS": "3",
     "PROXY_OPEN_SECONDS": "1",
     "DB_POOL_MIN": "0",
@@ -171,14 +172,18 @@ def test_more_requests_than_threads_leave_the_api_alive(lane: Lane) -> None:
         peer.answer(b"done")
 
     lane.box.on("/wait", wait)
+    began = time.monotonic()
     with ThreadPoolExecutor(12) as threads:
         calls = [threads.submit(lane.ask, "GET", "/wait") for _ in range(12)]
-        until(lambda: len(lane.box.heads) == 7)  # 8 threads, of which one stays free
+        until(lambda: len(lane.box.heads) >= 7)  # 8 threads, of which one stays free
         assert healthy(lane)
         go_on.set()
+        in_time = time.monotonic() - began < HEAD_SECONDS / 2
         codes = sorted(call.result().status for call in calls)
-    assert codes[:7] == [200] * 7
-    assert set(codes) <= {200, 503, 504}  # 504: on a slow machine the first ones wait over the time for a head
+    if in_time:  # else the first ones have waited over the time for a head: 504
+        assert codes[:7] == [200] * 7
+    assert set(codes) <= {200, 503, 504}
+    assert lane.ask("GET", "/x").status == 200, "a thread did not come back"
 
 
 def test_what_lasts_over_five_seconds_counts_as_long(lane: Lane) -> None:

@@ -4,7 +4,7 @@ import re
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -14,7 +14,8 @@ from tests.system.stack import Stack, eventually
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 VIEWERS = 100
-WATCHED_SECONDS = 4.0
+PATIENCE = 60.0
+"""For what takes a second or two where nobody else is at work."""
 
 
 class Viewer:
@@ -59,14 +60,21 @@ def viewers(system: Stack, count: int) -> Iterator[list[Viewer]]:
         yield made
 
 
-def watch(watching: list[Viewer], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def watch(watching: list[Viewer], enough: Callable[[], bool], what: str) -> None:
+    """Let all of them read until there is enough."""
+    deadline = time.monotonic() + PATIENCE
     with selectors.DefaultSelector() as selector:
         for viewer in watching:
             selector.register(viewer.sock, selectors.EVENT_READ, viewer)
-        while (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
+        while not enough():
+            assert time.monotonic() < deadline, what
+            for key, _ in selector.select(1.0):
                 key.data.read()
+
+
+def moved(watching: list[Viewer], since: list[int]) -> list[int]:
+    """How many pictures each has seen since it had seen so many."""
+    return [viewer.frames - before for viewer, before in zip(watching, since, strict=True)]
 
 
 def metrics(system: Stack) -> dict[str, float]:
@@ -81,33 +89,30 @@ def uplink(system: Stack) -> int:
 
 def test_a_hundred_viewers_and_one_stream_from_the_box(shared_system: Stack) -> None:
     with viewers(shared_system, VIEWERS) as watching:
-        watch(watching, 2.0)
+        watch(watching, lambda: all(viewer.frames for viewer in watching), "everybody sees a picture")
         assert all(viewer.head.startswith(b"HTTP/1.1 200") for viewer in watching)
         assert metrics(shared_system)["visiona_shared_viewers"] == VIEWERS
         frames = [viewer.frames for viewer in watching]
         got, came = sum(viewer.bytes for viewer in watching), uplink(shared_system)
-        watch(watching, WATCHED_SECONDS)
+        watch(watching, lambda: min(moved(watching, frames)) >= 5, "the picture moves, for everybody")
         came = uplink(shared_system) - came
         got = sum(viewer.bytes for viewer in watching) - got
-        seen = [viewer.frames - before for viewer, before in zip(watching, frames, strict=True)]
-        assert min(seen) >= 5, "the picture moves, for everybody"
-        assert came < 2 * got / VIEWERS, "the uplink carries one stream"
+        # A hundredth, were nobody so late on a busy machine that pictures are left out for him.
+        assert came < 10 * got / VIEWERS, "the uplink carries one stream"
         assert metrics(shared_system)["visiona_shared_pulls"] == 1
         assert not any(viewer.ended for viewer in watching)
-    eventually(lambda: not metrics(shared_system)["visiona_shared_pulls"], 10, "the pull ended with its last viewer")
+    eventually(
+        lambda: not metrics(shared_system)["visiona_shared_pulls"], PATIENCE, "the pull ended with its last viewer"
+    )
 
 
 def test_a_stalled_viewer_holds_nobody_up(shared_system: Stack) -> None:
     with viewers(shared_system, 3) as (stalled, *others):
         stalled.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         before = metrics(shared_system)["visiona_shared_units_skipped_total"]
-        for _ in range(20):
+        deadline = time.monotonic() + PATIENCE
+        while metrics(shared_system)["visiona_shared_units_skipped_total"] == before:
+            assert time.monotonic() < deadline, "no frame was skipped"
             frames = [viewer.frames for viewer in others]
-            watch(others, 1.0)
-            assert all(now.frames > then for now, then in zip(others, frames, strict=True))
-            if metrics(shared_system)["visiona_shared_units_skipped_total"] > before:
-                break
-        else:
-            raise AssertionError("no frame was skipped")
-        watch([stalled], 1.0)
-        assert stalled.frames > 0
+            watch(others, lambda then=frames: min(moved(others, then)) >= 5, "the others go on")  # type: ignore[misc]
+        watch([stalled], lambda: stalled.frames > 0, "it comes back to the picture of now")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 RESET = struct.pack("ii", 1, 0)
-WAIT = 10.0
+WAIT = 30.0
 
 
 def reset(sock: socket.socket) -> None:

@@ -118,7 +118,10 @@ class Tunnel:
                 f"GET /api/devices/{device_id}/proxy/ready HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n"
                 "Connection: close\r\n\r\n".encode()
             )
-            return wire.read().status == 200
+            try:
+                return wire.read().status == 200
+            except OSError:  # no answer within the time, on a busy machine: asked again
+                return False
 
     def _pairing_token(self) -> str:
         with Wire(self.stack.port) as wire:
