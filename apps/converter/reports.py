@@ -50,7 +50,7 @@ def authenticate(*, signature: str, body: bytes, now: dt.datetime) -> None:
     if not verify(signature, secrets, body, int(now.timestamp())):
         raise DomainError("SIGNATURE_INVALID", _("The report's signature is forged or too old."))
     # What was signed, not how the header spells it: blanks or another `v1` in it must not make a new report of it.
-    key = _SEEN + hashlib.sha256(b"%d.%s" % (signed_at(signature), body)).hexdigest()
+    key = _SEEN + hashlib.sha256(b"%d.%s" % (signed_at(signature) or 0, body)).hexdigest()
     if not redis.client().set(key, "1", nx=True, ex=2 * LEEWAY_SECONDS + 60):
         raise DomainError("SIGNATURE_INVALID", _("This report came before; sign it anew to repeat it."))
 
