@@ -10,10 +10,13 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from apps.accounts import mails
+from apps.accounts.oidc.config import config
 from apps.common.api import ApiView, PublicApiView, StrictQuery
 from apps.common.errors import DomainError
 from apps.common.responses import ok
 from apps.common.schema import describe
+from apps.converter.selectors import configured
 from apps.system import checks
 from apps.tunnels import registry
 
@@ -94,6 +97,10 @@ class SystemInfoView(ApiView):
                     "registration": values["REGISTRATION"] == "open",
                     "static_user": bool(values["STATIC_USER_ID"]),
                     "demo_data": values["SEED_DEMO_DATA"],
+                    "oidc": config() is not None,
+                    "mail": mails.possible(),
+                    "converter": configured(),
+                    "s3": bool(values["S3_BUCKET"]),
                 },
             }
         )

@@ -71,7 +71,29 @@ def test_info_tells_the_build(alice_api):
     assert re.fullmatch(r"\d+\.\d+\.\d+", data["version"])
     assert data["python"].startswith("3.")
     assert re.match(r"\d{4}_", data["migrations"]["accounts"])
-    assert data["features"]["registration"] is True
+    assert data["features"] == {
+        "registration": True,
+        "static_user": False,
+        "demo_data": data["features"]["demo_data"],
+        "oidc": False,
+        "mail": True,
+        "converter": False,
+        "s3": False,
+    }
+
+
+def test_info_tells_what_is_set_up(alice_api, settings):
+    values = {
+        "ENV": "production",
+        "OIDC_ISSUER": "https://id.example",
+        "CONVERTER_URL": "https://converter.example",
+        "S3_BUCKET": "models",
+    }
+    settings.VISIONA = {**settings.VISIONA, **values}
+    features = alice_api("GET", "/api/system/info").data["features"]
+    assert [features[name] for name in ("oidc", "mail", "converter", "s3")] == [True, False, True, True]
+    settings.VISIONA = {**settings.VISIONA, "EMAIL_HOST": "smtp.example"}
+    assert alice_api("GET", "/api/system/info").data["features"]["mail"] is True
 
 
 class TestMetrics:
