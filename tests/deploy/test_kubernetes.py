@@ -83,3 +83,11 @@ def test_the_internal_port_is_reached_from_inside_alone() -> None:
 def test_kustomize_lists_every_file() -> None:
     kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
     assert set(kustomization["resources"]) == {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def test_every_pod_that_touches_models_reaches_the_same_bytes() -> None:
+    """API and worker both read and write them: a volume of one pod's own would be a folder that the other misses."""
+    assert CONFIG["VISIONA_S3_BUCKET"]
+    for document in WORKLOADS:
+        for volume in document["spec"]["template"]["spec"]["volumes"]:
+            assert volume["name"] == "tmp" or "emptyDir" not in volume
