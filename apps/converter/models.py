@@ -57,4 +57,4 @@ class Conversion(BaseModel):
         )
 
     def __str__(self) -> str:
-        return f"{self.model_id} for {self.chip}"
+        return f"{self.created_at:%Y-%m-%d %H:%M:%S} for {self.chip}"

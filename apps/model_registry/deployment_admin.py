@@ -13,7 +13,7 @@ from apps.model_registry.deployment_models import Deployment
 
 @admin.register(Deployment)
 class DeploymentAdmin(ReadOnlyAdmin):
-    list_display: ClassVar[Any] = ("created_at", "model", "device", "status", "progress", "error_code", "owner")
+    list_display: ClassVar[Any] = ("created_at", "model", "device", "state", "progress", "error_code", "owner")
     list_filter: ClassVar[Any] = ("status", "error_code", "created_at")
     list_select_related: ClassVar[Any] = ("owner", "model", "device")
     search_fields: ClassVar[Any] = ("id", "model__name", "device__name", "device__serial", "owner__email")
@@ -22,6 +22,13 @@ class DeploymentAdmin(ReadOnlyAdmin):
         "id", "owner", "model", "device", "status", "bytes_done", "bytes_total", "error_code", "error_message",
         "attempts", "run", "beat_at", "moved_at", "request_id", "created_at", "started_at", "finished_at",
     )  # fmt: skip
+
+    @display(  # type: ignore[untyped-decorator]  # unfold is untyped
+        description="Status",
+        label={"queued": "info", "sending": "info", "done": "success", "failed": "danger", "cancelled": "warning"},
+    )
+    def state(self, deployment: Deployment) -> str:
+        return str(deployment.status)
 
     @display(description="Progress")  # type: ignore[untyped-decorator]  # unfold is untyped
     def progress(self, deployment: Deployment) -> str:

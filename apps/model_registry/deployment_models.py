@@ -77,4 +77,4 @@ class Deployment(BaseModel):
         )
 
     def __str__(self) -> str:
-        return f"{self.model_id} to {self.device_id}: {self.status}"
+        return f"{self.created_at:%Y-%m-%d %H:%M:%S} {self.status}"

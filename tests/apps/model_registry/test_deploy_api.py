@@ -222,5 +222,7 @@ def test_the_admin_shows_them_and_changes_nothing(deployment):
     client = Client()
     assert client.login(username="root@example.com", password="correct horse battery")
     assert "queued" in client.get("/admin/model_registry/deployment/").content.decode().lower()
-    assert client.get(f"/admin/model_registry/deployment/{deployment.pk}/change/").status_code == 200
+    page = client.get(f"/admin/model_registry/deployment/{deployment.pk}/change/")
+    assert page.status_code == 200
+    assert f"{deployment.created_at:%Y-%m-%d %H:%M:%S} queued" in page.content.decode()  # its title: no ids
     assert client.get("/admin/model_registry/deployment/add/").status_code == 403
