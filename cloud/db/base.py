@@ -1,5 +1,6 @@
 """The database backend `cloud.db`: Django's own for PostgreSQL on our pool and deadlines."""
 
+import datetime as dt
 import threading
 from collections.abc import Iterable
 from typing import Any, Final, Self
@@ -10,6 +11,7 @@ from django.db.backends.postgresql import base
 from django.db.backends.postgresql.operations import DatabaseOperations as PostgresOperations
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from django.db.backends.postgresql.schema import DatabaseSchemaEditor as PostgresSchemaEditor
+from psycopg.types.datetime import TimestamptzLoader
 
 from apps.common.breaker import Breaker
 from cloud.db.connection import DeadlineConnection
@@ -68,6 +70,17 @@ class DatabaseWrapper(base.DatabaseWrapper):
             return DeadlineConnection.connect(**patient)
         self._home = _pool_of(self, conn_params)
         return self._home.acquire()
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Django's, with psycopg's own loader of moments, in C where psycopg is: a list reads a hundred of them.
+
+        Django's wraps it in Python to put its time zone in the session's place; a session of ours has UTC, and psycopg
+        gives the same `datetime.UTC` then.
+        """
+        cursor = super().create_cursor(name)
+        if self.timezone is dt.UTC:
+            cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        return cursor
 
     def _close(self) -> None:
         connection = self.connection

@@ -1,5 +1,6 @@
 """The database backend: deadlines, fail-fast, recovery, the pool's bounds."""
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Iterator
@@ -222,3 +223,14 @@ class TestBreaker:
         assert self.breaker.ask() == "probe"
         self.now += 10
         assert self.breaker.ask() == "probe"
+
+
+def test_moments_come_in_utc():
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT '2026-01-02 03:04:05.000006+00'::timestamptz, '1999-12-31 23:00:00-02'::timestamptz")
+        first, second = cursor.fetchone()
+        cursor.execute("SELECT NULL::timestamptz")
+        assert cursor.fetchone() == (None,)
+    assert first == dt.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=dt.UTC)
+    assert second == dt.datetime(2000, 1, 1, 1, tzinfo=dt.UTC)
+    assert first.tzinfo is second.tzinfo is dt.UTC
