@@ -24,7 +24,7 @@ from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 from apps.common.failures import domain_error
 from apps.common.fields import QueryWholeField
-from apps.common.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, paginate
+from apps.common.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, First, paginate
 from apps.common.parsers import ApiRequest
 from apps.common.responses import error_headers, ok, request_id_of
 from apps.common.throttle import count_user
@@ -151,14 +151,20 @@ class ApiView(APIView):
         values: dict[str, Any] = form.validated_data
         return values
 
-    def page(self, rows: QuerySet[Any], render: Callable[[list[Any]], list[Any]]) -> Response:
-        """One page of `rows` by the checked PageQuery; `render` turns its rows into JSON values."""
+    def page(
+        self, rows: QuerySet[Any], render: Callable[[list[Any]], list[Any]], first: First | None = None
+    ) -> Response:
+        """One page of `rows` by the checked PageQuery; `render` turns its rows into JSON values.
+
+        `first`: as in `paginate`.
+        """
         found, meta = paginate(
             self.request,
             rows,
             limit=self.query["limit"],
             ordering=self.query["ordering"],
             cursor=self.query.get("cursor"),
+            first=first,
         )
         return ok(render(found), meta=meta)
 

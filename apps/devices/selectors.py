@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
+from django.db import connection
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.utils.translation import gettext as _
 
@@ -16,21 +20,25 @@ from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
 from apps.tunnels import registry
 from apps.tunnels.registry import Entry
 
-DEVICE_COLUMNS = (
-    "id",
-    "name",
-    "serial",
-    "chip",
-    "firmware",
-    "agent_version",
-    "address",
-    "device_status",
-    "last_seen_at",
-    "metadata",
-    "created_at",
-    "updated_at",
-)
-"""What a list shows: named rows of these cost half of what whole objects do."""
+
+class DeviceRow(NamedTuple):
+    """What a list shows of a device: named rows cost half of what whole objects do."""
+
+    id: uuid.UUID
+    name: str
+    serial: str | None
+    chip: str
+    firmware: str
+    agent_version: str
+    address: str
+    device_status: str
+    last_seen_at: dt.datetime | None
+    metadata: dict[str, Any]
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+DEVICE_COLUMNS: Final = DeviceRow._fields
 _LATEST: Final = 16
 RETRY_OFFLINE_SECONDS = 5
 """What a caller is told to wait for a box that is offline: agents come back within seconds, or not at all."""
@@ -81,7 +89,24 @@ def filter_devices(
     return rows
 
 
-def entries_of(devices: Sequence[Device]) -> dict[str, Entry]:
+def first_devices(owner_id: uuid.UUID, order: tuple[str, ...], count: int) -> list[DeviceRow]:
+    """The first `count` of all of the user's devices, in the order that `order_by(*order)` gives. One query."""
+    with connection.cursor() as cursor:
+        cursor.execute(_first_query(order, count), [owner_id])
+        found = cursor.fetchall()
+    # `metadata` (9) is JSON, which comes as text; most devices have none.
+    return [DeviceRow._make((*row[:9], {} if row[9] == "{}" else json.loads(row[9]), *row[10:])) for row in found]
+
+
+@lru_cache(maxsize=512)
+def _first_query(order: tuple[str, ...], count: int) -> str:
+    """The ORM's own SQL, kept: building it takes longer than PostgreSQL's answer. Its one parameter is the owner."""
+    rows = devices_of(uuid.UUID(int=0)).order_by(*order).values_list(*DEVICE_COLUMNS)[:count]
+    sql, _params = rows.query.sql_with_params()
+    return sql
+
+
+def entries_of(devices: Sequence[Device | DeviceRow]) -> dict[str, Entry]:
     """The registry's entries of those that are online, in one call."""
     return registry.lookup(str(device.id) for device in devices)
 

@@ -14,6 +14,7 @@ from rest_framework import serializers
 
 from apps.common.fields import TextField
 from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
+from apps.devices.selectors import DeviceRow
 from apps.tunnels.registry import Entry
 
 MAX_METADATA_BYTES: Final = 16_384
@@ -107,11 +108,8 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
         }
 
 
-def shown(device: Device, entry: Entry | None) -> dict[str, Any]:
-    """The device as DeviceSerializer describes it; `entry` is the registry's, None: it is offline.
-
-    `device` may be a named row of `selectors.DEVICE_COLUMNS` as well.
-    """
+def shown(device: Device | DeviceRow, entry: Entry | None) -> dict[str, Any]:
+    """The device as DeviceSerializer describes it; `entry` is the registry's, None: it is offline."""
     return {
         "id": str(device.id),
         "name": device.name,

@@ -151,3 +151,21 @@ def test_a_device_that_was_unpaired_meanwhile_stores_nothing(daemon, alice):
     Device.objects.update(deleted_at=timezone.now())
     assert services.store_scan(device, {"devices": [item("A")]}, NOW) == []
     assert Accelerator.objects.count() == 0
+
+
+@pytest.mark.parametrize("field", ["created_at", "updated_at", "name"])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_the_first_of_a_list_are_what_the_orm_brings(alice, bob, sign, field):
+    kept = [{}, {"a": [1.5, None, 2**70, "中"]}, {"b": {}}]
+    for number in range(6):
+        Device.objects.create(owner=alice, name=f"n{number % 4}", serial=f"S-{number}" * (number > 0) or None)
+    for device, metadata in zip(Device.objects.filter(owner=alice), kept, strict=False):
+        Device.objects.filter(pk=device.pk).update(metadata=metadata, last_seen_at=timezone.now())
+    Device.objects.create(owner=bob, name="another's")
+    Device.objects.create(owner=alice, name="unpaired", deleted_at=timezone.now())
+    order = (sign + field, sign + "id")
+    by_orm = selectors.devices_of(alice.pk).order_by(*order).values_list(*selectors.DEVICE_COLUMNS)
+    assert len(by_orm) == 6
+    for count in (4, 51, 4):
+        assert selectors.first_devices(alice.pk, order, count) == list(by_orm[:count])
+    assert [row.name for row in selectors.first_devices(bob.pk, order, 51)] == ["another's"]
