@@ -119,6 +119,7 @@ def test_console_says_what_went_wrong(page: Page, shared_system: Stack, browser:
     phone.get_by_label("Password").fill("wrong-password")
     phone.get_by_role("button", name="Log in").click()
     expect(phone.locator("#notice")).to_contain_text("INVALID_CREDENTIALS")
+    expect(phone.locator("#notice")).to_have_class("notice")  # the colour of what went wrong
     assert phone.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     picture(phone, "console-phone")
     narrow.close()

@@ -54,6 +54,7 @@ def test_confirm_an_e_mail_and_set_a_new_password(page: Page, shared_system: Sta
     page.get_by_label("New pass phrase").fill("a second pass phrase")
     page.get_by_role("button", name="Set it").click()
     expect(page.locator("#notice")).to_contain_text("Your new password is set", timeout=MS)
+    expect(page.locator("#notice")).to_have_class("notice good")  # not in the colour of what went wrong
     page.get_by_label("E-mail").fill("nia@example.com")
     page.get_by_label("Password").fill("a second pass phrase")
     page.get_by_role("button", name="Log in").click()

@@ -12,10 +12,11 @@ let player = null;
 let timer = null;
 let echoing = null;
 
-// --- what goes wrong is said in one place ---
-function say(text) {
+// --- what goes wrong, and what went well, is said in one place ---
+function say(text, good = false) {
   at("notice").textContent = text;
   at("notice").hidden = !text;
+  at("notice").classList.toggle("good", good);
 }
 
 async function attempt(button, act) {
@@ -286,7 +287,7 @@ at("scan").addEventListener("click", (event) => attempt(event.currentTarget, sca
 at("echo").addEventListener("click", (event) => attempt(event.currentTarget, echo));
 at("infer").addEventListener("click", (event) => attempt(event.currentTarget, infer));
 
-at("forgot").addEventListener("click", (event) => attempt(event.currentTarget, async () => say(await forgot(at("email").value))));
+at("forgot").addEventListener("click", (event) => attempt(event.currentTarget, async () => say(await forgot(at("email").value), true)));
 
 // --- the links of mails ---
 const link = opened();
@@ -297,7 +298,7 @@ if (link?.kind === "reset") {
   at("new-password").addEventListener("submit", (event) => {
     event.preventDefault();
     attempt(event.submitter, async () => {
-      say(await reset(link.token, at("new-secret").value));
+      say(await reset(link.token, at("new-secret").value), true);
       at("new-secret").value = "";
       at("new-password").hidden = true;
       at("login").hidden = false;
@@ -306,5 +307,5 @@ if (link?.kind === "reset") {
 } else {
   if (token.get()) attempt(null, enter);
   else show(false);
-  if (link?.kind === "verify") attempt(null, async () => say(await verify(link.token)));
+  if (link?.kind === "verify") attempt(null, async () => say(await verify(link.token), true));
 }
