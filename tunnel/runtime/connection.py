@@ -1,8 +1,8 @@
 """One tunnel: a transport and a yamux session, run by a reader, a writer and a watchdog in one nursery.
 
-The reader awaits nothing but the transport: it feeds the core and wakes the streams that were touched. The writer
-(`tunnel.runtime.writer`) asks the core for what goes out. The watchdog sleeps until something can be due. So neither
-end can wait for the other in a circle (yamux.md §11).
+The reader awaits nothing but the transport: it feeds the core and wakes the streams that were touched. The single
+writer is level-triggered: it asks the core for the next batch whenever the transport can take one. The watchdog sleeps
+until something can be due. So neither end can wait for the other in a circle (yamux.md §11).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import trio
-from trio.lowlevel import ParkingLot, checkpoint
+from trio.lowlevel import Abort, ParkingLot, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
 
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind, OpenRefused, RemoteProtocolError
@@ -33,7 +33,6 @@ from tunnel.runtime.mux_errors import (
 )
 from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport, TransportProtocolError
-from tunnel.runtime.writer import TURN, Writer
 
 __all__ = [
     "Connection",
@@ -108,9 +107,8 @@ class Connection:
         self.end_reason: EndReason | None = None
         self._transport = transport
         self._config = config
-        self._writer = Writer(self.session, transport, config.max_batch, self._dispatch)
-        self.kick = self._writer.kick
-        """Have written what there is to say, if the writer rests."""
+        self._writer: Task | None = None  # parked: nothing to say
+        self._writing_since: float | None = None
         self._read_scope = trio.CancelScope()
         self._watch_scope = trio.CancelScope()
         self._resting = False  # the watchdog sleeps for long, since no stream is open
@@ -267,6 +265,15 @@ class Connection:
     def __repr__(self) -> str:
         return f"<Connection {self.name or 'unnamed'} {self.session!r}>"
 
+    # For the streams
+
+    def kick(self) -> None:
+        """Wake the writer if it rests and there is something to say."""
+        task = self._writer
+        if task is not None and (self.session.wants_to_send or self.session.ending is not None):
+            self._writer = None
+            reschedule(task)
+
     # Inside
 
     async def _read(self) -> None:
@@ -285,33 +292,56 @@ class Connection:
             if not data:
                 self._dispatch(session.receive_eof())
                 return
-            with TURN:
-                try:
-                    touched = session.receive_data(data, trio.current_time())
-                except RemoteProtocolError:
-                    touched = session.take_touched()  # the session has ended, and `ending` tells why
-                self._dispatch(touched)
+            try:
+                touched = session.receive_data(data, trio.current_time())
+            except RemoteProtocolError:
+                touched = session.take_touched()  # the session has ended, and `ending` tells why
+            self._dispatch(touched)
 
     async def _write(self, flushed: trio.Event) -> None:
+        session = self.session
+        limit = self._config.max_batch
         try:
-            await self._writer.run()
+            while True:
+                now = trio.current_time()
+                data = session.data_to_send(limit, now)
+                touched = session.take_touched()
+                if touched:
+                    self._dispatch(touched)
+                if data:
+                    self._writing_since = now
+                    await self._transport.send_all(data)
+                    self._writing_since = None
+                elif session.ending is not None:
+                    return
+                # Unless a listener has spoken while the touched streams were told.
+                elif not (touched and session.wants_to_send):
+                    await self._park_writer()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._dispatch(self.session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
+            self._dispatch(session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
         finally:
             flushed.set()
+
+    async def _park_writer(self) -> None:
+        def abort(_: object) -> Abort:
+            self._writer = None
+            return Abort.SUCCEEDED
+
+        self._writer = current_task()
+        await wait_task_rescheduled(abort)
 
     async def _watch(self) -> None:
         session = self.session
         while session.ending is None:
             now = trio.current_time()
             due = session.next_deadline()
-            self._resting = not session.streams_open and self._writer.since is None
+            self._resting = not session.streams_open and self._writing_since is None
             if not self._resting:
                 due = min(due, now + _TICK)
             with trio.CancelScope(deadline=max(due, now + 0.01)) as self._watch_scope:
                 await trio.sleep_forever()
             now = trio.current_time()
-            since = self._writer.since
+            since = self._writing_since
             if since is not None and now - since >= self._config.write_timeout:
                 self._dispatch(session.fail(EndKind.LIVENESS, f"no progress in writing for {now - since:.0f} s"))
             else:

@@ -12,8 +12,6 @@ from typing import Final
 
 import trio
 
-from tunnel.runtime.writer import TURN
-
 _BATCH: Final = 64  # connections that are called before other tasks have their turn
 AVAILABLE: Final = hasattr(select, "epoll")
 """Whether the system has what this needs (Linux). Elsewhere each connection's task waits for itself."""
@@ -51,11 +49,10 @@ class Poller:
         try:
             while True:
                 await trio.lowlevel.wait_readable(descriptor)
-                with TURN:
-                    for ready, _ in epoll.poll(0, _BATCH):
-                        call = calls.get(ready)
-                        if call is not None:
-                            call()
+                for ready, _ in epoll.poll(0, _BATCH):
+                    call = calls.get(ready)
+                    if call is not None:
+                        call()
         finally:
             trio.lowlevel.notify_closing(descriptor)
             epoll.close()

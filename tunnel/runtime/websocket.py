@@ -99,11 +99,6 @@ class _WireTransport:
 
     async def send_all(self, data: Payload) -> None:
         """Write one binary message. If this is cancelled half way, nothing more can be sent."""
-        prefix, body = self._message(data)
-        await self._write_marked(prefix, body)
-
-    def _message(self, data: Payload) -> tuple[bytes, Payload]:
-        """What goes out next, control frames first. Raises BusyResourceError, Closed…, Broken…: as `send_all`."""
         if self._sending:
             raise trio.BusyResourceError("another task is sending")
         if self._closing:
@@ -112,7 +107,7 @@ class _WireTransport:
             raise trio.BrokenResourceError("the peer has closed the connection")
         header, body = self._wire.message(data)
         prefix, self._pending = self._pending + header, b""
-        return prefix, body
+        await self._write_marked(prefix, body)
 
     async def _write_marked(self, prefix: bytes, body: Payload) -> None:
         self._sending = self._torn = True
@@ -202,7 +197,6 @@ class SocketTransport(_WireTransport):
         self._sock = sock
         self._buffer = shared_buffer()
         self._full = False  # the last read filled the buffer: there is more, so do not ask epoll
-        self._rest: Payload = b""  # of a message that the kernel did not take whole at once
         self._runs = 0  # writes in a row that did not have to wait
 
     async def _read(self) -> Payload:
@@ -225,50 +219,20 @@ class SocketTransport(_WireTransport):
             self._full = size == READ_SIZE
             return buffer[:size]
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether a message of `send_now` is left half written: `finish` it before the next."""
-        return len(self._rest) > 0
-
-    def send_now(self, data: Payload) -> bool:
-        """Write one binary message as far as the kernel takes it at once; whether that was all. Raises as `send_all`.
-
-        What it did not take is for `finish`; until then nothing else can be sent.
-        """
-        prefix, body = self._message(data)
-        self._torn = True
-        try:
-            self._rest = self._taken(prefix, body)
-        except OSError as error:
-            self._broken = True
-            raise trio.BrokenResourceError(str(error)) from error
-        self._torn = self.unfinished
-        return not self._torn
-
-    async def finish(self) -> None:
-        """Write the rest of a message of `send_now`. As `send_all`."""
-        if self._closing:
-            raise trio.ClosedResourceError("this transport was closed")
-        rest, self._rest = self._rest, b""
-        await self._write_marked(b"", rest)
-
-    def _taken(self, prefix: bytes, body: Payload) -> Payload:
-        """Write what the kernel takes; the rest. Raises OSError, trio.ClosedResourceError."""
+    async def _write(self, prefix: bytes, body: Payload) -> None:
         sock = self._sock
         if sock.fileno() < 0:
             raise trio.ClosedResourceError("this transport was closed")
+        rest: Payload
         try:
             if len(body) < _COPY_BELOW:
-                whole = prefix + bytes(body) if body else prefix
-                return whole[sock.send(whole) :]
-            sent = sock.sendmsg((prefix, body)) if prefix else sock.send(body)
+                rest = prefix + bytes(body) if body else prefix
+                rest = rest[sock.send(rest) :]
+            else:
+                sent = sock.sendmsg((prefix, body))
+                rest = prefix[sent:] + bytes(body) if sent < len(prefix) else memoryview(body)[sent - len(prefix) :]
         except BlockingIOError:
-            return prefix + bytes(body) if prefix else body
-        return prefix[sent:] + bytes(body) if sent < len(prefix) else memoryview(body)[sent - len(prefix) :]
-
-    async def _write(self, prefix: bytes, body: Payload) -> None:
-        sock = self._sock
-        rest = self._taken(prefix, body)
+            rest = prefix + bytes(body)
         if not rest:
             self._runs += 1
             if self._runs >= 8:
