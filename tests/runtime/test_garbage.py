@@ -1,0 +1,13 @@
+"""Memory settings of a process that lives long."""
+
+from __future__ import annotations
+
+import platform
+
+from tunnel.runtime.garbage import keep_memory
+
+
+def test_what_the_c_library_cannot_do_is_told_and_no_fault() -> None:
+    glibc = platform.libc_ver()[0] == "glibc"
+    assert keep_memory() or not glibc
+    assert keep_memory() is keep_memory()
