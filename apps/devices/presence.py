@@ -92,7 +92,8 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
         elif device.barred:
             order = close_code(device)
         elif fact["epoch"] < device.epoch:
-            if fact["epoch"] >= bases.get(fact["device_id"], device.epoch):
+            _, base = bases.get(fact["device_id"], (device.epoch, device.epoch))
+            if fact["epoch"] >= base:
                 continue  # it was handed over: its daemon closes it when its streams have ended
             order = CLOSE_REPLACED, "replaced"
         if order is not None:

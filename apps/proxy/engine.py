@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final, Protocol
@@ -45,6 +45,8 @@ logger = structlog.get_logger("visiona.forward")
 
 CLIENT_CLOSED: Final = 499
 """The status in logs for a client that left before its answer; nobody receives it (nginx's convention)."""
+ADMISSION_SECONDS: Final = 0.2
+"""In which an admission that has raised a device's epoch has also written the registry."""
 H_SERVED_BY: Final = "X-VisionA-Device-Id"
 """Which member of a cluster answered."""
 _ENDLESS: Final = (b"multipart/x-mixed-replace", b"text/event-stream")
@@ -94,7 +96,7 @@ def check(running: list[Running]) -> None:
         held = [(each, each.target) for each in running]
         epochs = selectors.device_epochs(device_id for _, (device_id, _epoch) in held)
         anew = {device_id for _, (device_id, epoch) in held if epochs.get(device_id, 0) > epoch}
-        bases = registry.bases(anew) if anew else {}  # what was handed over goes on, until its daemon ends
+        bases = _bases(anew, epochs) if anew else {}  # what was handed over goes on, until its daemon ends
     except (Error, redis.exceptions.RedisError) as error:
         logger.warning("exchanges_not_checked", running=len(running), error=type(error).__name__)
         return
@@ -108,8 +110,24 @@ def check(running: list[Running]) -> None:
             continue  # it went elsewhere meanwhile
         elif epoch is None:
             each.end("NOT_FOUND")
-        elif epoch > target[1] and target[1] < bases.get(target[0], epoch):
+        elif epoch > target[1] and not _handed_over(target[1], epoch, bases.get(target[0])):
             each.end("TUNNEL_DISCONNECTED")
+
+
+def _bases(anew: set[str], epochs: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """What the registry says of devices that were admitted anew. An admission raises the epoch first and writes the
+    registry a moment later: where only the first is done, it is asked once more."""
+    found = registry.bases(anew)
+    behind = {device for device, (epoch, _base) in found.items() if epoch < epochs[device]}
+    if behind:
+        time.sleep(ADMISSION_SECONDS)
+        found |= registry.bases(behind)
+    return found
+
+
+def _handed_over(mine: int, epoch: int, known: tuple[int, int] | None) -> bool:
+    """Whether the registry says of the admission of `epoch` that streams of `mine` may go on."""
+    return known is not None and known[0] >= epoch and mine >= known[1]
 
 
 def _find_route(running: Running) -> Route | None:

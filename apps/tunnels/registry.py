@@ -342,14 +342,15 @@ def between(devices: Iterable[str]) -> dict[str, Entry]:
     return found
 
 
-def bases(devices: Iterable[str]) -> dict[str, int]:
-    """The oldest epoch of each online device whose streams may go on."""
+def bases(devices: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Of each online device: the epoch that the registry knows, and the oldest whose streams may go on."""
     wanted = list(devices)
     pipe = redis.client().pipeline(transaction=False)
     for device in wanted:
-        pipe.hmget(f"{PREFIX}device:{device}", ("s", "b"))
+        pipe.hmget(f"{PREFIX}device:{device}", ("s", "e", "b"))
     answers = pipe.execute() if wanted else []
-    return {device: int(base) for device, (session, base) in zip(wanted, answers, strict=True) if session and base}
+    found = zip(wanted, answers, strict=True)
+    return {device: (int(epoch), int(base)) for device, (session, epoch, base) in found if session and epoch and base}
 
 
 def lookup_user(user_id: str) -> dict[str, Entry]:
