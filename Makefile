@@ -9,8 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 INSTALL = @test -n "$(PYTHON)" || { echo "visiona: Python 3.11 or newer is needed and none is on the PATH"; exit 1; }; \
 	"$(PYTHON)" -m cloud.supervisor.install
-# How the tests are spread: one process a core, one PostgreSQL and one Valkey for all, a database each.
-PYTEST_JOBS ?= 2
+# How the tests are spread: one PostgreSQL and one Valkey for all, a database each. More than the two cores that CI has,
+# since tests of real processes wait for most of their time.
+PYTEST_JOBS ?= 4
 PYTEST_ARGS ?=
 # Which migrations `migrate-down` goes back to, as `make migrate-down TO="devices zero"`.
 TO ?=

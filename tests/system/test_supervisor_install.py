@@ -20,8 +20,8 @@ def pins(text: str) -> dict[str, str]:
 
 def test_the_locks_agree_on_every_version() -> None:
     """One environment holds any of them, so a package has one version in all."""
-    assert set(LOCKS) == {"tunnel", "api", "local", "dev"}
-    for smaller, larger in (("tunnel", "api"), ("api", "local"), ("local", "dev")):
+    assert set(LOCKS) == {"compile", "tunnel", "api", "local", "dev"}
+    for smaller, larger in (("tunnel", "api"), ("api", "local"), ("local", "dev"), ("compile", "dev")):
         assert pins(LOCKS[smaller]).items() <= pins(LOCKS[larger]).items(), (smaller, larger)
 
 

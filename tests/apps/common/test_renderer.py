@@ -33,7 +33,7 @@ for _ in range(400):
         {"whole": [2**64, -(2**63) - 1, 10**40]},
         {"status": LinkStatus.ONLINE, "said": gettext_lazy("No device is connected.")},
         {1: "a number as a key", None: 2},
-        {"pair": (1, 2), "set": {3}, "bytes": b"x", "made": range(3)},
+        {"pair": (1, 2), "set": {3}, "bytes": b"x"},
         NESTED,
     ],
 )

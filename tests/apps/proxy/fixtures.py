@@ -71,8 +71,9 @@ def tunnel(stack: Stack, free_port: Callable[[], int]) -> Iterator[Tunnel]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each case runs on every lane that its module names in `LANES`."""
-    if "lane" in metafunc.fixturenames:
+    """Each case runs on every lane that its module names in `LANES`; a test's own parameter `lane` is not ours."""
+    own = any("lane" in mark.args[:1] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "lane" in metafunc.fixturenames and not own:
         metafunc.parametrize("lane", getattr(metafunc.module, "LANES", ["stand-in"]), indirect=True)
 
 
