@@ -18,7 +18,7 @@ from types import FrameType
 
 from benchmarks.bench import Bench
 from benchmarks.build import build, core_is_compiled, environ_of_compiled
-from benchmarks.effort import FULL, QUICK, Effort
+from benchmarks.effort import BRIEF, FULL, QUICK, Effort
 from benchmarks.outcome import Outcome
 from benchmarks.plot import svg
 from benchmarks.processes import ROOT, BenchError
@@ -66,6 +66,7 @@ SCENARIOS: dict[str, Callable[[Bench], Outcome]] = {
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: two or three minutes")
+    parser.add_argument("--brief", action="store_true", help="the goals' sizes in fewer rounds: about ten minutes")
     parser.add_argument("--only", action="append", metavar="NAME", choices=SCENARIOS, help="this scenario; repeatable")
     parser.add_argument("--list", action="store_true", help="the scenarios")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="the folder of results")
@@ -147,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> int:
         # Anew, so that all of it has the copy: this process for the core by itself, and whatever it starts.
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *(words or sys.argv[1:])], environ)  # noqa: S606
     signal.signal(signal.SIGTERM, _interrupted)
-    effort = QUICK if arguments.quick else FULL
+    effort = QUICK if arguments.quick else BRIEF if arguments.brief else FULL
     about = facts(effort, dt.datetime.now(dt.UTC))
     try:
         build()

@@ -56,3 +56,20 @@ QUICK = Effort(
     sockets=(10, 200),
     micro=0.2,
 )
+
+BRIEF = Effort(
+    name="brief",
+    rounds=3,
+    seconds=1.2,
+    warm_up=0.6,
+    connections=(1, 16, 32, 64),
+    sizes=(1_000, 100_000, 10_000_000),
+    bulk=100_000_000,
+    tunnels=(1, 100, 1_000, 5_000),
+    settle=2.0,
+    storm=5_000,
+    storm_rounds=1,
+    events=5,
+    sockets=(10, 100, 1_000),
+    micro=0.3,
+)
