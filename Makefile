@@ -11,7 +11,7 @@ INSTALL = @test -n "$(PYTHON)" || { echo "visiona: Python 3.11 or newer is neede
 	"$(PYTHON)" -m cloud.supervisor.install
 # How the tests are spread: one PostgreSQL and one Valkey for all, a database each. More than the two cores that CI has,
 # since tests of real processes wait for most of their time.
-PYTEST_JOBS ?= 4
+PYTEST_JOBS ?= 3
 PYTEST_ARGS ?=
 # Which migrations `migrate-down` goes back to, as `make migrate-down TO="devices zero"`.
 TO ?=
@@ -49,6 +49,11 @@ format: ## Put the code into shape
 messages: ## Bring the catalogue of Traditional Chinese messages up to the source, and compile it
 	$(INSTALL) dev
 	$(PY) .ci/messages.py
+
+.PHONY: contract
+contract: ## Try the schema against the live server on both storages, at length
+	$(INSTALL) dev
+	CONTRACT_EXAMPLES=20 $(PY) -m pytest tests/system/test_contract.py
 
 .PHONY: install
 install: ## Make .venv with everything a developer needs
