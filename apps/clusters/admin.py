@@ -11,7 +11,7 @@ from unfold.admin import TabularInline
 from unfold.decorators import display
 
 from apps.clusters.models import Cluster, ClusterMember
-from apps.devices.admin import ReadOnlyAdmin
+from apps.common.admin import ReadOnlyAdmin
 
 
 class MemberInline(TabularInline):  # type: ignore[misc]  # unfold is untyped

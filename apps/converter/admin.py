@@ -8,40 +8,29 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
-from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from apps.common.actor import Actor
+from apps.common.admin import ReadOnlyAdmin
 from apps.converter import services
 from apps.converter.models import OPEN, Conversion
 
 
 @admin.register(Conversion)
-class ConversionAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
+class ConversionAdmin(ReadOnlyAdmin):
     list_display: ClassVar[Any] = ("created_at", "model", "chip", "owner", "state", "attempts", "error", "finished_at")
     list_filter: ClassVar[Any] = ("status", "chip", ("created_at", RangeDateTimeFilter))
     list_filter_submit = True
     list_select_related: ClassVar[Any] = ("model", "owner")
-    list_per_page = 50
     search_fields: ClassVar[Any] = ("id", "model__name", "model__id", "owner__email", "chip")
     ordering: ClassVar[Any] = ("-created_at",)
-    show_full_result_count = False
     actions: ClassVar[Any] = ("cancel",)
     fields: ClassVar[Any] = (
         "id", "model", "chip", "owner", "status", "bytes_done", "error", "result", "attempts", "created_at",
         "updated_at", "finished_at",
     )  # fmt: skip
     readonly_fields: ClassVar[Any] = fields
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         """Who may cancel: Django's permission to change the table, although no form changes it."""

@@ -17,11 +17,11 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html
-from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from apps.common.actor import Actor
+from apps.common.admin import ReadOnlyAdmin
 from apps.common.errors import DomainError
 from apps.devices import services
 from apps.devices.models import Accelerator, Device, DeviceEvent
@@ -30,22 +30,6 @@ from apps.tunnels.registry import Entry
 from tunnel.contract import SessionFact
 
 _LINK_LABELS = {"online": "success", "offline": "warning", "unpaired": "danger", "unknown": "info"}
-
-
-class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
-    """Nothing is added, changed or deleted by forms: what an operator does goes through services."""
-
-    show_full_result_count = False
-    list_per_page = 50
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class LinkFilter(admin.SimpleListFilter):

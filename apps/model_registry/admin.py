@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
+from apps.common.admin import ReadOnlyAdmin
 from apps.model_registry import deployment_admin as deployment_admin  # Django looks for pages here
 from apps.model_registry.models import AIModel
 
 
 @admin.register(AIModel)
-class AIModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
+class AIModelAdmin(ReadOnlyAdmin):
     list_display: ClassVar[Any] = (
         "name", "version", "owner", "state", "source", "megabytes", "created_at", "deleted_at",
     )  # fmt: skip
@@ -22,8 +21,6 @@ class AIModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
     list_select_related: ClassVar[Any] = ("owner",)
     search_fields: ClassVar[Any] = ("name", "version", "filename", "owner__email", "id", "sha256", "faa_object_key")
     ordering: ClassVar[Any] = ("-created_at",)
-    show_full_result_count = False
-    list_per_page = 50
     # `upload_id` is left out: with the bucket's credentials it would let one write into an upload.
     fields: ClassVar[Any] = (
         "id", "owner", "name", "version", "description", "filename", "format", "chips", "source", "status", "size",
@@ -38,12 +35,3 @@ class AIModelAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
     @display(description="MB", ordering="size")  # type: ignore[untyped-decorator]  # unfold is untyped
     def megabytes(self, model: AIModel) -> str:
         return f"{model.size / (1 << 20):.1f}"
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: AIModel | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: AIModel | None = None) -> bool:
-        return False

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from unfold.decorators import display
 
-from apps.devices.admin import ReadOnlyAdmin
+from apps.common.admin import ReadOnlyAdmin
 from apps.model_registry.deployment_models import Deployment
 
 

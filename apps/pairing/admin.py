@@ -16,30 +16,20 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from apps.common.actor import Actor
+from apps.common.admin import ReadOnlyAdmin
 from apps.pairing import services
 from apps.pairing.models import PairingToken, SessionToken
 
 
-class TokenAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
+class TokenAdmin(ReadOnlyAdmin):
     """The list tells all there is to tell; its checkboxes go by the public id, since the primary key is the hash.
 
     There is no page of one token: Django's own puts the primary key into its links.
     """
 
-    show_full_result_count = False
-    list_per_page = 50
     list_display_links = None
     actions: ClassVar[Any] = ("revoke",)
     ordering: ClassVar[Any] = ("-created_at",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         """Who may revoke: Django's permission to change the table, although no form changes it."""

@@ -9,34 +9,18 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
-from unfold.admin import ModelAdmin
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from apps.common.actor import Actor
+from apps.common.admin import ReadOnlyAdmin
 from apps.webhooks import services
 from apps.webhooks.models import Webhook, WebhookDelivery
 
 
-class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
-    """Nothing is added, changed or deleted by forms."""
-
-    show_full_result_count = False
-    list_per_page = 50
-    list_filter_submit = True
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-
 @admin.register(Webhook)
 class WebhookAdmin(ReadOnlyAdmin):
+    list_filter_submit = True
     list_display: ClassVar[Any] = ("where", "owner", "events", "enabled", "failing_since", "created_at")
     list_filter: ClassVar[Any] = (
         "enabled", "disabled_reason", ("failing_since", admin.EmptyFieldListFilter), ("created_at", RangeDateTimeFilter)
@@ -82,6 +66,7 @@ class WebhookAdmin(ReadOnlyAdmin):
 
 @admin.register(WebhookDelivery)
 class WebhookDeliveryAdmin(ReadOnlyAdmin):
+    list_filter_submit = True
     list_display: ClassVar[Any] = (
         "created_at", "event", "webhook", "status", "attempts", "response_status", "error", "next_attempt_at",
     )  # fmt: skip

@@ -13,6 +13,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from apps.common.fields import TextField
+from apps.common.moments import moment
 from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
 from apps.devices.selectors import DeviceRow
 from apps.tunnels.registry import Entry
@@ -120,20 +121,12 @@ def shown(device: Device | DeviceRow, entry: Entry | None) -> dict[str, Any]:
         "address": device.address,
         "link_status": (LinkStatus.ONLINE if entry else LinkStatus.OFFLINE).value,
         "device_status": str(device.device_status),
-        "connected_at": _moment(dt.datetime.fromisoformat(entry.connected_at)) if entry else None,
-        "last_seen_at": _moment(device.last_seen_at),
+        "connected_at": moment(dt.datetime.fromisoformat(entry.connected_at)) if entry else None,
+        "last_seen_at": moment(device.last_seen_at),
         "metadata": device.metadata,
-        "created_at": _moment(device.created_at),
-        "updated_at": _moment(device.updated_at),
+        "created_at": moment(device.created_at),
+        "updated_at": moment(device.updated_at),
     }
-
-
-def _moment(moment: dt.datetime | None) -> str | None:
-    """RFC 3339 as DRF writes it: UTC is `Z`."""
-    if moment is None:
-        return None
-    text = moment.isoformat()
-    return text[:-6] + "Z" if text.endswith("+00:00") else text
 
 
 class PairedDevice(serializers.Serializer[Any]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from typing import Any, Final
 
@@ -10,7 +9,9 @@ from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
 from apps.common.fields import TextField, WholeField
+from apps.common.moments import moment
 from apps.model_registry.models import AIModel, ModelSource, ModelStatus
+from apps.model_registry.selectors import MODEL_COLUMNS
 from apps.storage.base import Upload
 
 MAX_CHIPS: Final = 16
@@ -122,22 +123,7 @@ class ModelSerializer(serializers.ModelSerializer[AIModel]):
 
     class Meta:
         model = AIModel
-        fields = (
-            "id",
-            "name",
-            "version",
-            "description",
-            "filename",
-            "format",
-            "chips",
-            "source",
-            "status",
-            "size",
-            "sha256",
-            "faa_object_key",
-            "created_at",
-            "updated_at",
-        )
+        fields = MODEL_COLUMNS
         extra_kwargs: dict[str, Any] = {  # noqa: RUF012 - DRF's own shape
             "source": {"choices": ModelSource.choices},
             "status": {"choices": ModelStatus.choices},
@@ -200,9 +186,3 @@ def shown_upload(upload: Upload) -> dict[str, Any]:
         parts = [{"number": part.number, "url": part.url} for part in upload.parts]
         return {"part_size": upload.part_size, "parts": parts, "expires_at": expires_at}
     return {"method": "PUT", "url": upload.url, "headers": upload.headers, "expires_at": expires_at}
-
-
-def moment(at: dt.datetime) -> str:
-    """RFC 3339 as DRF writes it: UTC is `Z`."""
-    text = at.isoformat()
-    return text[:-6] + "Z" if text.endswith("+00:00") else text

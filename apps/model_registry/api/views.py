@@ -13,6 +13,7 @@ from rest_framework.response import Response
 
 from apps.accounts.models import User
 from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
+from apps.common.moments import moment
 from apps.common.responses import ok
 from apps.common.schema import describe
 from apps.model_registry import selectors, services
@@ -23,7 +24,6 @@ from apps.model_registry.api.serializers import (
     InitBody,
     ModelChangeBody,
     ModelSerializer,
-    moment,
     shown,
     shown_upload,
 )
