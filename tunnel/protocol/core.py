@@ -265,6 +265,18 @@ class Core:
             else:
                 self.drive(victim, Input.RESET, Fault.BUFFER_LIMIT)
 
+    def give_up_closed(self) -> bool:
+        """Reset the oldest of our own streams that the application has closed, both ways; False if there is none.
+
+        It only waits for the peer's FIN, whose time is the peer's to choose. One that was not accepted yet stays: the
+        peer would keep its slot all the same.
+        """
+        for stream in self.closing.values():
+            if stream.discarding and stream.acked and not stream.inbound:
+                self.drive(stream, Input.RESET, Fault.LOCAL_RESET)
+                return True
+        return False
+
     def end(self, kind: EndKind, text: str, *, send_code: int | None = None) -> None:
         """End the session: every stream breaks, nothing more is said but GoAway(`send_code`). The first call counts."""
         if self.ending is not None:

@@ -110,6 +110,7 @@ class Session:
         """Open a stream: its SYN goes out as soon as fewer than `max_unacked` opens wait for their ACK.
 
         The stream is in SYN_SENT and takes data at once; `acked` turns True when the peer answered. Raises OpenRefused.
+        At the limit it takes the place of a stream that was closed here and that the peer has not ended yet.
         """
         core = self._core
         if core.ending is not None:
@@ -118,9 +119,9 @@ class Session:
             raise OpenRefused(OpenRefusal.GOING_AWAY)
         if core.next_id > LAST_STREAM_ID:
             raise OpenRefused(OpenRefusal.IDS_EXHAUSTED)
-        if len(core.streams) - core.inbound_open >= core.config.max_outbound_streams:
-            raise OpenRefused(OpenRefusal.TOO_MANY)
         core.now = now
+        if len(core.streams) - core.inbound_open >= core.config.max_outbound_streams and not core.give_up_closed():
+            raise OpenRefused(OpenRefusal.TOO_MANY)
         stream = MuxStream(core.next_id, inbound=False, now=now)
         core.next_id += 2
         core.streams[stream.stream_id] = stream

@@ -7,13 +7,14 @@ until something can be due. So neither end can wait for the other in a circle (y
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 from trio.lowlevel import Abort, ParkingLot, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
 
 from tunnel.protocol.core import Role
-from tunnel.protocol.errors import EndKind, OpenRefused, RemoteProtocolError
+from tunnel.protocol.errors import EndKind, OpenRefusal, OpenRefused, RemoteProtocolError
 from tunnel.protocol.limits import SessionConfig
 from tunnel.protocol.session import Session
 from tunnel.protocol.stream import MuxStream
@@ -31,6 +32,7 @@ from tunnel.runtime.mux_errors import (
     TunnelError,
     open_error,
 )
+from tunnel.runtime.statistics import ConnectionStatistics, statistics_of
 from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport, TransportProtocolError
 
@@ -65,28 +67,6 @@ class EndReason:
     remote: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionStatistics:
-    """Totals since the start, and the state now. Bytes are those of the yamux layer; `rtt` in seconds."""
-
-    bytes_in: int
-    bytes_out: int
-    frames_in: int
-    frames_out: int
-    streams_opened: int
-    streams_accepted: int
-    streams_refused: int
-    streams_open: int
-    resets_in: int
-    resets_out: int
-    window_stalls: int
-    credits_out: int
-    glitches: int
-    buffered: int
-    rtt: float | None
-    last_received: float
-
-
 class Connection:
     """A session over one transport. `run` it in a nursery; use it from any task while it runs.
 
@@ -105,6 +85,8 @@ class Connection:
         self.name = name
         self.session = Session(role, config, now=trio.current_time(), accept_streams=accept_streams)
         self.end_reason: EndReason | None = None
+        self.spare: Callable[[], bool] | None = None
+        """Asked where a new stream finds no room: resets one that is only kept for later; False if there is none."""
         self._transport = transport
         self._config = config
         self._writer: Task | None = None  # parked: nothing to say
@@ -198,8 +180,14 @@ class Connection:
 
     def open_nowait(self) -> Stream:
         """`open_stream` that waits for nothing. Raises StreamRefused, GoingAway, TooManyStreams, SessionEnded."""
+        now = trio.current_time()
         try:
-            core = self.session.open(trio.current_time())
+            try:
+                core = self.session.open(now)
+            except OpenRefused as error:
+                if error.why is not OpenRefusal.TOO_MANY or self.spare is None or not self.spare():
+                    raise
+                core = self.session.open(now)
         except OpenRefused as error:
             raise open_error(error.why, self.session.ending) from None
         stream = Stream(self, core)
@@ -241,26 +229,7 @@ class Connection:
 
     def statistics(self) -> ConnectionStatistics:
         """Totals and state, for metrics and `/internal/session`."""
-        session = self.session
-        counters = session.counters
-        return ConnectionStatistics(
-            bytes_in=counters.bytes_in,
-            bytes_out=counters.bytes_out,
-            frames_in=counters.frames_in,
-            frames_out=counters.frames_out,
-            streams_opened=counters.opened_out,
-            streams_accepted=counters.opened_in,
-            streams_refused=counters.refused_in,
-            streams_open=session.streams_open,
-            resets_in=counters.resets_in,
-            resets_out=counters.resets_out,
-            window_stalls=counters.window_stalls,
-            credits_out=counters.credits_out,
-            glitches=counters.glitches,
-            buffered=session.buffered,
-            rtt=session.rtt,
-            last_received=session.last_received,
-        )
+        return statistics_of(self.session)
 
     def __repr__(self) -> str:
         return f"<Connection {self.name or 'unnamed'} {self.session!r}>"

@@ -24,6 +24,7 @@ class LocalLine:
         self.tag = self.session.encode()  # of hex digits and dashes, ours
         self.lines = Lines(announced="keepalive" in tunnel.identity.features)
         self._full = full
+        tunnel.connection.spare = self.lines.give_up
 
     def __repr__(self) -> str:
         return f"<LocalLine {self.tunnel!r} {self.lines!r}>"

@@ -15,7 +15,8 @@ from tunnel.http import PROBE_SECONDS, AfterAnswer, ReusePolicy
 from tunnel.runtime.fast_types import BoxStream
 
 PER_SESSION: Final = 128
-"""Half of the streams that a tunnel may have: the other lane and long exchanges need some too."""
+"""Half of the streams that a tunnel may have: the other lane and long exchanges need some too, and get these as well
+where there are no others left (`Lines.give_up`)."""
 IDLE_SECONDS: Final = 5.0
 FRESH_SECONDS: Final = 2.0
 """A request that cannot be repeated goes out only on a stream used this lately: servers close idle connections after
@@ -55,9 +56,10 @@ def _spoken(stream: BoxStream) -> bool:
 class Lines:
     """The idle streams of one tunnel session, used last first."""
 
-    __slots__ = ("_dead", "idle", "policy")
+    __slots__ = ("_dead", "_most", "idle", "policy")
 
-    def __init__(self, *, announced: bool) -> None:
+    def __init__(self, *, announced: bool, most: int = PER_SESSION) -> None:
+        self._most = most
         self.policy = ReusePolicy(announced=announced)
         self.idle: deque[Idle] = deque()
         self._dead = 0
@@ -130,7 +132,7 @@ class Lines:
     def keep(self, stream: BoxStream, before: Idle | None, now: float, *, reusable: bool) -> None:
         """The same; `before` is what stood for its rest when it was taken, if it was kept before."""
         then = self.policy.after_answer(reusable=reusable)
-        if then is AfterAnswer.CLOSE or len(self.idle) >= PER_SESSION or _spoken(stream):
+        if then is AfterAnswer.CLOSE or len(self.idle) >= self._most or _spoken(stream):
             stream.close_nowait()
         elif before is None or then is AfterAnswer.PROBE:
             self.idle.append(Idle(self, stream, now, probing=then is AfterAnswer.PROBE))
@@ -146,16 +148,29 @@ class Lines:
         if not self.policy.may_reuse(idempotent=True):
             self.close()
 
+    def give_up(self) -> bool:
+        """Reset the stream that idles longest, whose place is needed at once; False if none idles."""
+        while self.idle:
+            if (stream := self._let_go()) is not None:
+                stream.reset()
+                return True
+        return False
+
     def expire(self, now: float) -> None:
         """Close what idled too long."""
         while self.idle and (not self.idle[0].alive or now - self.idle[0].since > IDLE_SECONDS):
-            first = self.idle.popleft()
-            if first.alive:
-                first.alive = False
-                first.stream.listener = None
-                first.stream.close_nowait()
-            else:
-                self._dead -= 1
+            if (stream := self._let_go()) is not None:
+                stream.close_nowait()
+
+    def _let_go(self) -> BoxStream | None:
+        """Take out the first; its stream, if it is still open."""
+        first = self.idle.popleft()
+        if not first.alive:
+            self._dead -= 1
+            return None
+        first.alive = False
+        first.stream.listener = None
+        return first.stream
 
     def close(self) -> None:
         """Close all."""

@@ -21,6 +21,8 @@ _LOOK_SECONDS: Final = 1.0
 _REUSE_SECONDS: Final = 2.0
 """How long after it was opened a stream takes new requests: the other daemon can't tell an idle one from one in
 flight, so one that was used without end would hold up its drain to the last second of the grace."""
+_PER_SESSION: Final = 32
+"""As the API's workers keep: who holds the tunnel cannot take these back where it has no room for new ones."""
 _FORGET_SECONDS: Final = 30.0
 """A way that nobody went for so long is forgotten: the session may be gone."""
 
@@ -57,7 +59,7 @@ class RemoteLine:
             kind = NotOpened if error.elsewhere else ProxyError
             raise kind(error.code, error.message, retry_after=error.retry_after) from None
         if self._lines is None:
-            self._lines = Lines(announced="keepalive" in stream.features)
+            self._lines = Lines(announced="keepalive" in stream.features, most=_PER_SESSION)
         return stream
 
     def give(self, stream: BoxStream, *, reusable: bool) -> None:
