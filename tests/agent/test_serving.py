@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -95,21 +95,25 @@ async def test_many_streams_beside_an_endless_one(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.fixture
+def _log_as_found() -> Iterator[None]:
+    yield
+    logs.log.handlers.clear()
+    logs.log.propagate = True
+    logs.log.setLevel(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("_log_as_found")
 def test_log_lines(capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup("info", "json")
+    logs.info("connected", device="d-1", session=None)
+    logs.debug("not shown")
+    logs.setup("info", "text")
+    logs.warning("closed", why="two words\n", attempt=3)
     try:
-        logs.info("connected", device="d-1", session=None)
-        logs.debug("not shown")
-        logs.setup("info", "text")
-        logs.warning("closed", why="two words\n", attempt=3)
-        try:
-            raise ValueError("a bug")
-        except ValueError:
-            logs.log.exception("internal error")
-    finally:
-        logs.log.handlers.clear()
-        logs.log.propagate = True
-        logs.log.setLevel(logging.NOTSET)
+        raise ValueError("a bug")
+    except ValueError:
+        logs.log.exception("internal error")
     first, second, *rest = capsys.readouterr().err.splitlines()
     line = json.loads(first)
     assert (line["event"], line["level"], line["device"]) == ("connected", "info", "d-1")
@@ -119,16 +123,13 @@ def test_log_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert rest[-1] == "ValueError: a bug"
 
 
+@pytest.mark.usefixtures("_log_as_found")
 def test_an_exception_in_json_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup("error", "auto")  # no terminal here: JSON
     try:
         raise ValueError("a bug")
     except ValueError:
         logs.log.exception("internal error")
-    finally:
-        logs.log.handlers.clear()
-        logs.log.propagate = True
-        logs.log.setLevel(logging.NOTSET)
     assert "ValueError: a bug" in json.loads(capsys.readouterr().err)["exception"]
 
 

@@ -4,7 +4,6 @@ import base64
 import datetime as dt
 import hmac
 import json
-import uuid
 
 import pytest
 from django.conf import settings
@@ -18,10 +17,8 @@ from apps.accounts.oidc import provider as ours
 from apps.audit.models import AuditEvent
 from apps.common.actor import Actor
 from apps.common.errors import DomainError
-from apps.devices.models import Device
-from apps.tunnels import registry
 from tests.apps.conftest import Api
-from tests.apps.internal.kit import NODE, Daemon, settle
+from tests.apps.internal.kit import Daemon, online_device, settle
 
 pytestmark = pytest.mark.django_db
 ME = "/api/auth/me"
@@ -199,27 +196,13 @@ def daemon(db) -> Daemon:
 
 @pytest.fixture
 def online(daemon):
-    def make(owner: User) -> Device:
-        device = Device.objects.create(owner=owner, name="box", epoch=3)
-        session = registry.Session(str(device.pk), str(uuid.uuid4()), 3, str(owner.pk), timezone.now().isoformat())
-        assert registry.put(NODE, [session])[0].verdict == "ok"
-        return device
-
-    return make
+    """Makes an online device of an owner."""
+    return online_device
 
 
 @pytest.fixture
 def ask(daemon):
-    def post(**fields):
-        body = {
-            "node": NODE, "kind": "bearer", "token": "", "device": "", "method": "GET", "path": "/x",
-            "websocket": False, "origin": "", "host": "tunnel.example", "address": "192.0.2.9", "request_id": "req_1",
-            **fields,
-        }  # fmt: skip
-        secret = settings.VISIONA["INTERNAL_SECRET"][0]
-        return daemon.api("POST", "/internal/authorize", body, authorization=f"Bearer {secret}")
-
-    return post
+    return daemon.authorize
 
 
 class TestFastLane:

@@ -26,6 +26,14 @@ def settle() -> None:
     redis.client().set(f"{registry.PREFIX}since", 0)
 
 
+def online_device(owner: User) -> Device:
+    """One whose tunnel a `Daemon` that has beaten holds, by the registry's word."""
+    device = Device.objects.create(owner=owner, name="box", epoch=3)
+    session = registry.Session(str(device.pk), str(uuid.uuid4()), 3, str(owner.pk), timezone.now().isoformat())
+    assert registry.put(NODE, [session])[0].verdict == "ok"
+    return device
+
+
 class Daemon:
     """One node; `beat` makes it known, `ask` admits agents."""
 
@@ -52,6 +60,16 @@ class Daemon:
             "sessions": sessions,
         }
         return self.post("heartbeat", body).data
+
+    def authorize(self, **fields: Any) -> Answer:
+        """May this caller reach this device?"""
+        body = {
+            "node": self.node, "kind": "bearer", "token": "", "device": "", "method": "GET", "path": "/x",
+            "websocket": False, "origin": "", "host": "tunnel.example", "address": "192.0.2.9", "request_id": "req_1",
+            **fields,
+        }  # fmt: skip
+        secret = settings.VISIONA["INTERNAL_SECRET"][0]
+        return self.api("POST", "/internal/authorize", body, authorization=f"Bearer {secret}")
 
     def ask_all(self, *credentials: dict[str, Any]) -> list[Any]:
         answer = self.post("authenticate", {"node": self.node, "credentials": list(credentials)})

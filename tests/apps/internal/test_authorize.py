@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis.exceptions
-from django.conf import settings
 from django.db import connection, connections
 from django.utils import timezone
 
@@ -14,7 +13,7 @@ from apps.accounts.models import User
 from apps.devices.models import Device
 from apps.proxy import tickets
 from apps.tunnels import registry
-from tests.apps.internal.kit import NODE, URL
+from tests.apps.internal.kit import URL, online_device
 
 OWN = "http://localhost:3000"
 
@@ -26,28 +25,12 @@ def log_in(user):
 @pytest.fixture
 def online(daemon):
     """Makes an online device of an owner."""
-
-    def make(owner: User) -> Device:
-        device = Device.objects.create(owner=owner, name="box", epoch=3)
-        session = registry.Session(str(device.pk), str(uuid.uuid4()), 3, str(owner.pk), timezone.now().isoformat())
-        assert registry.put(NODE, [session])[0].verdict == "ok"
-        return device
-
-    return make
+    return online_device
 
 
 @pytest.fixture
 def ask(daemon):
-    def post(**fields):
-        body = {
-            "node": NODE, "kind": "bearer", "token": "", "device": "", "method": "GET", "path": "/x",
-            "websocket": False, "origin": "", "host": "tunnel.example", "address": "192.0.2.9", "request_id": "req_1",
-            **fields,
-        }  # fmt: skip
-        secret = settings.VISIONA["INTERNAL_SECRET"][0]
-        return daemon.api("POST", "/internal/authorize", body, authorization=f"Bearer {secret}")
-
-    return post
+    return daemon.authorize
 
 
 def refusal(answer):

@@ -46,17 +46,15 @@ def stack(request: pytest.FixtureRequest, migrated_template: str, free_port: Cal
 @pytest.fixture
 def box() -> Iterator[Box]:
     """The local server at the end of the tunnel."""
-    server = Box()
-    yield server
-    server.close()
+    with closing(Box()) as server:
+        yield server
 
 
 @pytest.fixture
 def daemon(box: Box) -> Iterator[StandInDaemon]:
     """What the API takes for the tunnel daemon."""
-    server = StandInDaemon(box.port)
-    yield server
-    server.close()
+    with closing(StandInDaemon(box.port)) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

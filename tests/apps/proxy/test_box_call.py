@@ -6,30 +6,14 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from apps.tunnels.box_call import ANSWER_MAX, Call, CallFailed, Reply, Until, call_box
 from apps.tunnels.forwarder import Limits, Route
-from tests.apps.proxy.kit import Box, Peer, StandInDaemon
+from tests.apps.proxy.kit import Peer, StandInDaemon
 
 LIMITS = Limits(open_seconds=5, head_seconds=30, idle_seconds=30)
-
-
-@pytest.fixture
-def box() -> Iterator[Box]:
-    server = Box()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def daemon(box: Box) -> Iterator[StandInDaemon]:
-    server = StandInDaemon(box.port)
-    server.sessions.add("session-1")
-    yield server
-    server.close()
 
 
 class Word:
