@@ -9,10 +9,21 @@ from django.test import Client
 from django.utils import timezone
 
 from apps.accounts import sessions
+from apps.accounts.hashers import Argon2Hasher
 from apps.accounts.models import User
 from apps.common import redis
 
 PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cheap_passwords() -> Iterator[None]:
+    """Most tests make a user or two, and each hash of production's strength takes longer than the test itself."""
+    assert (Argon2Hasher.time_cost, Argon2Hasher.memory_cost, Argon2Hasher.parallelism) == (2, 19_456, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Argon2Hasher, "time_cost", 1)
+        patch.setattr(Argon2Hasher, "memory_cost", 8)
+        yield
 
 
 @pytest.fixture(autouse=True)
