@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +24,7 @@ from cloud.embedded.account import server_account
 from cloud.embedded.program import Program, signal_group, spawn
 from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import log_in, new_pairing_token
+from tests.system import mould
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +286,7 @@ def run_stack(
 ) -> Iterator[Stack]:
     """PostgreSQL and Valkey below ``var``, a migrated and seeded database, and a Stack of which nothing runs yet.
 
+    The data are a copy of what a first start leaves (``tests.system.mould``), unless the settings put it elsewhere.
     ``durable`` for tests of what survives a crash: each commit waits for a disk that other tests use too.
     """
     api, tunnel, internal = ports
@@ -299,13 +300,11 @@ def run_stack(
         "VISIONA_PROXY_INTERNAL_PORT": str(internal),
         **(settings or {}),
     }
+    login = mould.pour(var) if mould.fits(settings or {}) else {}
     with ExitStack() as stack:
         stack.enter_context(ensure(var, environ, who="system test", durable=durable))
         plan = plans.make(var, environ)
-        prepare = [sys.executable, "-m", "cloud.supervisor.database"]
-        done = subprocess.run(prepare, cwd=plans.ROOT, env=plan.environ, timeout=120, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr.decode()[-4000:]
-        login = json.loads(done.stdout)
+        login = login or mould.migrate_and_seed(plan)
         running = Stack(var, environ, plan, login["email"], login["password"], login["serial"])
         stack.callback(running.close)
         yield running
