@@ -6,15 +6,17 @@ run twice at once instead, and are written so.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
+from typing import Final
 
 from django.conf import settings
 from django.utils import timezone
 from procrastinate import RetryStrategy
 from procrastinate.contrib.django import app
 from procrastinate.job_context import JobContext
-from procrastinate.jobs import Status
+from procrastinate.jobs import Job, Status
 
 from apps.audit.retention import sweep as sweep_by
 from apps.common.actor import Actor
@@ -24,6 +26,9 @@ from tunnel.contract import CLOSE_REVOKED
 
 RETRY = RetryStrategy(max_attempts=10, wait=2)
 PRESENCE_QUEUE = "presence"
+STALLED_SECONDS: Final = 30
+"""Without a heartbeat of its worker for this long, a job is another's to do."""
+SETTLE_SECONDS: Final = 1.0
 
 
 @app.periodic(cron="* * * * * */5", queueing_lock="devices.follow_registry")
@@ -75,8 +80,23 @@ def sweep(timestamp: int) -> None:
 async def retry_stalled_jobs(context: JobContext, timestamp: int) -> None:
     """Every minute: jobs of a worker that was killed are done by another; of the periodic ones the next turn does."""
     manager = context.app.job_manager
-    for job in await manager.get_stalled_jobs(seconds_since_heartbeat=30):
+    stalled = [*await manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_SECONDS), *await _unfinished(context)]
+    for job in stalled:
         if job.queueing_lock is not None:
             await manager.finish_job(job, status=Status.FAILED, delete_job=True)
         else:
             await manager.retry_job(job)
+
+
+async def _unfinished(context: JobContext) -> list[Job]:
+    """Jobs that this worker no longer runs, though it lives: their end could not be written while PostgreSQL was away.
+
+    The worker names the task of each job that it runs by the job's name and id; one that was just fetched is given
+    time to get its task.
+    """
+    manager, own = context.app.job_manager, context.job.worker_id
+    before = {job.id for job in await manager.list_jobs_async(status=Status.DOING.value, worker_id=own)}
+    await asyncio.sleep(SETTLE_SECONDS)
+    running = {task.get_name() for task in asyncio.all_tasks()}
+    doing = await manager.list_jobs_async(status=Status.DOING.value, worker_id=own)
+    return [job for job in doing if job.id in before and f"process job {job.task_name}[{job.id}]" not in running]

@@ -16,6 +16,8 @@ from django.db import connection, transaction
 from django.utils import timezone
 from procrastinate.contrib.django import app
 from procrastinate.contrib.django.models import ProcrastinateJob
+from procrastinate.exceptions import ConnectorException
+from procrastinate.manager import JobManager
 
 from apps.accounts.services import set_active
 from apps.devices import services
@@ -51,11 +53,11 @@ def box(daemon, alice):
     return daemon.ask_all(ask)[0], secret, ask["session"]
 
 
-def work() -> dict[str, str]:
+def work(concurrency: int = 1) -> dict[str, str]:
     """Run all jobs that wait, as a worker does, and no periodic ones; the last state of each task."""
     alone = mock.patch.dict(app.periodic_registry.periodic_tasks, clear=True)
     with alone, app.replace_connector(app.connector.get_worker_connector()) as worker:
-        worker.run_worker(wait=False, install_signal_handlers=False, listen_notify=False)
+        worker.run_worker(wait=False, install_signal_handlers=False, listen_notify=False, concurrency=concurrency)
     return dict(ProcrastinateJob.objects.order_by("id").values_list("task_name", "status"))
 
 
@@ -146,6 +148,38 @@ def test_a_killed_workers_jobs_are_done_by_another(box, alice):
     assert registry.lookup([box[0]["device_id"]]) == {}
 
 
+def test_a_job_whose_end_could_not_be_written_is_done_again(box, alice, daemon, monkeypatch):
+    """PostgreSQL went away under the statement: the worker lives on, and nobody else may take the job."""
+    app.configure_task("tunnels.close_user").defer(user_id=str(alice.pk))
+    app.configure_task("devices.retry_stalled_jobs").defer(timestamp=0)
+    finish, broken = JobManager.finish_job, []
+
+    async def breaks_once(manager, job, status, delete_job):
+        if job.task_name == "tunnels.close_user" and not broken:
+            broken.append(job)
+            raise ConnectorException
+        await finish(manager, job, status, delete_job)
+
+    monkeypatch.setattr(JobManager, "finish_job", breaks_once)
+    assert work() == {"tunnels.close_user": "succeeded", "devices.retry_stalled_jobs": "succeeded"}
+    assert len(broken) == 1
+    assert ProcrastinateJob.objects.get(task_name="tunnels.close_user").attempts == 2
+
+
+def test_a_job_that_runs_is_not_done_again(box, alice, monkeypatch):
+    """Neither one that takes long nor the one that looks for them."""
+
+    def takes_long(user_id, **given):
+        wait_for(lambda: ProcrastinateJob.objects.get(task_name="devices.retry_stalled_jobs").status == "succeeded")
+
+    monkeypatch.setattr("apps.tunnels.services.close_user", takes_long)
+    monkeypatch.setattr("apps.devices.tasks.SETTLE_SECONDS", 0.0)
+    app.configure_task("tunnels.close_user").defer(user_id=str(alice.pk))
+    app.configure_task("devices.retry_stalled_jobs").defer(timestamp=0)
+    assert work(concurrency=2) == {"tunnels.close_user": "succeeded", "devices.retry_stalled_jobs": "succeeded"}
+    assert set(ProcrastinateJob.objects.values_list("attempts", flat=True)) == {1}
+
+
 def test_old_jobs_are_removed(box):
     for task, age in (
         ("devices.follow_registry", 2),
@@ -182,16 +216,31 @@ def test_tokens_expire(daemon, alice):
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
+class Worker:
+    """The process that operators start, and what they start it with: again whenever it has ended."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.keep()
+
+    def keep(self) -> None:
+        """Start it if it does not run."""
+        if self.starts == 0 or self.process.poll() is not None:
+            self.starts += 1
+            env = {**os.environ, "VISIONA_DB_NAME": str(connection.settings_dict["NAME"])}
+            command = [sys.executable, "manage.py", "procrastinate", "worker"]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
 @pytest.fixture
 def worker():
-    env = {**os.environ, "VISIONA_DB_NAME": str(connection.settings_dict["NAME"])}
-    process = subprocess.Popen(
-        [sys.executable, "manage.py", "procrastinate", "worker"], cwd=ROOT, env=env, stderr=subprocess.PIPE
-    )
-    yield process
-    if process.poll() is None:
-        process.kill()
-    process.communicate(timeout=10)
+    found = Worker()
+    yield found
+    found.close()
 
 
 def wait_for(look, seconds=60.0, meanwhile=lambda: None):
@@ -202,27 +251,55 @@ def wait_for(look, seconds=60.0, meanwhile=lambda: None):
         time.sleep(0.05)
 
 
+def link_is(box, status) -> bool:
+    return device_of(box[0]).link_status == status
+
+
 def comes_online(box, daemon) -> None:
     """A process may take longer to start than a node lives without a heartbeat."""
-    wait_for(lambda: device_of(box[0]).link_status == LinkStatus.ONLINE, meanwhile=lambda: daemon.beat(count=1))
+    wait_for(lambda: link_is(box, LinkStatus.ONLINE), meanwhile=lambda: daemon.beat(count=1))
 
 
-def test_the_worker_process_follows_within_seconds_and_stops_at_once(box, daemon, worker):
-    comes_online(box, daemon)
-    registry.end({box[0]["device_id"]: 1})
-    wait_for(lambda: device_of(box[0]).link_status == LinkStatus.OFFLINE)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 0
+def waits_for_a_lock() -> bool:
+    """Whether some statement of another connection does."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(cursor.fetchone()[0])
 
 
-def test_a_worker_whose_connections_break_goes_on(box, daemon, worker):
-    """A restart of PostgreSQL. (One that is away for longer than half a minute ends it, to be started again.)"""
-    comes_online(box, daemon)
+def break_connections() -> None:
+    """What a restart of PostgreSQL does to its clients."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
             " AND datname = current_database()"
         )
+
+
+def test_the_worker_process_follows_within_seconds_and_stops_at_once(box, daemon, worker):
+    comes_online(box, daemon)
     registry.end({box[0]["device_id"]: 1})
-    wait_for(lambda: device_of(box[0]).link_status == LinkStatus.OFFLINE)
-    assert worker.poll() is None
+    wait_for(lambda: link_is(box, LinkStatus.OFFLINE))
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(30) == 0
+
+
+def test_a_worker_whose_connections_break_goes_on(box, daemon, worker):
+    """Idle ones are replaced. One that breaks under a statement ends the process, which is then started again."""
+    comes_online(box, daemon)
+    break_connections()
+    registry.end({box[0]["device_id"]: 1})
+    wait_for(lambda: link_is(box, LinkStatus.OFFLINE), meanwhile=worker.keep)
+
+
+def test_a_worker_whose_statement_breaks_goes_on(box, daemon, worker):
+    """If it was the process's own statement, it ends and is started again; it must not linger half alive."""
+    comes_online(box, daemon)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE procrastinate_jobs IN ACCESS EXCLUSIVE MODE")
+        wait_for(waits_for_a_lock)
+        break_connections()
+    registry.end({box[0]["device_id"]: 1})
+    wait_for(lambda: link_is(box, LinkStatus.OFFLINE), meanwhile=worker.keep)
