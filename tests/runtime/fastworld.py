@@ -11,7 +11,7 @@ from typing import Any, Self
 import orjson
 import trio
 
-from tests.runtime.daemonworld import TOKEN, World, dial, world
+from tests.runtime.daemonworld import SECRET, TOKEN, World, dial, parse, read_all, world
 from tunnel.runtime.connection import Connection, Stream
 from tunnel.runtime.sockets import ByteStream
 
@@ -200,3 +200,16 @@ async def fast_world(**settings: Any) -> AsyncIterator[World]:
     """As `world`, with the stand-in for Django authorising every caller for `DEVICE`."""
     async with world(cors_origins=("http://front.example",), **settings) as w:
         yield w
+
+
+async def invalidate(w: World, body: object, *, secret: str = SECRET, raw: bytes | None = None) -> tuple[int, object]:
+    """Ask the daemon to forget; its status and what it says."""
+    data = orjson.dumps(body) if raw is None else raw
+    stream = await dial(w.internal)
+    await stream.send_all(
+        f"POST /internal/authz/invalidate HTTP/1.1\r\nHost: d\r\nAuthorization: Bearer {secret}\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
+    status, _, answer = parse(await read_all(stream))
+    return status, answer

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 
-import orjson
 import pytest
 import trio
 
-from tests.runtime.daemonworld import SECRET, World, dial, parse, read_all
-from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, ok
+from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, invalidate, ok
 from tunnel.runtime import fast_watch
-
-
-async def invalidate(w: World, body: object, *, secret: str = SECRET, raw: bytes | None = None) -> tuple[int, object]:
-    data = orjson.dumps(body) if raw is None else raw
-    stream = await dial(w.internal)
-    await stream.send_all(
-        f"POST /internal/authz/invalidate HTTP/1.1\r\nHost: d\r\nAuthorization: Bearer {secret}\r\n"
-        f"Content-Length: {len(data)}\r\n\r\n".encode()
-        + data
-    )
-    status, _, answer = parse(await read_all(stream))
-    return status, answer
 
 
 async def forever(wire: Wire) -> None:

@@ -8,13 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.runtime.daemonworld import OTHER, SECRET, TOKEN, Control, World, dial, echo, parse, read_all, world
-from tunnel.config import TunnelConfig, load
-from tunnel.contract import SettingError
-from tunnel.runtime.agent_head import agent_of, client_address
+from tests.runtime.daemonworld import OTHER, SECRET, TOKEN, Control, dial, echo, parse, read_all, world
+from tests.runtime.refusals import code_of, refused
 from tunnel.runtime.connection import StreamRefused
-from tunnel.runtime.http1 import Request
-from tunnel.runtime.server import Slots
 from tunnel.runtime.transport import HandshakeRefused
 
 BEARER = [("Authorization", f"Bearer {TOKEN}")]
@@ -24,16 +20,6 @@ UPGRADE = [
     ("Sec-WebSocket-Version", "13"),
     ("Sec-WebSocket-Key", base64.b64encode(b"0123456789abcdef").decode()),
 ]
-
-
-async def refused(w: World, token: str = TOKEN, **more: object) -> HandshakeRefused:
-    with pytest.raises(HandshakeRefused) as caught:
-        await w.agent(token, **more)  # type: ignore[arg-type]
-    return caught.value
-
-
-def code_of(refusal: HandshakeRefused) -> str:
-    return str(parse(b"HTTP/1.1 1 x\r\n\r\n" + refusal.body)[2]["error"]["code"])
 
 
 async def test_an_admitted_agent_is_told_who_it_is() -> None:
@@ -346,152 +332,3 @@ async def test_a_text_message_ends_that_session_with_1003_and_no_other() -> None
         await w.until(lambda: len(w.daemon.sessions) == 1)
         assert w.logged("disconnect")[0]["reason"] == "error"
         assert other.end_reason is None
-
-
-async def test_a_dripping_head_is_408() -> None:
-    async with world(head_seconds=0.4) as w:
-        stream = await dial(w.public)
-        async with trio.open_nursery() as nursery:
-
-            async def drip() -> None:
-                try:
-                    for byte in b"GET /tunnel/connect HTTP/1.1\r\n" * 100:
-                        await stream.send_all(bytes([byte]))
-                        await trio.sleep(0.05)
-                except trio.BrokenResourceError:
-                    return
-
-            nursery.start_soon(drip)
-            answer = b""
-            try:
-                while more := await stream.receive_some():
-                    answer += more
-            except trio.BrokenResourceError:
-                pass
-            assert parse(answer)[0] == 408
-            nursery.cancel_scope.cancel()
-
-
-async def test_a_crowd_of_slow_heads_pushes_out_itself() -> None:
-    async with world(max_handshakes=4) as w:
-        slow = [await dial(w.public) for _ in range(8)]
-        for stream in slow:
-            await stream.send_all(b"GET /tunnel/conn")
-        _, answer = await w.agent()
-        assert "x-visiona-device-id" in answer
-        told = parse(await read_all(slow[0]))
-        assert (told[0], told[2]["error"]["code"]) == (408, "REQUEST_TIMEOUT")
-
-
-async def test_more_handshakes_than_allowed_are_503() -> None:
-    async with world(max_handshakes=2, queue_seconds=0.1) as w:
-        w.control.hold = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(w.agent, TOKEN)
-            nursery.start_soon(w.agent, OTHER)
-            await w.until(lambda: w.daemon.handshakes == 2)
-            refusal = await refused(w)
-            assert (refusal.status, code_of(refusal), refusal.header("Retry-After")) == (503, "OVERLOADED", "1")
-            w.control.hold.set()
-        assert w.daemon.handshakes == 0  # held sessions need no slot
-
-
-async def test_a_storm_waits_its_turn_and_is_not_refused() -> None:
-    async with world(max_handshakes=4) as w:
-        async with trio.open_nursery() as nursery:
-            for number in range(36):
-                nursery.start_soon(w.agent, f"vAs_{number:032x}")
-        assert not w.logged("connect_refused")
-        connected = [line["session"] for line in w.logged("connect")]
-        assert len(set(connected)) == 36
-        assert w.daemon.handshakes == 0
-
-
-async def test_the_queue_for_a_slot_is_bounded() -> None:
-    slots = Slots(1, wait_seconds=5)
-    assert await slots.enter(trio.CancelScope())
-    results: list[bool] = []
-
-    async def enter() -> None:
-        results.append(await slots.enter(trio.CancelScope()))
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(9):
-            nursery.start_soon(enter)
-        await trio.testing.wait_all_tasks_blocked()
-        assert results == [False]
-        nursery.cancel_scope.cancel()
-    assert slots.taken == 1
-
-
-async def test_more_sessions_than_allowed_are_503() -> None:
-    async with world(max_sessions=1) as w:
-        await w.agent()
-        refusal = await refused(w, OTHER)
-        assert (refusal.status, code_of(refusal)) == (503, "OVERLOADED")
-
-
-@pytest.mark.parametrize(
-    "value,agent,features",
-    [
-        (None, "", []),
-        ("", "", []),
-        ("box", "box", []),
-        ("visiona-agent/1.2.3; features=a,b", "visiona-agent/1.2.3", ["a", "b"]),
-        ("x/1;features=A, b ,a;other=1", "x/1", ["a", "b"]),
-        ("x/1; features=ok,not ok,<b>", "x/1", ["ok"]),
-        ("x/1; features=" + ",".join(f"f{i}" for i in range(99)), "x/1", [f"f{i}" for i in range(16)]),
-        ("bad name/1; features=a", "", []),
-        ("x/" + "9" * 65, "", []),
-    ],
-)
-def test_what_an_agent_says_of_itself(value: str | None, agent: str, features: list[str]) -> None:
-    assert agent_of(value) == (agent, features)
-
-
-@pytest.mark.parametrize(
-    "peer,forwarded,address",
-    [
-        ("203.0.113.9", "1.2.3.4", "203.0.113.9"),
-        ("10.0.0.1", "1.2.3.4", "1.2.3.4"),
-        ("10.0.0.1", "6.6.6.6, 1.2.3.4", "1.2.3.4"),
-        ("10.0.0.1", "1.2.3.4, 10.0.0.7", "1.2.3.4"),
-        ("10.0.0.1", "garbage", "10.0.0.1"),
-        ("10.0.0.1", None, "10.0.0.1"),
-        ("10.0.0.1", "2001:db8::1", "2001:db8::1"),
-        ("10.0.0.1", "10.0.0.2", "10.0.0.2"),
-    ],
-)
-def test_whose_address_it_is(peer: str, forwarded: str | None, address: str) -> None:
-    fields = (("x-forwarded-for", forwarded),) if forwarded else ()
-    request = Request("GET", "/", {}, fields, "r", b"")
-    trusted = load({"VISIONA_TRUSTED_PROXIES": "10.0.0.0/8"})[0].trusted_proxies
-    assert client_address(peer, request, trusted) == address
-
-
-def test_the_settings() -> None:
-    config, warnings = load(
-        {"VISIONA_YAMUX_ROLE": "server", "VISIONA_TUNNEL_PROT": "1", "VISIONA_TUNNEL_BUFFER_MB": "16"}
-    )
-    assert (config.role, config.buffer_bytes, config.public_host) == ("server", 16 << 20, "127.0.0.1")
-    assert warnings == ["VISIONA_TUNNEL_PROT: unknown setting; the nearest known one is VISIONA_TUNNEL_PORT"]
-    secret = {"VISIONA_ENV": "production", "VISIONA_INTERNAL_SECRET": "x" * 32}
-    assert load(secret)[0].public_host == "0.0.0.0"
-    assert TunnelConfig(drain_seconds=1).interrupt_grace == 1
-
-
-@pytest.mark.parametrize(
-    "environ,name",
-    [
-        ({"VISIONA_TUNNEL_PORT": "x"}, "VISIONA_TUNNEL_PORT"),
-        ({"VISIONA_TRUSTED_PROXIES": "10.0.0.0/99"}, "VISIONA_TRUSTED_PROXIES"),
-        ({"VISIONA_INTERNAL_SECRET": " , "}, "VISIONA_INTERNAL_SECRET"),
-        ({"VISIONA_ENV": "production"}, "VISIONA_INTERNAL_SECRET"),
-        ({"VISIONA_ENV_STRICT": "true", "VISIONA_X": "1"}, "VISIONA_X"),
-    ],
-)
-def test_a_bad_setting_is_one_line_that_names_it(environ: dict[str, str], name: str) -> None:
-    with pytest.raises(SettingError) as caught:
-        load(environ)
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.apps.proxy.kit import Box, Got, Peer, StandInDaemon, until
+from tests.apps.proxy.kit import Box, Got, Peer, until
 from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in, put_online
+from tests.apps.proxy.stand_in import StandInDaemon
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.apps.proxy.kit import Box, Got, Peer, StandInDaemon
+from tests.apps.proxy.kit import Box, Got, Peer
 from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in, put_online
+from tests.apps.proxy.stand_in import StandInDaemon
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]

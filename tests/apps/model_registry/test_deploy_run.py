@@ -16,8 +16,9 @@ from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 from apps.model_registry.models import AIModel
 from tests.apps.model_registry.box import ModelBox
 from tests.apps.model_registry.kit import ready
-from tests.apps.proxy.kit import StandInDaemon, until
+from tests.apps.proxy.kit import until
 from tests.apps.proxy.stack import put_online
+from tests.apps.proxy.stand_in import StandInDaemon
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 

@@ -5,7 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.apps.proxy.kit import Box, StandInDaemon
+from tests.apps.proxy.kit import Box
+from tests.apps.proxy.stand_in import StandInDaemon
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.proxy.kit import Box, StandInDaemon
+from tests.apps.proxy.kit import Box
 from tests.apps.proxy.stack import (
     Lane,
     Stack,
@@ -23,6 +23,7 @@ from tests.apps.proxy.stack import (
     put_online,
     start_api,
 )
+from tests.apps.proxy.stand_in import StandInDaemon
 from tests.conftest import _admin
 
 

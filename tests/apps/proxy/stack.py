@@ -21,7 +21,8 @@ from django.utils import timezone
 
 from apps.accounts import sessions
 from apps.tunnels import registry
-from tests.apps.proxy.kit import Box, Got, StandInDaemon, Wire
+from tests.apps.proxy.kit import Box, Got, Wire
+from tests.apps.proxy.stand_in import StandInDaemon
 from tests.conftest import ROOT, Started
 
 NODE = "node-of-the-tests"

@@ -11,7 +11,8 @@ import pytest
 
 from apps.tunnels.box_call import ANSWER_MAX, Call, CallFailed, Reply, Until, call_box
 from apps.tunnels.forwarder import Limits, Route
-from tests.apps.proxy.kit import Peer, StandInDaemon
+from tests.apps.proxy.kit import Peer
+from tests.apps.proxy.stand_in import StandInDaemon
 
 LIMITS = Limits(open_seconds=5, head_seconds=30, idle_seconds=30)
 

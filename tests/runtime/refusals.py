@@ -1,0 +1,16 @@
+"""How an agent is turned away."""
+
+import pytest
+
+from tests.runtime.daemonworld import TOKEN, World, parse
+from tunnel.runtime.transport import HandshakeRefused
+
+
+async def refused(w: World, token: str = TOKEN, **more: object) -> HandshakeRefused:
+    with pytest.raises(HandshakeRefused) as caught:
+        await w.agent(token, **more)  # type: ignore[arg-type]
+    return caught.value
+
+
+def code_of(refusal: HandshakeRefused) -> str:
+    return str(parse(b"HTTP/1.1 1 x\r\n\r\n" + refusal.body)[2]["error"]["code"])
