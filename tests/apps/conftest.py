@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 from django.utils import timezone
+from whitenoise.middleware import WhiteNoiseMiddleware
 
 from apps.accounts import sessions
 from apps.accounts.hashers import Argon2Hasher
@@ -23,6 +24,22 @@ def _cheap_passwords() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Argon2Hasher, "time_cost", 1)
         patch.setattr(Argon2Hasher, "memory_cost", 8)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _static_files_are_found_once() -> Iterator[None]:
+    """Each client of Django's loads the middleware anew, and the static files, which never change, are hundreds."""
+    find, found = WhiteNoiseMiddleware.add_files_from_finders, {}
+
+    def once(self: WhiteNoiseMiddleware) -> None:
+        if not found:
+            find(self)
+            found.update(self.files)
+        self.files.update(found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WhiteNoiseMiddleware, "add_files_from_finders", once)
         yield
 
 
