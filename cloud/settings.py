@@ -111,7 +111,7 @@ DATABASES = {
     }
 }
 POSTGRES_PROGRAMS = postgres_wheel.programs()  # for backups, where the machine has none of its own
-CACHES = cache_settings(VISIONA["REDIS_URL"], VISIONA["API_THREADS"])
+CACHES = cache_settings(VISIONA["REDIS_URL"], VISIONA["API_THREADS"], timeout=VISIONA["REDIS_TIMEOUT_SECONDS"])
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_USER_MODEL = "accounts.User"

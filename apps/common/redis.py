@@ -1,4 +1,5 @@
-"""The one Redis client of a process: no retries, a second at most for anything (data.md, "When a part is down").
+"""The one Redis client of a process: no retries, `VISIONA_REDIS_TIMEOUT_SECONDS` at most for anything (data.md, "When
+a part is down").
 
 Reached through django-redis, whose pools are the process's (one for each URL); its cache API is not used, since what
 is kept here are structures that scripts change, and no pickles.
@@ -17,7 +18,6 @@ from redis.retry import Retry
 
 from apps.common.breaker import Breaker
 
-TIMEOUT_SECONDS: Final = 1.0
 _FAILURES: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 
@@ -55,19 +55,22 @@ class WatchedPool(redis.BlockingConnectionPool):
             raise
 
 
-def cache_settings(url: str, threads: int) -> dict[str, dict[str, Any]]:
-    """Django's CACHES for the Redis at `url`, for a process of so many threads; read by `cloud.settings`."""
+def cache_settings(url: str, threads: int, *, timeout: float) -> dict[str, dict[str, Any]]:
+    """Django's CACHES for the Redis at `url`, for a process of so many threads; read by `cloud.settings`.
+
+    `timeout` (seconds) holds for a connection, for an answer, and for a free connection each.
+    """
     return {
         "default": {
             "BACKEND": "django_redis.cache.RedisCache",
             "LOCATION": [url],  # a list, since django-redis would part a text at a comma of its password
             "OPTIONS": {
-                "SOCKET_TIMEOUT": TIMEOUT_SECONDS,
-                "SOCKET_CONNECT_TIMEOUT": TIMEOUT_SECONDS,
+                "SOCKET_TIMEOUT": timeout,
+                "SOCKET_CONNECT_TIMEOUT": timeout,
                 "CONNECTION_POOL_CLASS": "apps.common.redis.WatchedPool",
                 "CONNECTION_POOL_KWARGS": {
                     "max_connections": threads + 8,  # the threads, and those that beat beside them
-                    "timeout": TIMEOUT_SECONDS,
+                    "timeout": timeout,
                     "retry": Retry(NoBackoff(), 0),
                     "decode_responses": True,
                     "health_check_interval": 0,

@@ -24,6 +24,12 @@ from cloud.embedded.session import ensure
 
 _ROOT = Path(__file__).resolve().parents[2]
 _KEPT = ("VISIONA_DB_", "VISIONA_REDIS_URL")  # real servers may be named for a run
+PATIENCE = {
+    "VISIONA_DB_DEADLINE_SECONDS": "30",
+    "VISIONA_DB_LOCK_TIMEOUT_MS": "30000",
+    "VISIONA_REDIS_TIMEOUT_SECONDS": "30",
+}
+"""Where a test is not about a part that is away: on a busy machine an answer may take long."""
 _stack = pytest.StashKey[ExitStack]()
 _folder = pytest.StashKey[Path]()
 
@@ -39,6 +45,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
         _forget_settings()
         _on_terminate(stack)
         folder = early_config.stash[_folder] = _run_folder(stack)
+        os.environ.update(PATIENCE)
         os.environ["VISIONA_STORAGE_DIR"] = str(folder / "storage")
         try:
             stack.enter_context(ensure(folder, os.environ, who="pytest", durable=False))

@@ -22,6 +22,7 @@ import psutil
 from cloud.embedded import ensure, postgres, state, valkey
 from cloud.embedded.account import server_account
 from cloud.embedded.program import Program, signal_group, spawn
+from cloud.embedded.pytest_plugin import PATIENCE
 from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import log_in, new_pairing_token
 from tests.system import mould
@@ -287,7 +288,8 @@ def run_stack(
     """PostgreSQL and Valkey below ``var``, a migrated and seeded database, and a Stack of which nothing runs yet.
 
     The data are a copy of what a first start leaves (``tests.system.mould``), unless the settings put it elsewhere.
-    ``durable`` for tests of what survives a crash: each commit waits for a disk that other tests use too.
+    ``durable`` for tests of what survives a crash: each commit waits for a disk that other tests use too. Only these
+    have the product's own short deadlines for its databases.
     """
     api, tunnel, internal = ports
     # The run's own servers are left aside: this system has servers of its own, which it may freeze and kill.
@@ -298,6 +300,7 @@ def run_stack(
         "VISIONA_API_PORT": str(api),
         "VISIONA_TUNNEL_PORT": str(tunnel),
         "VISIONA_PROXY_INTERNAL_PORT": str(internal),
+        **({} if durable else PATIENCE),
         **(settings or {}),
     }
     login = mould.pour(var) if mould.fits(settings or {}) else {}

@@ -115,6 +115,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("DB_STATEMENT_TIMEOUT_MS", "int", "30000", "PostgreSQL statement_timeout", low=1),
     _S("DB_LOCK_TIMEOUT_MS", "int", "5000", "PostgreSQL lock_timeout", low=1),
     _S("REDIS_URL", "url", "", "Redis or Valkey, redis:// or rediss://; empty: the embedded server"),
+    _S("REDIS_TIMEOUT_SECONDS", "float", "1", "to wait for any answer of Redis", low=0.1, high=600),
     _S("API_WORKERS", "int", "2", "API processes", low=1, high=128),
     _S("API_THREADS", "int", "64", "threads an API process", low=4, high=1024),
     _S(
