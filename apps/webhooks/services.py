@@ -212,7 +212,7 @@ def rotate_secret(*, actor: Actor, owner_id: uuid.UUID, webhook_id: uuid.UUID, n
 
 
 @transaction.atomic
-def ping(*, owner_id: uuid.UUID, webhook_id: uuid.UUID, now: dt.datetime) -> WebhookDelivery:
+def ping(*, actor: Actor, owner_id: uuid.UUID, webhook_id: uuid.UUID, now: dt.datetime) -> WebhookDelivery:
     """A trial delivery (`event` is `ping`). Raises DomainError NOT_FOUND, INVALID_STATE (disabled), RATE_LIMITED."""
     webhook = _enabled(webhook_id, owner_id)
     recent = webhook.deliveries.filter(event=PING, created_at__gt=now - dt.timedelta(minutes=1)).count()
@@ -220,12 +220,13 @@ def ping(*, owner_id: uuid.UUID, webhook_id: uuid.UUID, now: dt.datetime) -> Web
         raise refusal(PINGS_A_MINUTE, 60_000)
     delivery = _delivery(webhook.id, Happening(owner_id, PING, {"webhook_id": str(webhook.id)}), now)
     _begin([delivery])
+    _audit(actor, "webhook.ping", webhook, {"delivery": str(delivery.id)}, now)
     return delivery
 
 
 @transaction.atomic
 def redeliver(
-    *, owner_id: uuid.UUID, webhook_id: uuid.UUID, delivery_id: uuid.UUID, now: dt.datetime
+    *, actor: Actor, owner_id: uuid.UUID, webhook_id: uuid.UUID, delivery_id: uuid.UUID, now: dt.datetime
 ) -> WebhookDelivery:
     """Send a delivery that ended once more, with its old event id, and all attempts anew.
 
@@ -241,6 +242,7 @@ def redeliver(
     delivery.next_attempt_at, delivery.delivered_at, delivery.first_attempt = now, None, delivery.attempts
     delivery.save()
     jobs.configure_task(DELIVER).defer(delivery_id=str(delivery.id), attempt=delivery.attempts)
+    _audit(actor, "webhook.redeliver", webhook, {"delivery": str(delivery.id), "event": delivery.event}, now)
     return delivery
 
 

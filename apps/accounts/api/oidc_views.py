@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from django.conf import settings
@@ -21,8 +22,6 @@ from apps.common.errors import not_found
 from apps.common.responses import ok
 from apps.common.schema import describe, error_responses
 
-COOKIE: Final = "visiona_oidc"
-COOKIE_PATH: Final = "/api/auth/oidc"
 _ERRORS: Final = (
     "BAD_REQUEST", "VALIDATION_ERROR", "NOT_FOUND", "URI_TOO_LONG", "RATE_LIMITED", "INTERNAL_ERROR",
     "CACHE_UNAVAILABLE",
@@ -41,6 +40,25 @@ def _redirects(where: str) -> Callable[[Handler], Handler]:
         responses={302: OpenApiResponse(description=where), **error_responses((*_ERRORS, "OVERLOADED"))},
     )
     return declare
+
+
+@dataclass(frozen=True, slots=True)
+class Cookie:
+    """What binds a login to its browser, for ten minutes.
+
+    Over https its name says `__Host-`: browsers take it from this host alone (RFC 6265bis §4.1.3.2), so that no
+    neighbouring subdomain plants one. That wants the path `/`; over http such a name would be refused.
+    """
+
+    name: str
+    path: str
+    secure: bool
+
+
+def _cookie() -> Cookie:
+    if settings.VISIONA["PUBLIC_URL"].startswith("https:"):
+        return Cookie("__Host-visiona_oidc", "/", secure=True)
+    return Cookie("visiona_oidc", "/api/auth/oidc", secure=False)
 
 
 class OidcView(PublicApiView):
@@ -67,16 +85,17 @@ class OidcLoginView(OidcView):
     @_redirects("The provider's login.")
     def get(self, request: Request) -> HttpResponse:
         """Send a browser here to log in at the provider; a cookie of ten minutes binds the login to it."""
-        browser = request.COOKIES.get(COOKIE, "")
+        cookie = _cookie()
+        browser = request.COOKIES.get(cookie.name, "")
         if len(browser) != 43:  # one of ours stays, so that two tabs may log in at once
             browser = secrets.token_urlsafe(32)
         response = _to(flow.begin(self.target, redirect_uri=self.query["redirect_uri"], browser=browser))
         response.set_cookie(
-            COOKIE,
+            cookie.name,
             browser,
             max_age=flow.STATE_SECONDS,
-            path=COOKIE_PATH,
-            secure=settings.VISIONA["PUBLIC_URL"].startswith("https:"),
+            path=cookie.path,
+            secure=cookie.secure,
             httponly=True,
             samesite="Lax",  # the provider sends the browser back by a link
         )
@@ -105,7 +124,8 @@ class OidcCallbackView(OidcView):
     @_redirects("The front end's page, with `#code=` (one use, 60 s) or `#error=` and one of our codes.")
     def get(self, request: Request) -> HttpResponse:
         """Where the provider sends the browser back to."""
-        return _to(flow.finish(self.target, self.query, browser=request.COOKIES.get(COOKIE, ""), now=timezone.now()))
+        browser = request.COOKIES.get(_cookie().name, "")
+        return _to(flow.finish(self.target, self.query, browser=browser, now=timezone.now()))
 
 
 class OidcTokenView(OidcView):

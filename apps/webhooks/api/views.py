@@ -108,7 +108,9 @@ class PingView(OneWebhookView):
     @describe("Webhooks", answer=DeliverySerializer, status=201, errors=("INVALID_STATE",))
     def post(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """A trial delivery with the event `ping`; the log tells what became of it. Ten a minute."""
-        delivery = services.ping(owner_id=_user(request).pk, webhook_id=self.target.id, now=timezone.now())
+        delivery = services.ping(
+            actor=self.actor, owner_id=_user(request).pk, webhook_id=self.target.id, now=timezone.now()
+        )
         return ok(DeliverySerializer(delivery).data, status=201)
 
 
@@ -117,7 +119,11 @@ class RedeliverView(OneWebhookView):
     def post(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Send a delivery that ended once more: the same body, and so the same event id."""
         delivery = services.redeliver(
-            owner_id=_user(request).pk, webhook_id=self.target.id, now=timezone.now(), **self.body(RedeliverBody)
+            actor=self.actor,
+            owner_id=_user(request).pk,
+            webhook_id=self.target.id,
+            now=timezone.now(),
+            **self.body(RedeliverBody),
         )
         return ok(DeliverySerializer(delivery).data)
 

@@ -76,6 +76,19 @@ def test_the_whole_way(provider, anonymous):
     assert (again.status, again.code) == (401, "INVALID_CREDENTIALS")
 
 
+def test_over_https_the_cookie_is_of_this_host_alone(provider, monkeypatch):
+    monkeypatch.setitem(settings.VISIONA, "PUBLIC_URL", "https://cloud.example")
+    browser, planted = Api(), Api()
+    there = begin(browser)
+    cookie = there.cookies["__Host-visiona_oidc"]
+    assert (cookie["path"], cookie["secure"], cookie["httponly"], cookie["domain"]) == ("/", True, True, "")
+    refused = {"state": query(there["Location"])["state"], "error": "access_denied", "iss": provider.issuer}
+    planted.client.cookies["visiona_oidc"] = cookie.value  # what a neighbouring subdomain can set
+    assert planted.client.get(BACK, refused, secure=True).status_code == 400
+    refused["state"] = query(begin(browser)["Location"])["state"]
+    assert browser.client.get(BACK, refused, secure=True)["Location"] == f"{PAGE}#error=FORBIDDEN"
+
+
 def test_the_same_person_is_the_same_user_and_nothing_secret_is_kept(provider):
     first = enter(provider, provider.pat).data["user"]["id"]
     assert enter(provider, provider.pat).data["user"]["id"] == first

@@ -215,6 +215,11 @@ def test_a_ping(alice, alice_api):
     last = pings[-1].headers
     assert (last["RateLimit-Limit"], last["RateLimit-Remaining"], last["RateLimit-Reset"]) == ("10", "0", "60")
     assert last["Retry-After"] == "60"
+    trail = AuditEvent.objects.filter(action="webhook.ping").order_by("id")
+    assert [row.detail["delivery"] for row in trail] == [one.data["id"] for one in (answer, *pings[:9])]
+    assert {(row.actor, row.object_id, row.detail["to"]) for row in trail} == {
+        (str(alice.pk), str(hook.id), hook.origin)
+    }
 
 
 def test_a_disabled_one_is_not_pinged(alice, alice_api):
@@ -233,11 +238,15 @@ def test_redelivering(alice, alice_api):
     assert answer.status == 200
     assert (answer.data["status"], answer.data["event_id"]) == ("pending", str(row.event_id))
     assert jobs()[-1] == {"delivery_id": str(row.id), "attempt": 11}
+    trail = AuditEvent.objects.get(action="webhook.redeliver")
+    assert (trail.actor, trail.object_id) == (str(alice.pk), str(hook.id))
+    assert trail.detail == {"to": hook.origin, "delivery": str(row.id), "event": "device.online"}
     assert alice_api("POST", f"/api/webhooks/{other.id}/redeliver", body).status == 404
     assert alice_api("POST", path, {"delivery_id": str(uuid.uuid4())}).status == 404
     assert list(alice_api("POST", path, {"delivery_id": "x"}).error["details"]) == ["delivery_id"]
     Webhook.objects.update(enabled=False)
     assert alice_api("POST", path, body).code == "INVALID_STATE"
+    assert AuditEvent.objects.filter(action="webhook.redeliver").count() == 1
 
 
 def test_the_end_of_an_account(alice, bob):

@@ -10,6 +10,7 @@ from django.db import connection
 from django.utils import timezone
 
 from apps.audit.models import AuditEvent
+from apps.common.actor import Actor
 from apps.common.sealing import seal, unseal
 from apps.webhooks import delivery, services, tasks
 from apps.webhooks.models import DeliveryStatus, Webhook, WebhookDelivery
@@ -129,7 +130,7 @@ def test_asked_for_again_it_has_all_its_attempts(alice, hook, receiver):
     row = emit(alice)
     WebhookDelivery.objects.update(status=DeliveryStatus.FAILED, attempts=11)
     now = timezone.now()
-    services.redeliver(owner_id=alice.pk, webhook_id=hook.id, delivery_id=row.id, now=now)
+    services.redeliver(actor=Actor.system("tests"), owner_id=alice.pk, webhook_id=hook.id, delivery_id=row.id, now=now)
     receiver.answer = 500
     assert attempt(row, 11, now) == "retry"
     assert row.next_attempt_at - now <= dt.timedelta(seconds=12)
