@@ -11,12 +11,12 @@ import pytest
 
 from tests.apps.proxy.kit import Peer
 from tests.apps.proxy.stack import Lane
+from tests.system.ws_kit import WS
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
 API_SETTINGS = {"API_THREADS": "256", "API_LONG_EXCHANGES": "208"}
 SOCKETS = 200
-WS = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA==")
 
 
 def echo(peer: Peer) -> bool:

@@ -9,7 +9,7 @@ import trio
 from tunnel.http import Exchange, ExchangeError, RequestHead
 from tunnel.runtime.fast_auth import Grant
 from tunnel.runtime.fast_run import Carried
-from tunnel.runtime.share_pull import Alone, View
+from tunnel.runtime.share_view import Alone, View
 
 if TYPE_CHECKING:
     from tunnel.runtime.fast_client import Client
