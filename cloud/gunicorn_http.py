@@ -22,6 +22,8 @@ from cloud.gunicorn_head import REASONS, Refusal, refusal_headers
 CHUNK_LINE: Final = 1024
 DRAIN_BYTES: Final = 64 * 1024
 """Of a body that the view left unread, read away at most so that the connection can be kept."""
+ONE_PIECE: Final = 64 * 1024
+"""A body up to this is copied once more to be sent with its head."""
 SLOT_SECONDS: Final = 1.0
 BODY_MIN_RATE: Final = 512
 """Bytes a second that a body must come at, once its grace is over: one byte now and then holds no thread for ever."""
@@ -142,6 +144,11 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return target.encode("latin-1")
 
     @property
+    def body_to_come(self) -> bool:
+        """Whether anything of the body may be left to be read, or its reading failed."""
+        return self.body.failed or getattr(self.body.reader, "length", None) != 0
+
+    @property
     def body_in_the_way(self) -> bool:
         """What is left of the body rules the connection out for another request.
 
@@ -221,6 +228,7 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
     """An answer with the app's own Server and Date, if any; a refusal stands in for it where the body failed."""
 
     headers: list[tuple[str, str]]
+    headers_sent: bool
     loan: Any = None
     """The `Takeover` of the request, whose state decides whether anything may be written here."""
     worker: Any = None
@@ -228,6 +236,8 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
     client_gone = False
     """The client took no more; set before the error goes on, to tell it from the app's own errors."""
     _replaced: bytes | None = None
+    _body: bytes | None = None
+    """The whole body, to go out with the head: one call to the kernel and one segment less."""
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """As PEP 3333. After a fault of the request's body the app's word is replaced, unless it says the same."""
@@ -252,7 +262,12 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
     def write(self, arg: bytes) -> None:
         """Body bytes of the app, dropped where a refusal was put in their place."""
         if self._replaced is None:
+            self._body = arg if not self.headers_sent and self._is_whole(arg) else None
             super().write(arg)
+
+    def _is_whole(self, data: bytes) -> bool:
+        """Whether `data` is the body, and small enough to go out in one piece with the head."""
+        return len(data) == self.response_length and len(data) <= ONE_PIECE and not self._omits_body
 
     def close(self) -> None:
         """The end of the answer."""
@@ -269,13 +284,21 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
         """Write the head, once, and never into a connection that a view took and did not give back."""
         if self.loan is not None and self.loan.open:
             self.loan.cut()
+        if self.headers_sent:
+            return
+        lines = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
+        head = "".join(lines).encode("latin-1")
         try:
-            super().send_headers()
+            self.sock.sendall(head + self._body if self._body else head)
         except OSError:
             self.client_gone = True
             raise
+        self.headers_sent = True
 
     def _emit_body(self, data: bytes) -> None:
+        if self._body is not None:  # it went out with the head
+            self._body = None
+            return
         try:
             super()._emit_body(data)
         except OSError:

@@ -2,10 +2,10 @@
 
 gunicorn 27 itself answers in HTML before the view, lets half-sent heads block threads, joins repeated fields, drops
 those with `_`, and writes a 500 into a connection that a view took over. Here the main thread gathers heads without
-blocking, and a thread gets a connection only with a whole head; refusals before the view are the JSON envelope; a view
-finds the raw head in the environ (`visiona.raw_headers`, `visiona.raw_target`) and may borrow the connection
-(`visiona.connection`, cloud.takeover). It speaks HTTP/1 only and no TLS: that is the reverse proxy's part. It knows
-nothing of Django.
+blocking, and a thread gets a connection only with a whole head, and puts it back itself to wait for the next one;
+refusals before the view are the JSON envelope; a view finds the raw head in the environ (`visiona.raw_headers`,
+`visiona.raw_target`) and may borrow the connection (`visiona.connection`, cloud.takeover). It speaks HTTP/1 only and no
+TLS: that is the reverse proxy's part. It knows nothing of Django.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from cloud.gunicorn_crew import Crew
 from cloud.gunicorn_head import HeadGate, Refusal, inbound_id, refusal_of
 from cloud.gunicorn_http import DRAIN_BYTES, ApiRequest, ApiResponse, WatchedBody
+from cloud.gunicorn_waiting import Waiting
 from cloud.takeover import Takeover
 from tunnel.contract import request_id_from
 
@@ -44,9 +46,15 @@ class ApiParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
 
     mesg_class = ApiRequest
 
+    def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
+        """As gunicorn, which sets the socket's timeout for it twice a request, though most have no body."""
+        if self.mesg is not None and not self.mesg.body_to_come:
+            return True
+        return bool(super().finish_body(deadline, max_bytes))
+
 
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
-    """A client's connection, owned by the main thread or, between `enqueue_req` and `finish_request`, by a worker's."""
+    """A client's connection, owned by the main thread or, from `enqueue_req` until it waits again, by a worker's."""
 
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
         super().__init__(cfg, sock, client, server)
@@ -59,46 +67,6 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         """To be closed by a reset: an answer was cut."""
 
 
-class Waiting:
-    """Connections that wait for the same kind of event, in the order of their deadlines."""
-
-    def __init__(self) -> None:
-        self._until: dict[Connection, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._until)
-
-    def add(self, conn: Connection, until: float) -> None:
-        """Until must not be before that of the last one added."""
-        self._until[conn] = until
-
-    def remove(self, conn: Connection) -> bool:
-        """Whether it was waiting here."""
-        return self._until.pop(conn, None) is not None
-
-    def oldest(self) -> Connection | None:
-        """The one that waits longest."""
-        return next(iter(self._until), None)
-
-    def expired(self, now: float) -> list[Connection]:
-        """Those whose deadline has passed; they stay until removed."""
-        late = []
-        for conn, until in self._until.items():
-            if until > now:
-                break
-            late.append(conn)
-        return late
-
-    def cap(self, until: float) -> None:
-        """No deadline later than this."""
-        for conn, own in self._until.items():
-            self._until[conn] = min(own, until)
-
-    def all(self) -> list[Connection]:
-        """A copy."""
-        return list(self._until)
-
-
 class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """The worker class; `worker_class = "cloud.gunicorn_worker.ApiWorker"`."""
 
@@ -107,6 +75,9 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        """Held to change what waits and what the poller watches: a thread puts its connection back by itself."""
+        self._notified = 0.0
         self._heads = Waiting()  # a request begun, or a new connection
         self._idle = Waiting()  # kept alive between requests
         self._lingering = Waiting()  # answered and half-closed
@@ -115,6 +86,21 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """In the worker's process, before it serves."""
         WatchedBody.slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
         super().init_process()
+
+    def get_thread_pool(self) -> Crew:
+        """What gunicorn keeps as `tpool`."""
+        return Crew(self.cfg.threads, self._serve)
+
+    def enqueue_req(self, conn: Connection) -> None:
+        """The connection is a thread's business now."""
+        self.tpool.give(conn)
+
+    def notify(self) -> None:
+        """Tell the master that we live: once a second, not at every event."""
+        now = time.monotonic()
+        if now - self._notified >= 1.0:
+            self._notified = now
+            super().notify()
 
     # --- the main thread: from accept to a whole head -----------------------------------------------------------------
     def accept(self, listener: socket.socket) -> None:
@@ -128,7 +114,8 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             conn = Connection(self.cfg, sock, address, listener.getsockname())
             self._await_head(conn)
             if self.nr_conns >= self.worker_connections:
-                oldest = self._idle.oldest()
+                with self._lock:
+                    oldest = self._idle.oldest()
                 if oldest is None:
                     return
                 self._drop(oldest)
@@ -139,16 +126,21 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._readable(conn, conn.sock)
 
     def _wait(self, conn: Connection, where: Waiting, seconds: float) -> None:
-        conn.waits = where
-        where.add(conn, time.monotonic() + seconds)
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
+        """By whatever thread has the connection, which is the main thread's from here. Raises OSError, ValueError."""
+        with self._lock:  # in it the clock is read too: deadlines are added in their order
+            if where is self._idle and not self.alive:
+                seconds = LINGER_SECONDS
+            conn.waits = where
+            where.add(conn, time.monotonic() + seconds)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
 
     def _end_wait(self, conn: Connection) -> None:
-        if conn.waits is None:
-            return
-        conn.waits.remove(conn)
-        conn.waits = None
-        self.poller.unregister(conn.sock)
+        with self._lock:
+            if conn.waits is None:
+                return
+            conn.waits.remove(conn)
+            conn.waits = None
+            self.poller.unregister(conn.sock)
 
     def _readable(self, conn: Connection, _sock: Any) -> None:
         """A waiting connection has bytes, or its client left."""
@@ -166,9 +158,10 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._end_wait(conn)
             self.enqueue_req(conn)
         elif conn.waits is self._idle:  # the next request began: from here its head's own time runs
-            self._idle.remove(conn)
-            self._heads.add(conn, time.monotonic() + self.head_seconds)
-            conn.waits = self._heads
+            with self._lock:
+                self._idle.remove(conn)
+                self._heads.add(conn, time.monotonic() + self.head_seconds)
+                conn.waits = self._heads
 
     def _drop(self, conn: Connection) -> None:
         self._end_wait(conn)
@@ -176,32 +169,24 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         conn.close()
 
     # --- the main thread: after a thread had the connection -----------------------------------------------------------
-    def finish_request(self, conn: Connection, fs: Any) -> None:
-        """Keep the connection for the next request, or end it without waiting for the client."""
-        error = None if fs.cancelled() else fs.exception()
-        if error is not None:
-            self.log.critical("worker thread failed: %r", error)
-        keep = not fs.cancelled() and error is None and fs.result()
+    def finish_request(self, conn: Connection, early: bytes | None) -> None:
+        """Go on with what a thread could not put back itself; `early`: the next request's beginning, None: it ends.
+
+        Nothing here waits for the client.
+        """
         try:
             conn.sock.setblocking(False)
             if conn.reset:
                 conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self._drop(conn)
-            elif keep:
-                self._keep(conn)
-            else:
+            elif early is None:
                 self._linger(conn)
+            elif conn.gate.feed(early):
+                self.enqueue_req(conn)
+            else:
+                self._await_head(conn)
         except OSError:  # the client reset it, or a view closed it
             self._drop(conn)
-
-    def _keep(self, conn: Connection) -> None:
-        early = conn.parser.unreader.take_buffered()
-        if early and conn.gate.feed(early):
-            self.enqueue_req(conn)
-        elif early:
-            self._await_head(conn)
-        else:
-            self._wait(conn, self._idle, float(self.cfg.keepalive) if self.alive else LINGER_SECONDS)
 
     def _linger(self, conn: Connection) -> None:
         conn.sock.shutdown(socket.SHUT_WR)
@@ -211,9 +196,11 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def murder_pending(self) -> None:
         """Every second or sooner: heads that are late get 408, connections that said nothing are closed."""
         now = time.monotonic()
-        for conn in self._heads.expired(now):
+        with self._lock:
+            late, over = self._heads.expired(now), self._lingering.expired(now)
+        for conn in late:
             self._refuse_late(conn)
-        for conn in self._lingering.expired(now):
+        for conn in over:
             self._drop(conn)
 
     def _refuse_late(self, conn: Connection) -> None:
@@ -232,18 +219,39 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Close what was idle too long; all of it when the worker ends; the oldest where every place is taken."""
-        oldest = self._idle.oldest()
-        if oldest is not None and self.nr_conns >= self.worker_connections:
-            self._drop(oldest)
-        for conn in self._idle.all() if force else self._idle.expired(time.monotonic()):
+        with self._lock:
+            over = self._idle.all() if force else self._idle.expired(time.monotonic())
+            oldest = self._idle.oldest()
+        if oldest is not None and oldest not in over and self.nr_conns >= self.worker_connections:
+            over.append(oldest)
+        for conn in over:
             self._drop(conn)
 
     def _cap_keepalive(self, deadline: float) -> None:
         """The worker stops: idle connections and heads not yet begun go soon, or the grace would be theirs."""
-        self._idle.cap(deadline)
-        self._heads.cap(deadline)
+        with self._lock:
+            self._idle.cap(deadline)
+            self._heads.cap(deadline)
 
     # --- a worker's thread --------------------------------------------------------------------------------------------
+    def _serve(self, conn: Connection) -> None:
+        """One request, after which the connection waits for the next one. The main thread is woken only to end it."""
+        try:
+            keep = self.handle(conn)
+        except BaseException as error:  # noqa: BLE001 - as an executor: no request ends the thread that serves others
+            self.log.critical("worker thread failed: %r", error)
+            keep = False
+        early = conn.parser.unreader.take_buffered() if keep and not conn.reset else None
+        if early == b"":
+            try:
+                conn.sock.setblocking(False)
+                self._wait(conn, self._idle, float(self.cfg.keepalive))
+            except (OSError, ValueError):  # a view closed it, or the poller is closed: the worker is at its end
+                early = None
+            else:
+                return
+        self.method_queue.defer(self.finish_request, conn, early)
+
     def handle(self, conn: Connection) -> bool:
         """One request, its head being whole. Whether the connection stays."""
         conn.sock.settimeout(IO_SECONDS)

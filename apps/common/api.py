@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Final
 
-from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from rest_framework import serializers
@@ -24,7 +23,7 @@ from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 from apps.common.failures import domain_error
 from apps.common.fields import QueryWholeField
-from apps.common.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, First, paginate
+from apps.common.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, First, Rows, paginate
 from apps.common.parsers import ApiRequest
 from apps.common.responses import error_headers, ok, request_id_of
 from apps.common.throttle import count_user
@@ -151,12 +150,10 @@ class ApiView(APIView):
         values: dict[str, Any] = form.validated_data
         return values
 
-    def page(
-        self, rows: QuerySet[Any], render: Callable[[list[Any]], list[Any]], first: First | None = None
-    ) -> Response:
+    def page(self, rows: Rows, render: Callable[[list[Any]], list[Any]], first: First | None = None) -> Response:
         """One page of `rows` by the checked PageQuery; `render` turns its rows into JSON values.
 
-        `first`: as in `paginate`.
+        `rows`, `first`: as in `paginate`.
         """
         found, meta = paginate(
             self.request,

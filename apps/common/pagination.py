@@ -24,6 +24,7 @@ CURSOR_PATTERN: Final = r"^[np](?:[0-9a-f]{2}){16,1024}$"
 """`n` or `p` (next, previous), then hex. What breaks it is a bad value; what keeps it but means nothing, no page."""
 Meta = dict[str, Any]
 First = Callable[[tuple[str, ...], int], list[Any]]
+Rows = QuerySet[Any] | Callable[[], QuerySet[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Cursor:
 
 def paginate(
     request: Request,
-    rows: QuerySet[Any],
+    rows: Rows,
     *,
     limit: int,
     ordering: str,
@@ -72,6 +73,7 @@ def paginate(
     """One page of a query set, in order, and the envelope's `meta`. Two queries; one if the first page holds all.
 
     Args:
+        rows: all of them, or what brings them: with `first` they may not be needed, and building a query takes time.
         limit: rows a page, already checked (1 to MAX_LIMIT).
         ordering: a field that is never null, `-` before it for descending; ties are broken by `id`.
         cursor: as it came in the query; None or empty: the first page.
@@ -79,13 +81,16 @@ def paginate(
     """
     field, descending = ordering.lstrip("-"), ordering.startswith("-")
 
+    def whole() -> QuerySet[Any]:
+        return rows() if callable(rows) else rows
+
     def fetch(place: Cursor | None, count: int) -> list[Any]:
         falling = descending is not (place is not None and place.back)
         sign, side = ("-", "lt") if falling else ("", "gt")
         order = (sign + field, sign + "id")
         if place is None and first is not None:
             return first(order, count)
-        window = rows.order_by(*order)
+        window = whole().order_by(*order)
         if place is not None:
             tie = Q(**{field: place.value, f"id__{side}": place.id})
             try:
@@ -94,7 +99,7 @@ def paginate(
                 raise _no_such_page() from None
         return list(window[:count])
 
-    return _page(request, fetch, count=rows.count, limit=limit, ordering=ordering, cursor=cursor)
+    return _page(request, fetch, count=lambda: whole().count(), limit=limit, ordering=ordering, cursor=cursor)
 
 
 def paginate_list(

@@ -17,7 +17,7 @@ MAX_JSON_BYTES: Final = 1 << 20
 """A control-plane body is a handful of fields; a mebibyte is far above any of them."""
 
 _ENCODER: Final = JSONEncoder()
-_OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS  # written as DRF writes them
+_OPTIONS: Final = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS  # moments and data classes as DRF writes them
 
 
 class StrictJsonParser(BaseParser):

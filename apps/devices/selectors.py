@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from django.db import connection
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, TextField
+from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError, not_found
@@ -24,7 +25,7 @@ from apps.tunnels.registry import Entry
 class DeviceRow(NamedTuple):
     """What a list shows of a device: named rows cost half of what whole objects do."""
 
-    id: uuid.UUID
+    id: uuid.UUID | str
     name: str
     serial: str | None
     chip: str
@@ -94,14 +95,21 @@ def first_devices(owner_id: uuid.UUID, order: tuple[str, ...], count: int) -> li
     with connection.cursor() as cursor:
         cursor.execute(_first_query(order, count), [owner_id])
         found = cursor.fetchall()
-    # `metadata` (9) is JSON, which comes as text; most devices have none.
-    return [DeviceRow._make((*row[:9], {} if row[9] == "{}" else json.loads(row[9]), *row[10:])) for row in found]
+    # `metadata` is JSON, which comes as text; most devices have none.
+    return [
+        DeviceRow._make((*before, {} if metadata == "{}" else json.loads(metadata), created_at, updated_at))
+        for *before, metadata, created_at, updated_at in found
+    ]
 
 
 @lru_cache(maxsize=512)
 def _first_query(order: tuple[str, ...], count: int) -> str:
-    """The ORM's own SQL, kept: building it takes longer than PostgreSQL's answer. Its one parameter is the owner."""
-    rows = devices_of(uuid.UUID(int=0)).order_by(*order).values_list(*DEVICE_COLUMNS)[:count]
+    """The ORM's own SQL, kept: building it takes longer than PostgreSQL's answer. Its one parameter is the owner.
+
+    Ids come as text, as both JSON and the registry want them.
+    """
+    columns = (Cast("id", TextField()), *DEVICE_COLUMNS[1:])
+    rows = devices_of(uuid.UUID(int=0)).order_by(*order).values_list(*columns)[:count]
     sql, _params = rows.query.sql_with_params()
     return sql
 

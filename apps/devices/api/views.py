@@ -58,7 +58,9 @@ class DevicesView(ApiView):
         owner_id = user_of(request).pk
         filters = {name: self.query[name] for name in ("status", "chip", "search", "cluster") if self.query.get(name)}
         if not filters:  # what front ends ask for again and again
-            return self.page(selectors.devices_of(owner_id), render, partial(selectors.first_devices, owner_id))
+            return self.page(
+                partial(selectors.devices_of, owner_id), render, partial(selectors.first_devices, owner_id)
+            )
         rows = selectors.filter_devices(owner_id, **filters)
         return self.page(rows.values_list(*selectors.DEVICE_COLUMNS, named=True), render)
 

@@ -30,6 +30,14 @@ for _ in range(400):
             "id": uuid.UUID(int=7),
             "d": decimal.Decimal("1.5"),
         },
+        {
+            "at": [
+                AT.replace(microsecond=0),
+                AT.replace(tzinfo=None),
+                AT.astimezone(dt.timezone(dt.timedelta(hours=8))),
+            ],
+            "time": [dt.time(1, 2, 3), dt.time(1, 2, 3, 40)],
+        },
         {"whole": [2**64, -(2**63) - 1, 10**40]},
         {"status": LinkStatus.ONLINE, "said": gettext_lazy("No device is connected.")},
         {1: "a number as a key", None: 2},
@@ -46,3 +54,5 @@ def test_it_writes_what_drf_writes(data):
 def test_what_drf_refuses_is_refused():
     with pytest.raises(TypeError):
         EnvelopeRenderer().render({"what": object()})
+    with pytest.raises(ValueError, match="timezone-aware"):
+        EnvelopeRenderer().render({"time": dt.time(1, tzinfo=dt.UTC)})

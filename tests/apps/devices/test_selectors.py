@@ -1,6 +1,7 @@
 """Which box a call is for, and what a scan leaves behind."""
 
 import datetime as dt
+import uuid
 
 import pytest
 from django.utils import timezone
@@ -167,5 +168,7 @@ def test_the_first_of_a_list_are_what_the_orm_brings(alice, bob, sign, field):
     by_orm = selectors.devices_of(alice.pk).order_by(*order).values_list(*selectors.DEVICE_COLUMNS)
     assert len(by_orm) == 6
     for count in (4, 51, 4):
-        assert selectors.first_devices(alice.pk, order, count) == list(by_orm[:count])
+        found = selectors.first_devices(alice.pk, order, count)
+        assert [(uuid.UUID(str(row.id)), *row[1:]) for row in found] == list(by_orm[:count])
+        assert all(type(row.id) is str for row in found)
     assert [row.name for row in selectors.first_devices(bob.pk, order, 51)] == ["another's"]
