@@ -1,6 +1,7 @@
 import pytest
 
 from tests.apps.converter.kit import SECRET
+from tests.apps.model_registry.kit import ready
 from tests.apps.stores import local, moto, store
 from tests.apps.webhooks.conftest import no_jobs
 from tests.apps.webhooks.receiver import receiving
@@ -16,3 +17,9 @@ def converter(settings):
         values = {"CONVERTER_URL": receiver.url, "CONVERTER_SECRET": (SECRET,), "PUBLIC_URL": "http://testserver"}
         settings.VISIONA = {**settings.VISIONA, **values}
         yield receiver
+
+
+@pytest.fixture
+def model(alice, local):
+    """What is to be converted."""
+    return ready(alice.pk, "yolo")
