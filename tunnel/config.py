@@ -19,6 +19,18 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """The processes of one host under one parent."""
+
+    name: str
+    """Of their sockets: the parent's, new at each start."""
+    urls: tuple[str, ...]
+    """The `NODE_URL` of each, by number."""
+    number: int
+    """Of this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelConfig:
     """Everything that one daemon is told. Times in seconds, sizes in bytes; port 0 means any free one (tests)."""
 
@@ -33,6 +45,7 @@ class TunnelConfig:
     trusted_proxies: tuple[Network, ...] = ()
     log_level: str = "info"
     workers: int = 1  # processes under one parent, each with such a configuration of its own
+    family: Family | None = None  # of a worker: the parent tells it
     # Limits
     max_sessions: int = 20_000
     max_handshakes: int = 1024
@@ -58,6 +71,10 @@ class TunnelConfig:
     heartbeat_seconds: float = 10.0
     call_seconds: float = 5.0  # for one call to the API
     node: str = field(default_factory=lambda: str(uuid.uuid4()))  # new at each start
+
+    def url(self, internal_port: int) -> str:
+        """Where others reach the internal API that listens on that port."""
+        return self.node_url or f"http://localhost:{internal_port}"
 
     @property
     def interrupt_grace(self) -> float:

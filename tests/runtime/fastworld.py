@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import orjson
 import trio
@@ -44,10 +44,16 @@ class Got:
         return [value for key, _, value in lines if key.lower() == name]
 
 
+class Visited(Protocol):
+    """Whatever has a public port."""
+
+    public: int
+
+
 class Visitor:
     """A client's connection to the public port."""
 
-    def __init__(self, w: World) -> None:
+    def __init__(self, w: Visited) -> None:
         self._world = w
         self.stream: ByteStream
         self.buffer = b""

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import SECRET, Control, dial, parse, read_all
+from tests.runtime.fastworld import DEVICE, Visitor, Wire, ok
 from tests.system.test_daemon import environment, free_port
 from tunnel.protocol.core import Role
 from tunnel.runtime.connection import Connection
@@ -261,6 +262,43 @@ async def test_a_killed_parent_leaves_no_orphans_and_the_ports_are_free(tmp_path
                 again.bind(("127.0.0.1", port))
                 again.listen()
         await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_kept_connections_go_to_the_worker_that_holds_the_box(tmp_path: Path) -> None:
+    """The kernel spreads the clients; whose requests keep going to the other worker is handed over to it."""
+    async with workers(tmp_path, 2) as parent, trio.open_nursery() as nursery:
+        parent.control.extra[f"vAs_{7:032x}"] = {"device_id": DEVICE}
+        agent = await parent.agent(7)
+        nursery.start_soon(agent.run)
+
+        async def serve() -> None:
+            while True:
+                nursery.start_soon(ok(b"hello"), Wire(await agent.accept_stream()))
+
+        nursery.start_soon(serve)
+        await parent.control.wait(lambda: parent.control.events)
+        listed = [(await parent.get(k, "/internal/sessions"))[1]["data"] for k in range(2)]
+        holder = next(k for k in range(2) if listed[k])
+        url = f"http://localhost:{parent.internal + holder}"
+        parent.control.grant = {"node_url": url, "session": listed[holder][0]["session"], "epoch": 1}
+
+        async def handed(worker: int, direction: str) -> int:
+            page = (await parent.get(worker, "/metrics"))[1].decode()
+            name = f'visiona_fast_handed_total{{direction="{direction}"}} '
+            return int(float(next(line for line in page.splitlines() if line.startswith(name)).removeprefix(name)))
+
+        async with AsyncExitStack() as stack:
+            # Of 24 connections all come to the holder once in 16 million times.
+            visitors = [await stack.enter_async_context(Visitor(parent)) for _ in range(24)]
+            given = 0
+            while not given:
+                for visitor in visitors:
+                    got = await visitor.ask(f"GET /d/{DEVICE}/x")
+                    assert (got.status, got.body) == (200, b"hello")
+                given = await handed(1 - holder, "given")
+            assert (await handed(1 - holder, "taken"), await handed(holder, "given")) == (0, 0)
+            assert await handed(holder, "taken") == given
         nursery.cancel_scope.cancel()
 
 

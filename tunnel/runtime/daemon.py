@@ -10,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -24,6 +25,7 @@ from tunnel.runtime.admission import Admission
 from tunnel.runtime.arrivals import Arrivals
 from tunnel.runtime.departures import Departures
 from tunnel.runtime.fast import FastLane
+from tunnel.runtime.hands import AVAILABLE, Handed, Hands
 from tunnel.runtime.heartbeat import Heart
 from tunnel.runtime.internal import InternalApi
 from tunnel.runtime.listener import Listener, identity_of
@@ -85,6 +87,11 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
         raise PortInUse(f"cannot listen on {host}:{port} ({setting}): {error.strerror or error}") from error
 
 
+def _adopt(public: HttpServer, listener: Listener, handed: Handed) -> None:
+    """Serve a client's connection that a sibling gave away."""
+    public.adopt(handed.sock, handed.address, partial(listener.adopted, handed))
+
+
 class Daemon:
     """One node. `run` it; `drain` ends it in order."""
 
@@ -94,7 +101,7 @@ class Daemon:
         self._log = log
         self._version = version
         self._started_at = rfc3339(datetime.now(UTC))
-        self.node_url = config.node_url or f"http://localhost:{ports.internal_port}"
+        self.node_url = config.url(ports.internal_port)
         self.sessions: Registry[TunnelSession] = Registry()
         self.metrics = Metrics(self.sessions)
         self.switch = Switch(
@@ -185,6 +192,9 @@ class Daemon:
         remote = RemoteLines(config.secrets[0], open_seconds=config.open_seconds)
         fast.remote = remote
         self.fast = fast
+        hands = None
+        if config.family is not None and AVAILABLE:
+            hands = fast.hands = Hands(config.family, self._log)
         self.switch.shed = fast.shed
         self.metrics.fast = fast
         shares = Shares(fast, self._log, events=config.share_events)
@@ -225,6 +235,8 @@ class Daemon:
                 await sessions.start(fast.run)
                 accepting.start_soon(public.run, sessions)
                 accepting.start_soon(self._internal(internal).run, sessions)
+                if hands is not None:
+                    accepting.start_soon(hands.run, partial(_adopt, public, listener))
                 accepting.start_soon(heart.run)
                 accepting.start_soon(self.switch.watch, self.sessions.all)
                 self._log.info(
@@ -254,6 +266,8 @@ class Daemon:
         # 2. The public port is closed: agents and clients come to another daemon from now on.
         if self.fast is not None:
             self.fast.drain()
+            if self.fast.hands is not None:
+                self.fast.hands.close()
         public.close()
         # 3. Agents are told to go, a few at a time. What is in flight finishes, and a tunnel is closed when its streams
         # have: an agent that is closed earlier would lose them. A second signal cuts it short.

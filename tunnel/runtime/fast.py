@@ -38,8 +38,9 @@ from tunnel.runtime.fast_poll import AVAILABLE, Poller
 from tunnel.runtime.fast_quick import Quick
 from tunnel.runtime.fast_run import Carried, Run
 from tunnel.runtime.fast_tally import Tally
-from tunnel.runtime.fast_types import BoxStream, Line
+from tunnel.runtime.fast_types import BoxStream, Line, Plain, Remote
 from tunnel.runtime.fast_watch import Watch
+from tunnel.runtime.hands import Hands
 from tunnel.runtime.remote import RemoteStream
 from tunnel.runtime.session import TunnelSession
 from tunnel.runtime.sockets import ByteStream
@@ -48,10 +49,6 @@ _LOOK_SECONDS: Final = 0.5
 
 Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
 """(client, what was asked, exchange, grant, request id): may take a GET without range or body over, or not (None)."""
-Plain = Callable[[Grant, bytes], float]
-"""(grant, request line for the box): until when it is known that the answer is not one to share, else 0.0."""
-Remote = Callable[[Grant], Line]
-"""The way to a session that another daemon holds."""
 
 
 class FastLane:
@@ -74,6 +71,7 @@ class FastLane:
         self.share: Share | None = None
         self.plain: Plain | None = None
         self.remote: Remote | None = None
+        self.hands: Hands | None = None
         self.poller: Poller | None = None
         self.running: set[Run | Quick] = set()
         self._tally = Tally()
@@ -122,9 +120,11 @@ class FastLane:
                 await trio.sleep(_LOOK_SECONDS)
                 self._look()
 
-    async def serve(self, head: RequestHead, rest: bytes, raw: ByteStream, address: str) -> Agents | None:
+    async def serve(
+        self, head: RequestHead, rest: bytes, raw: ByteStream, address: str, turns: int = 0
+    ) -> Agents | None:
         """One client connection, from its first head (read already) to its end, or to a request of an agent's."""
-        client = Client(self, raw, address)
+        client = Client(self, raw, address, turns)
         self._clients.add(client)
         try:
             return await client.serve(head, rest)
@@ -383,7 +383,7 @@ class FastLane:
 
     def live(self) -> Iterator[Metric]:
         """What Prometheus is told."""
-        return self._tally.live(self._clients, self.running)
+        return self._tally.live(self._clients, self.running, self.hands)
 
     # --- the watchdog -------------------------------------------------------------------------------------------------
     def _look(self) -> None:

@@ -17,6 +17,7 @@ from tunnel.contract import TUNNEL_PATH
 from tunnel.http import Buffer, FramingError, ProxyError, RequestHead, RequestParser
 from tunnel.runtime.fast_memo import Noted
 from tunnel.runtime.fast_pipe import Pipe
+from tunnel.runtime.fast_wander import Wander, give
 from tunnel.runtime.sockets import ByteStream
 
 if TYPE_CHECKING:
@@ -44,12 +45,13 @@ class Client(Pipe):
 
     __slots__ = (
         "_descriptor", "_given", "_keep", "_lane", "_parser", "_quick", "_rester", "_waiter", "address", "forwarded",
-        "noted", "phase", "reading", "run", "scope", "since", "trusted",
+        "noted", "phase", "reading", "run", "scope", "since", "trusted", "wander",
     )  # fmt: skip
 
-    def __init__(self, lane: FastLane, raw: ByteStream, address: str) -> None:
+    def __init__(self, lane: FastLane, raw: ByteStream, address: str, turns: int = 0) -> None:
         super().__init__(raw)
         self._lane = lane
+        self.wander = Wander(turns)
         self.address = address
         self.trusted = lane.proxies.trusts(address)
         self.forwarded = address.encode("latin-1")
@@ -175,9 +177,12 @@ class Client(Pipe):
                 return None, b""
 
     async def _request(self, head: RequestHead, rest: bytes) -> bytes | None:
-        """One exchange; what was read behind it, None if the connection ends with it."""
+        """One exchange; what was read behind it, None if the connection ends with it, or goes on elsewhere."""
         self._enter(RUN)
         self._keep = False
+        hands = self._lane.hands
+        if hands is not None and not self._lane.draining and give(self, hands, head, rest):
+            return None
         run = self._lane.cached(self, head)
         self.noted = None
         if run is None:

@@ -27,6 +27,11 @@ class Pipe:
         """Bytes written."""
         self._unsent: list[Buffer] = []
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits for the kernel to take it."""
+        return bool(self._unsent)
+
     async def read(self) -> bytes:
         """What has come, b"" at the end. Raises trio.BrokenResourceError, ClosedResourceError."""
         buffer = shared_buffer()

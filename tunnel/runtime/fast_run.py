@@ -102,6 +102,7 @@ class Carried(Progress):
             self.broken(error)
             return
         if self._lane.pumped(stream):
+            self.client.wander.went(self._head.target, self.grant.node_url)
             self._pump()
         else:
             stream.listener = self._spoke

@@ -7,6 +7,8 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from tunnel.runtime.hands import Hands
+
 _NAME: Final = "visiona_fast_"
 
 
@@ -26,7 +28,7 @@ class Tally:
         """One exchange that ended so."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
-    def live(self, clients: Sized, running: Sized) -> Iterator[Metric]:
+    def live(self, clients: Sized, running: Sized, hands: Hands | None) -> Iterator[Metric]:
         """What Prometheus is told."""
         yield GaugeMetricFamily(_NAME + "connections", "Client connections", value=len(clients))
         yield GaugeMetricFamily(_NAME + "exchanges", "Exchanges under way", value=len(running))
@@ -39,3 +41,8 @@ class Tally:
         moved.add_metric(["up"], self.bytes_up)
         moved.add_metric(["down"], self.bytes_down)
         yield moved
+        if hands is not None:
+            handed = CounterMetricFamily(_NAME + "handed", "Connections that changed hands", labels=["direction"])
+            handed.add_metric(["given"], hands.given)
+            handed.add_metric(["taken"], hands.taken)
+            yield handed

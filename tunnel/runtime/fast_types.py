@@ -108,3 +108,9 @@ class Run(Served, Protocol):
 
 class NotOpened(ProxyError):
     """No stream, and nothing was sent: a newer session of the device may still take the request."""
+
+
+Plain = Callable[[Grant, bytes], float]
+"""(grant, request line for the box): until when it is known that the answer is not one to share, else 0.0."""
+Remote = Callable[[Grant], Line]
+"""The way to a session that another daemon holds."""

@@ -27,6 +27,7 @@ from tunnel.contract import (
     Refused,
     Replaced,
 )
+from tunnel.http import RequestParser
 from tunnel.logs import JsonLog
 from tunnel.protocol.core import Role
 from tunnel.protocol.limits import SessionConfig
@@ -37,6 +38,7 @@ from tunnel.runtime.arrivals import Arrival, Arrivals
 from tunnel.runtime.connection import Connection
 from tunnel.runtime.fast import FastLane
 from tunnel.runtime.fast_ask import is_lane_path
+from tunnel.runtime.hands import Handed
 from tunnel.runtime.http1 import Refusal, Request, refusal, request_of, send_and_close
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
@@ -107,9 +109,16 @@ class Listener:
             transport = await self._answered(request, stream, identity, admitted)
             return partial(self._hold, self._begin(identity, admitted, transport))
 
-    async def _lane(self, request: Request, stream: ByteStream, peer: str) -> None:
+    async def adopted(self, handed: Handed, stream: ByteStream) -> None:
+        """A client's connection that a sibling gave away, with the request that it had read."""
+        parser = RequestParser()
+        head = parser.feed(handed.data)
+        if head is not None:
+            await self._lane(request_of(head, parser.rest), stream, handed.address, handed.turns)
+
+    async def _lane(self, request: Request, stream: ByteStream, peer: str, turns: int = 0) -> None:
         """The fast lane, up to a request of an agent's on the same connection: a proxy may keep one for both."""
-        left = await self._fast.serve(request.raw, request.rest, stream, peer)
+        left = await self._fast.serve(request.raw, request.rest, stream, peer, turns)
         if left is None:
             return
         agents = request_of(*left)

@@ -6,6 +6,7 @@ import errno
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -157,13 +158,22 @@ class HttpServer:
             sock.close()
             return
         self.connections += 1
-        self._nursery.start_soon(self._serve, sock, address)
+        self._nursery.start_soon(self._serve, ByteStream(sock), address)
 
-    async def _serve(self, sock: socket.socket, address: str) -> None:
+    def adopt(self, sock: socket.socket, address: str, work: Callable[[ByteStream], Awaitable[None]]) -> None:
+        """Hold a connection that another process accepted, as one of ours: `work` is what it is used for."""
+        if self._nursery is None or self.connections >= self._max_connections:
+            sock.close()
+            return
+        self.connections += 1
         stream = ByteStream(sock)
+        self._nursery.start_soon(self._serve, stream, address, partial(work, stream))
+
+    async def _serve(self, stream: ByteStream, address: str, rest: Rest | None = None) -> None:
         scope = trio.CancelScope()
         try:
-            rest = await self._exchange(stream, address, scope)
+            if rest is None:
+                rest = await self._exchange(stream, address, scope)
             self._slots.leave(scope)
             if rest is not None:
                 await rest()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from tunnel.config import TunnelConfig
+from tunnel.config import Family, TunnelConfig
 from tunnel.contract import PREFIX, SettingError
 from tunnel.logs import JsonLog
 from tunnel.runtime.daemon import PortInUse, Ports
@@ -56,6 +56,12 @@ def config_of(config: TunnelConfig, worker: int) -> TunnelConfig:
     port = (parts.port or (443 if parts.scheme == "https" else 80)) + worker
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return replace(moved, node_url=parts._replace(netloc=f"{host}:{port}").geturl())
+
+
+def family_of(config: TunnelConfig, workers: int) -> Family:
+    """What all workers know of each other; each has its own number in it."""
+    each = (config_of(config, number) for number in range(workers))
+    return Family(uuid.uuid4().hex, tuple(one.url(one.internal_port) for one in each), 0)
 
 
 def bind_all(config: TunnelConfig, workers: int) -> list[Ports]:
@@ -129,6 +135,7 @@ class Workers:
         self._log = log
         self._serve = serve
         self._workers = [_Worker(number, each) for number, each in enumerate(ports)]
+        self._family = family_of(config, len(ports))
         self._ending = False
 
     def run(self) -> int:
@@ -219,7 +226,9 @@ class Workers:
                         other.ports.public.close()
             if _SPREADS:
                 worker.ports.public.listen(_BACKLOG)  # the one before it has stopped listening when it was drained
-            status = self._serve(config_of(self._config, worker.number), worker.ports, orders)
+            family = replace(self._family, number=worker.number)
+            config = replace(config_of(self._config, worker.number), family=family)
+            status = self._serve(config, worker.ports, orders)
         except BaseException:  # noqa: BLE001 - the child must not go on with the parent's work, whatever happened
             traceback.print_exc()
         finally:
