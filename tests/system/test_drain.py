@@ -22,7 +22,7 @@ def test_idle_streams_hold_it_up_for_seconds_only(system: Stack) -> None:
     assert session["streams"] > 0, "the API keeps none: this test shows nothing"
     start = time.monotonic()
     assert system.stop("tunnel", 40) == 0
-    assert time.monotonic() - start < 15, "it waited for the grace"
+    assert time.monotonic() - start < 25, "it waited for the grace"
     assert '"event":"drained","cut":0' in system.log("tunnel")
     system.start(plans.tunnel(system.plan))
     eventually(lambda: system.call("GET", SCAN).status == 200, 60, "the agent is back")
@@ -45,4 +45,4 @@ def test_a_stream_in_flight_goes_on_within_the_grace(system: Stack) -> None:
         stream.answer.close()
         start = time.monotonic()
         assert ended.result(30) == 0
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 25

@@ -17,7 +17,7 @@ from tests.apps.proxy.stack import Lane
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
 LANES = ["stand-in", "tunnel", "fast"]
-SOON = 5.0
+SOON = 15.0
 """Seconds. It is one where nobody else is at work; any timeout of ours is longer than this."""
 
 REQUEST_ID = "X-Request-ID: test-7.a_b"

@@ -271,7 +271,7 @@ def test_the_client_leaves_and_the_box_is_reset(
     client.wire.sock.close()
     thread.join(WAIT)
     assert not thread.is_alive()
-    assert time.monotonic() - left_at < 1
+    assert time.monotonic() - left_at < 10
     assert forward.outcome == "client_left"
     if moment != "open":
         until(lambda: gone == ["reset"], 1)

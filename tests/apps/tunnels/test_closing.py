@@ -137,7 +137,7 @@ def test_a_daemon_that_does_not_answer_costs_a_bounded_time(fake, monkeypatch):
     monkeypatch.setattr(daemon, "READ_SECONDS", 0.1)
     daemon._pool.cache_clear()
     release = threading.Event()
-    fake.reply = lambda handler: (release.wait(5), (200, b""))[1]
+    fake.reply = lambda handler: (release.wait(60), (200, b""))[1]
     try:
         with pytest.raises(daemon.DaemonUnavailable):
             daemon.close_session(fake.url, "s", 4401)
@@ -180,11 +180,11 @@ def test_many_that_hang_do_not_hold_the_caller(fake, monkeypatch):
     monkeypatch.setattr(services, "CLOSE_BUDGET_SECONDS", 0.2)
     online(30)
     release = threading.Event()
-    fake.reply = lambda handler: (release.wait(5), (200, b"{}"))[1]
+    fake.reply = lambda handler: (release.wait(60), (200, b"{}"))[1]
     started = time.monotonic()
     try:
         assert services.end_devices({f"d{n}": 1 for n in range(30)}, code=4401, reason="revoked") == 30
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 4.0
     finally:
         release.set()
     assert len(pending()) >= 1
@@ -222,10 +222,10 @@ def test_nodes_that_hang_cost_a_bounded_time(fake, monkeypatch):
             draining=False,
         )
     release = threading.Event()
-    fake.reply = lambda handler: (release.wait(5), (200, b"{}"))[1]
+    fake.reply = lambda handler: (release.wait(60), (200, b"{}"))[1]
     started = time.monotonic()
     try:
         assert services.invalidate(users=["u1"]) == 0
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 4.0
     finally:
         release.set()
