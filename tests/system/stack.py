@@ -27,7 +27,6 @@ from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import log_in, new_pairing_token
 from tests.system import mould
 
-
 BUSY = 4
 """A machine that runs other tests beside this one may be slower by so much."""
 
