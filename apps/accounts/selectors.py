@@ -36,6 +36,6 @@ def _active_user_query() -> tuple[str, list[str]]:
 
     Its one parameter is the id. None of a user's columns is converted on the way (a JSON column would be).
     """
-    sql, _ = User.objects.filter(pk=uuid.UUID(int=0), is_active=True).query.sql_with_params()
+    sql, _ = User.objects.filter(pk=uuid.UUID(int=0), is_active=True).order_by().query.sql_with_params()
     fields = User._meta.concrete_fields  # noqa: SLF001 - Django documents `_meta` as public
     return sql, [field.attname for field in fields]

@@ -9,12 +9,11 @@ import math
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 from django.conf import settings
 
-from apps.common import redis, throttle
+from apps.common import redis, scripts, throttle
 from apps.common.ids import uuid7
 from tunnel.contract import LOGIN_PREFIX, hash_token, new_token
 
@@ -166,7 +165,7 @@ def create(*, user_id: uuid.UUID, address: str, agent: str, now: dt.datetime) ->
         "agent": session.agent,
     }
     flat = [part for pair in fields.items() for part in pair]
-    _run(
+    scripts.run(
         _CREATE,
         [_KEY + session.token_hash, _INDEX + str(user_id)],
         [session.token_hash, now.timestamp(), idle_seconds(), absolute_seconds(), *flat],
@@ -185,7 +184,7 @@ def use_counted(token: str, *, scope: str, now: dt.datetime) -> LoginSession | N
     if not window.limit:
         return use(token, now=now)
     token_hash = hash_token(token)
-    fields, left = _run(
+    fields, left = scripts.run(
         _USE_COUNTED,
         [_KEY + token_hash],
         [now.timestamp(), idle_seconds(), PUSH_SECONDS, window.key, throttle.WINDOW_SECONDS * 1000, window.limit],
@@ -197,7 +196,7 @@ def use_counted(token: str, *, scope: str, now: dt.datetime) -> LoginSession | N
 
 def use_hash(token_hash: str, *, now: dt.datetime) -> LoginSession | None:
     """As `use`, for whoever kept the hash of the token alone."""
-    fields = _run(_USE, [_KEY + token_hash], [now.timestamp(), idle_seconds(), PUSH_SECONDS])
+    fields = scripts.run(_USE, [_KEY + token_hash], [now.timestamp(), idle_seconds(), PUSH_SECONDS])
     return _session(token_hash, fields) if fields else None
 
 
@@ -218,7 +217,7 @@ def use_hashes(token_hashes: Iterable[str], *, now: dt.datetime) -> set[str]:
 
 def list_of(user_id: uuid.UUID, *, now: dt.datetime) -> list[LoginSession]:
     """The user's live sessions."""
-    found = _run(_LIST, [_INDEX + str(user_id)], [_KEY, now.timestamp(), idle_seconds()])
+    found = scripts.run(_LIST, [_INDEX + str(user_id)], [_KEY, now.timestamp(), idle_seconds()])
     return [_session(token_hash, fields) for token_hash, fields in found]
 
 
@@ -254,7 +253,7 @@ def adopt(
         "holder": holder,
     }
     flat = [part for pair in fields.items() for part in pair]
-    taken = _run(
+    taken = scripts.run(
         _ADOPT,
         [_KEY + token_hash, _ADOPTED + str(user_id), _ENDED + token_hash, _FLOOR + holder],
         [token_hash, now.timestamp(), idle_seconds(), issued_at, expires_at, *flat],
@@ -271,29 +270,19 @@ def end(session: LoginSession) -> bool:
     """Ends one session; whether it was still there (of two that race, one is told True)."""
     if session.holder:
         redis.client().set(_ENDED + session.token_hash, "1", exat=math.ceil(session.expires_at.timestamp()))
-    return bool(_run(_END, [_KEY + session.token_hash, _INDEX + str(session.user_id)], [session.token_hash]))
+    return bool(scripts.run(_END, [_KEY + session.token_hash, _INDEX + str(session.user_id)], [session.token_hash]))
 
 
 def end_all(user_id: uuid.UUID) -> int:
     """Ends every session of a user, what was adopted too; how many logins of ours there were."""
-    _run(_END_ALL, [_ADOPTED + str(user_id)], [_KEY, ""])
-    return len(_run(_END_ALL, [_INDEX + str(user_id)], [_KEY, ""]))
+    scripts.run(_END_ALL, [_ADOPTED + str(user_id)], [_KEY, ""])
+    return len(scripts.run(_END_ALL, [_INDEX + str(user_id)], [_KEY, ""]))
 
 
 def end_others(user_id: uuid.UUID, keep: str) -> list[str]:
     """Ends every login of a user but the one whose token hash is `keep` (empty: all); the token hashes of the ended."""
-    ended: list[str] = _run(_END_ALL, [_INDEX + str(user_id)], [_KEY, keep])
+    ended: list[str] = scripts.run(_END_ALL, [_INDEX + str(user_id)], [_KEY, keep])
     return ended
-
-
-@cache
-def _script(source: str) -> Any:
-    """The script by its hash: sent whole only when the server does not know it."""
-    return redis.client().register_script(source)
-
-
-def _run(script: str, keys: list[str], args: list[Any]) -> Any:
-    return _script(script)(keys=keys, args=args)
 
 
 def _session(token_hash: str, flat: list[str]) -> LoginSession:

@@ -19,12 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 from apps.clusters.dispatch import PROBE_MS, Choice, Member, bench_ms
 from apps.clusters.selectors import Share
-from apps.common import redis
+from apps.common import redis, scripts
 
 PREFIX: Final = "{visiona}:cluster:"
 LEASE_MS: Final = 15_000
@@ -101,13 +100,8 @@ class Load:
     version: str
 
 
-@cache
-def _script(source: str) -> Any:
-    return redis.client().register_script(source)
-
-
 def _run(source: str, *args: str | float) -> Any:
-    return _script(source)(keys=[PREFIX], args=list(args), client=redis.client())
+    return scripts.run(source, [PREFIX], args)
 
 
 def _now_ms() -> int:

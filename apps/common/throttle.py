@@ -13,12 +13,11 @@ import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 from django.conf import settings
 
-from apps.common import redis
+from apps.common import redis, scripts
 from apps.common.errors import DomainError
 
 WINDOW_SECONDS: Final = 60
@@ -72,7 +71,7 @@ class Taken:
     def give_back(self) -> None:
         """Counts one less, in the windows that it was counted in. Raises the errors of Redis."""
         if self.keys:
-            _run(_GIVE_BACK, self.keys, self.ends)
+            scripts.run(_GIVE_BACK, self.keys, self.ends)
 
 
 def window(scope: str, *parts: str) -> Window:
@@ -162,7 +161,7 @@ def _ask(real: Sequence[Window], *, count: bool) -> list[int]:
     if not real:
         return []
     limits = [each.limit for each in real]
-    answer: list[int] = _run(_TAKE, [each.key for each in real], [int(count), WINDOW_SECONDS * 1000, *limits])
+    answer: list[int] = scripts.run(_TAKE, [each.key for each in real], [int(count), WINDOW_SECONDS * 1000, *limits])
     if answer[0]:
         raise refusal(limits[answer[0] - 1], answer[1])
     return answer[1:]
@@ -170,12 +169,3 @@ def _ask(real: Sequence[Window], *, count: bool) -> list[int]:
 
 def _seconds(milliseconds: float) -> int:
     return max(1, math.ceil(milliseconds / 1000))
-
-
-@cache
-def _script(source: str) -> Any:
-    return redis.client().register_script(source)
-
-
-def _run(source: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-    return _script(source)(keys=keys, args=args, client=redis.client())

@@ -22,10 +22,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Final, Literal, cast
 
-from apps.common import redis
+from apps.common import redis, scripts
 from apps.tunnels import lua
 
 PREFIX: Final = "{visiona}:tunnel:"
@@ -131,14 +130,8 @@ class Node:
     draining: bool
 
 
-@cache
-def _script(source: str) -> Any:
-    """The script with its hash: sent whole only when the server does not know it (EVALSHA, then SCRIPT LOAD)."""
-    return redis.client().register_script(source)
-
-
 def _run(source: str, args: Sequence[str | int]) -> list[Any]:
-    answer = _script(source)(keys=[PREFIX], args=list(args), client=redis.client())
+    answer = scripts.run(source, [PREFIX], args)
     return answer if isinstance(answer, list) else [answer]
 
 

@@ -1,6 +1,5 @@
 """The database backend `cloud.db`: Django's own for PostgreSQL on our pool and deadlines."""
 
-import datetime as dt
 import threading
 from collections.abc import Iterable
 from typing import Any, Final, Self
@@ -72,15 +71,16 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return self._home.acquire()
 
     def create_cursor(self, name: str | None = None) -> Any:
-        """Django's, with psycopg's own loader of moments, in C where psycopg is: a list reads a hundred of them.
+        """As Django's, which however has each cursor copy the connection's adapters for its own loader of moments.
 
-        Django's wraps it in Python to put its time zone in the session's place; a session of ours has UTC, and psycopg
-        gives the same `datetime.UTC` then.
+        It wraps psycopg's in Python to put its time zone in the session's place. A session of ours has UTC, and
+        psycopg's own, in C where psycopg is, gives the same `datetime.UTC` then: it is the connection's (`_pool_of`).
         """
-        cursor = super().create_cursor(name)
-        if self.timezone is dt.UTC:
-            cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
-        return cursor
+        connection: Any = self.connection
+        if name is None:
+            return connection.cursor()
+        named: Any = base.ServerSideCursor  # which the stubs know by psycopg2's
+        return named(connection, name=name, scrollable=False, withhold=connection.autocommit)
 
     def _close(self) -> None:
         connection = self.connection
@@ -136,6 +136,7 @@ def _pool_of(wrapper: DatabaseWrapper, conn_params: dict[str, Any]) -> Pool:
     def connect() -> DeadlineConnection:
         connection = DeadlineConnection.connect(**{**conn_params, "autocommit": True})
         connection.deadline = deadline
+        connection.adapters.register_loader("timestamptz", TimestamptzLoader)
         return connection
 
     key = _key(wrapper)

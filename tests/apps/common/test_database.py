@@ -237,3 +237,9 @@ def test_moments_come_in_utc():
     assert first == dt.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=dt.UTC)
     assert second == dt.datetime(2000, 1, 1, 1, tzinfo=dt.UTC)
     assert first.tzinfo is second.tzinfo is dt.UTC
+
+
+def test_moments_come_in_utc_by_a_cursor_at_the_server_too():
+    with connections["default"].create_cursor("at_server") as cursor:
+        cursor.execute("SELECT '2026-01-02 03:04:05.000006+08'::timestamptz")
+        assert cursor.fetchone() == (dt.datetime(2026, 1, 1, 19, 4, 5, 6, tzinfo=dt.UTC),)

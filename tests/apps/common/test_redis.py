@@ -10,7 +10,6 @@ from django.conf import settings as configured
 from django_redis import get_redis_connection
 from django_redis.cache import RedisCache
 
-from apps.accounts import sessions
 from apps.common import redis
 from tests.apps.common.relay import Relay
 
@@ -36,7 +35,6 @@ def relay(settings) -> Iterator[Relay]:
 
 def _forget() -> None:
     redis.client.cache_clear()
-    sessions._script.cache_clear()
 
 
 def _wait_for_200(api) -> None:

@@ -96,7 +96,7 @@ def test_without_redis_nothing_passes(monkeypatch):
     def broken(*args, **kwargs):
         raise redis.exceptions.ConnectionError("away")
 
-    monkeypatch.setattr(throttle, "_run", broken)
+    monkeypatch.setattr(throttle.scripts, "run", broken)
     with pytest.raises(redis.exceptions.ConnectionError):
         throttle.take(window())
 
