@@ -168,6 +168,21 @@ class TestSchema:
         assert len(lines) == 1
         assert "VISIONA_DB_AUTO_MIGRATE is false" in lines[0]
 
+    @pytest.mark.parametrize(
+        ("statement", "current"),
+        [
+            ("SELECT 1", True),
+            ("DELETE FROM django_migrations WHERE app = 'sessions'", False),
+            ("INSERT INTO django_migrations (app, name, applied) VALUES ('devices', '9999_later', now())", False),
+            ("DROP TABLE django_migrations", False),
+        ],
+    )
+    def test_a_current_schema_is_told_without_loading_the_apps(self, system_env, statement, current):
+        self.make(system_env, statement)
+        names = ("HOST", "PORT", "USER", "PASSWORD", "NAME", "SSLMODE")
+        values = {f"DB_{name}": system_env[f"VISIONA_DB_{name}"] for name in names}
+        assert startup.schema_is_current(values) is current
+
     def test_two_that_migrate_at_once_both_succeed(self, system_env):
         env = self.make(system_env, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
