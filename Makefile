@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 INSTALL = @test -n "$(PYTHON)" || { echo "visiona: Python 3.11 or newer is needed and none is on the PATH"; exit 1; }; \
 	"$(PYTHON)" -m cloud.supervisor.install
 # How the tests are spread: one PostgreSQL and one Valkey for all, a database each. More than the two cores that CI has,
-# since tests of real processes wait for most of their time.
+# since tests of real processes wait for most of their time. Files keep the order that tests/conftest.py gives them.
 PYTEST_JOBS ?= 3
 PYTEST_ARGS ?=
 # Which migrations `migrate-down` goes back to, as `make migrate-down TO="devices zero"`.
@@ -26,7 +26,7 @@ dev: ## Start everything: databases, API, tunnel, worker and a demo box. Ctrl-C 
 test: ## Run all tests, on ports and data of their own
 	$(INSTALL) dev
 	@.ci/tools
-	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(PYTEST_ARGS)
 
 ##@ Working on it
 .PHONY: lint
@@ -105,7 +105,7 @@ seed: ## Put the demo user, device and pairing there (again: nothing changes)
 test-race: ## The suite three times under Python's development mode, in random order
 	$(INSTALL) dev
 	@for round in 1 2 3; do echo "round $$round"; \
-		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadfile -m "not browser" $(PYTEST_ARGS) || exit 1; done
+		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not browser" $(PYTEST_ARGS) || exit 1; done
 
 .PHONY: test-db
 test-db: ## The tests of tables, constraints and services alone

@@ -32,6 +32,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 _processes = pytest.StashKey["list[Started]"]()
 
+LONGEST = ("supervisor_dev", "contract", "faults", "many_daemons", "rotation", "embedded", "nginx", "ticket_browser")
+"""Of the files in tests/system, those that take a minute and more on a busy machine."""
+REAL = ("system", "interop", "deploy")
+"""Folders whose tests start real processes, seconds each."""
+
 
 class Started:
     """A real process that a test has started, in a session of its own. ``log`` holds all that it wrote."""
@@ -50,25 +55,26 @@ class Started:
         """What it has written so far, both outputs."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, look: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    def wait_for(self, look: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
         """Wait until ``look`` answers true; fails when the process ends first or the time is up."""
-        deadline = time.monotonic() + seconds
+        deadline, pause = time.monotonic() + seconds, 0.02
         while not look():
             if self.popen.poll() is not None:
                 pytest.fail(f"{self.name} ended with {self.popen.returncode} before {what}\n{self.text()[-4000:]}")
             if time.monotonic() > deadline:
                 pytest.fail(f"{self.name}: no {what} within {seconds} s\n{self.text()[-4000:]}")
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(0.1, pause * 1.25)  # a look at a page costs the process as much as its work
 
-    def wait_for_text(self, text: str, seconds: float = 30.0) -> None:
+    def wait_for_text(self, text: str, seconds: float = 60.0) -> None:
         """Wait until it has written ``text``."""
         self.wait_for(lambda: text in self.text(), f"line with {text!r}", seconds)
 
-    def wait_for_http(self, url: str, seconds: float = 30.0) -> None:
+    def wait_for_http(self, url: str, seconds: float = 60.0) -> None:
         """Wait until a GET of ``url`` is answered with a status below 400."""
         self.wait_for(lambda: http_ok(url), f"good answer of {url}", seconds)
 
-    def wait_end(self, seconds: float = 30.0) -> int:
+    def wait_end(self, seconds: float = 60.0) -> int:
         """Wait until it ends by itself; its exit status (negative: the signal)."""
         try:
             return self.popen.wait(seconds)
@@ -106,7 +112,7 @@ class StartProcess(Protocol):
         name: str = "",
         cwd: Path = ROOT,
         ready: str | None = None,
-        seconds: float = 30.0,
+        seconds: float = 60.0,
     ) -> Started: ...
 
 
@@ -155,7 +161,7 @@ def start_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[St
         name: str = "",
         cwd: Path = ROOT,
         ready: str | None = None,
-        seconds: float = 30.0,
+        seconds: float = 60.0,
     ) -> Started:
         command = [sys.executable if argv[0] == "python" else argv[0], *argv[1:]]
         name = name or Path(argv[0]).name
@@ -180,6 +186,18 @@ def start_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[St
     yield start
     for process in reversed(started):
         process.stop()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, after the order was made random: one that begins last keeps a whole run waiting."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.path.stem.removeprefix("test_") in LONGEST:
+            return 0
+        return 1 if item.path.parent.name in REAL else 2
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -228,7 +246,7 @@ def migrated_template() -> Iterator[str]:
     env = {**os.environ, "VISIONA_DB_NAME": name}
     done = subprocess.run(
         [sys.executable, "manage.py", "migrate", "--verbosity", "0"],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     if done.returncode:
         pytest.fail(f"the migrations failed:\n{done.stdout}{done.stderr}")

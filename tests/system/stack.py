@@ -53,17 +53,32 @@ class Answer:
         return self.json["data"]
 
 
+READY_SECONDS = 120.0
+"""For a program to be ready: a quiet machine takes seconds, one with other work many times that."""
+GONE_SECONDS = 30.0
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between looks: short first, then longer, since a look often costs the system under test a request."""
+    pause = 0.02
+    while True:
+        yield pause
+        pause = min(0.15, pause * 1.25)
+
+
 def eventually(look: Callable[[], Any], seconds: float, what: str) -> Any:
     """What ``look`` answers, as soon as it is true; an AssertionError that names ``what`` when the time is up.
 
     ``seconds`` is what it takes at most on a machine that does nothing else.
     """
     deadline = time.monotonic() + BUSY * seconds
-    while not (seen := look()):
+    for pause in pauses():
+        if seen := look():
+            return seen
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what} (last seen: {seen!r})")
-        time.sleep(0.02)
-    return seen
+        time.sleep(pause)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +119,19 @@ class Stack:
     token: str = ""
 
     # --- processes ---
-    def start(self, program: Program, seconds: float = 60.0) -> None:
+    def start(self, program: Program, seconds: float = READY_SECONDS) -> None:
         """Start a program and wait until it is ready."""
         process = spawn(program)
         self.processes[program.name] = process
         deadline = time.monotonic() + seconds
-        while not program.ready(process.pid):
+        for pause in pauses():
+            if program.ready(process.pid):
+                return
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(
                     f"{program.name} is not ready ({process.poll()})\n{self.log(program.name)[-4000:]}"
                 )
-            time.sleep(0.05)
+            time.sleep(pause)
 
     def start_all(self) -> Self:
         """Everything in the order of ``make dev``, the demo box included."""
@@ -135,7 +152,7 @@ class Stack:
         """SIGKILL for a program and its children."""
         process = self.processes.pop(name)
         signal_group(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(GONE_SECONDS)
 
     def stop(self, name: str, seconds: float = 15.0) -> int:
         """SIGTERM; its exit status."""
@@ -145,7 +162,7 @@ class Stack:
             return process.wait(seconds)
         finally:
             signal_group(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(GONE_SECONDS)
 
     def close(self) -> None:
         """End what still runs, the box first."""
@@ -183,7 +200,7 @@ class Stack:
         server = psutil.Process(self.server_pid(name))
         family = [server, *server.children(recursive=True)]
         server.send_signal(number)
-        gone, _ = psutil.wait_procs(family, timeout=10)
+        gone, _ = psutil.wait_procs(family, timeout=GONE_SECONDS)
         assert len(gone) == len(family), f"{name} did not end"
         try:
             yield

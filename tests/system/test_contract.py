@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,31 +33,48 @@ ENDS = r"^/api/auth/(logout|logout-all|password$|me|sessions/\{id\})"
 
 
 @pytest.fixture(scope="module")
-def cloud(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
-) -> Iterator[Stack]:
-    """The whole system on one storage, with a converter's address."""
+def cloud(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Stack]:
+    """The whole system on the local storage; one for all its tests, in whichever order they come."""
+    with running(tmp_path_factory.mktemp("contract") / "var", free_port, {}) as stack:
+        yield stack
+
+
+@pytest.fixture
+def cloud_on_s3(tmp_path: Path, free_port: Callable[[], int], moto: Moto) -> Iterator[Stack]:
+    """The same on S3."""
+    settings = {f"VISIONA_{name}": value for name, value in moto.settings("contract").items()}
+    with running(tmp_path / "var", free_port, settings) as stack:
+        yield stack
+
+
+@contextmanager
+def running(folder: Path, free_port: Callable[[], int], storage: dict[str, str]) -> Iterator[Stack]:
+    """The whole system but the box, with a converter's address."""
     settings = {"VISIONA_CONVERTER_URL": f"http://127.0.0.1:{free_port()}/", "VISIONA_CONVERTER_SECRET": SECRET}
-    if getattr(request, "param", "local") == "s3":
-        server: Moto = request.getfixturevalue("moto")
-        settings |= {f"VISIONA_{name}": value for name, value in server.settings("contract").items()}
-    folder = tmp_path_factory.mktemp("contract") / "var"
-    with run_stack(folder, (free_port(), free_port(), free_port()), settings) as stack:
+    with run_stack(folder, (free_port(), free_port(), free_port()), settings | storage) as stack:
         for part in (plans.tunnel, plans.api, plans.worker):
             stack.start(part(stack.plan))
         stack.log_in()
         yield stack
 
 
-@pytest.mark.parametrize("cloud", ["local", "s3"], indirect=True)
-def test_the_control_plane(cloud: Stack, tmp_path: Path, start_process: StartProcess) -> None:
+def converter(cloud: Stack, start_process: StartProcess) -> None:
+    """The reference converter at the address that the system knows."""
     port = cloud.environ["VISIONA_CONVERTER_URL"].rsplit(":", 1)[1].rstrip("/")
     start_process(["python", str(REFERENCE), "--port", port, "--secret", SECRET], ready="listening")
+
+
+def test_the_control_plane(cloud: Stack, tmp_path: Path, start_process: StartProcess) -> None:
+    converter(cloud, start_process)
     token = cloud.register("contract@example.com")
-    if "VISIONA_S3_BUCKET" in cloud.environ:  # the rest does not know where bytes lie
-        assert broken(cloud, tmp_path, token, "--include-path-regex", STORED) > 10
-    else:
-        assert broken(cloud, tmp_path, token, "--exclude-path-regex", f"{BOX}|{ENDS}") > 40
+    assert broken(cloud, tmp_path, token, "--exclude-path-regex", f"{BOX}|{ENDS}") > 40
+
+
+def test_what_is_stored_on_s3(cloud_on_s3: Stack, tmp_path: Path, start_process: StartProcess) -> None:
+    """The rest does not know where bytes lie."""
+    converter(cloud_on_s3, start_process)
+    token = cloud_on_s3.register("contract@example.com")
+    assert broken(cloud_on_s3, tmp_path, token, "--include-path-regex", STORED) > 10
 
 
 def test_what_goes_to_a_box(cloud: Stack, tmp_path: Path) -> None:
