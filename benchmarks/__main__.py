@@ -23,10 +23,12 @@ from benchmarks.outcome import Outcome
 from benchmarks.plot import svg
 from benchmarks.processes import ROOT, BenchError
 from benchmarks.scenarios import (
+    abuse,
     agents,
     bulk,
     control,
     core,
+    distance,
     flames,
     latency,
     lists,
@@ -49,6 +51,8 @@ SCENARIOS: dict[str, Callable[[Bench], Outcome]] = {
         requests,
         single,
         bulk,
+        distance,
+        abuse,
         neighbours,
         agents,
         control,

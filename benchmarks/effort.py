@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+MIB = 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
@@ -21,6 +23,10 @@ class Effort:
     events: int  # first events awaited, each on a connection of its own
     sockets: tuple[int, ...]  # WebSockets held at once, growing
     micro: float  # seconds of one microbenchmark
+    wire: int  # bytes of bulk between two ends, where nothing but they hold it back
+    round_trips: tuple[float, ...]  # seconds
+    abusers: int  # tunnels of a peer that breaks the rules, one after another
+    narrow: float  # seconds of traffic on a narrow line
 
 
 FULL = Effort(
@@ -38,6 +44,10 @@ FULL = Effort(
     events=20,
     sockets=(10, 100, 1_000),
     micro=1.0,
+    wire=1024 * MIB,
+    round_trips=(0.0, 0.05, 0.1),
+    abusers=200,
+    narrow=75.0,
 )
 
 QUICK = Effort(
@@ -55,6 +65,10 @@ QUICK = Effort(
     events=3,
     sockets=(10, 200),
     micro=0.2,
+    wire=16 * MIB,
+    round_trips=(0.0, 0.05),
+    abusers=10,
+    narrow=4.0,
 )
 
 BRIEF = Effort(
@@ -72,4 +86,8 @@ BRIEF = Effort(
     events=5,
     sockets=(10, 100, 1_000),
     micro=0.3,
+    wire=64 * MIB,
+    round_trips=(0.0, 0.05, 0.1),
+    abusers=50,
+    narrow=12.0,
 )
