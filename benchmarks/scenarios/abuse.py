@@ -61,7 +61,7 @@ def whole(daemon: Part, port: int) -> Sample:
 
 
 def unread(daemon: Part, port: int) -> Sample:
-    """A window of frames of a byte that nobody reads, and a byte more. Raises BenchError unless that ends the tunnel."""
+    """A window of frames of a byte that nobody reads, and one more. Raises BenchError unless that ends the tunnel."""
     with Rogue(port) as rogue:
         rogue.send(messages(chopped(ids(1), WINDOW + 1, 1)))
         rogue.until_gone()
@@ -99,7 +99,9 @@ def run(bench: Bench) -> Outcome:
         listening(folder, flags=("--accept", "--no-read")) as (deaf, at_deaf),
     ):
         jobs: dict[str, Callable[[], Sample]] = {
-            "streams opened and reset, as the daemon is (it takes none)": partial(flood, refusing, at_refusing, tunnels),
+            "streams opened and reset, as the daemon is (it takes none)": partial(
+                flood, refusing, at_refusing, tunnels
+            ),
             "streams opened and reset, where they are taken": partial(flood, taking, at_taking, tunnels),
             "honest streams": partial(visit, taking, at_taking, tunnels),
             "frames of a byte": partial(crumbs, taking, at_taking, 64 * 1024),
@@ -122,13 +124,21 @@ def _tell(outcome: Outcome) -> None:
         if name.startswith("streams opened"):
             outcome.figures += [
                 alone(f"{name}: streams until a limit ends the tunnel", [s["streams"] for s in samples], "streams"),
-                against(f"{name}: CPU of a tunnel, by one of {HONEST} honest streams", samples, honest, "tunnel_cpu_ms", "ms"),
+                against(
+                    f"{name}: CPU of a tunnel, by one of {HONEST} honest streams",
+                    samples,
+                    honest,
+                    "tunnel_cpu_ms",
+                    "ms",
+                ),
             ]
         elif name.startswith("frames of a byte") and samples is not deaf:
-            outcome.figures.append(against(f"{name}: CPU a byte, by frames of 16 KiB", samples, bulk, "cpu_ns_byte", "ns"))
+            outcome.figures.append(
+                against(f"{name}: CPU a byte, by frames of 16 KiB", samples, bulk, "cpu_ns_byte", "ns")
+            )
     grown = [sample["grown_mb"] for sample in deaf]
     outcome.figures.append(alone("a window of them that nobody reads: memory that grew", grown, "MB", at_most(1.0)))
     outcome.notes.append(
-        "The CPU is that of the process which holds the tunnel, from behind the handshake to the tunnel's end. A flood is"
+        "The CPU is that of the process which holds the tunnel, from behind the handshake to its end. A flood is"
         f" {FLOOD} streams in one go; every tunnel of one was ended by a limit, and so was every byte beyond a window."
     )

@@ -2,24 +2,26 @@
 
 import math
 from contextlib import ExitStack
+from functools import partial
+from statistics import median
 from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.effort import Effort
 from benchmarks.figures import against, alone, growing
 from benchmarks.outcome import Outcome, Sample
-from benchmarks.processes import BenchError, cpu_seconds
 from benchmarks.sides import MB, interleaved
-from benchmarks.stats import percentile
-from benchmarks.wire.parts import Part, dialling, linked, listening
+from benchmarks.wire.parts import dialling, gorilla, linked, listening, pour
 
 NAME, TITLE = "distance", "Bulk through one stream by round trip and window"
-KIB, MIB, GIB = 1024, 1024 * 1024, 1024 * 1024 * 1024
+KIB, MIB = 1024, 1024 * 1024
+DIRECTIONS = ("down", "up")
 WINDOWS = {"256 KiB": 256 * KIB, "1 MiB": MIB, "4 MiB": 4 * MIB}
 GROWS = "256 KiB that grow to 1 MiB"
 """As both programs are set; with the others a window has its size from the start, and keeps it."""
+GO = "256 KiB, Go agent"
+"""Windows as hashicorp/yamux has them, and its own rule for credit."""
 _LEAST_WINDOWS = 8
-_SLOWEST = 250_000  # bytes a second: below that it hangs
 
 
 def allowed(window: int, round_trip: float) -> float:
@@ -38,29 +40,10 @@ def amount(effort: Effort, window: int, round_trip: float) -> int:
 def settings(window: str) -> dict[str, Any]:
     """A session's settings for one of `WINDOWS`, or for what is shipped. Pure."""
     size = WINDOWS.get(window)
-    return {} if size is None else {"receive_window": size, "max_receive_window": size}
-
-
-def pour(daemon: Part, agent: Part, direction: str, size: int) -> Sample:
-    """So many bytes down or up one new stream, and what that cost each end.
-
-    From the request until the last byte came, or until its receipt was answered: either way, what a window holds
-    back takes a round trip for each window full of bytes. Raises BenchError when bytes are missing.
-    """
-    wanted = {"ask": f"down {size}\n"} if direction == "down" else {"ask": "up\n", "send": size}
-    cpu = cpu_seconds([agent.pid])
-    done = daemon.ask(30 + size / _SLOWEST, do="carry", streams=[wanted])
-    (stream,) = done["streams"]
-    came = stream["bytes"] if direction == "down" else int(stream["said"] or 0)
-    if stream["fault"] or came != size:
-        raise BenchError(f"{direction}: {came} bytes of {size} came: {stream['fault'] or done['end']}")
-    cpu = cpu_seconds([agent.pid]) - cpu
-    return {
-        "mb_s": size / stream["seconds"] / MB,
-        "seconds": stream["seconds"],
-        "daemon_cpu_s_gib": done["cpu"] / size * GIB,
-        "agent_cpu_s_gib": cpu / size * GIB,
-    }
+    if size is None:
+        return {}
+    # Credit that is held back from bulk beside other streams would be measured with the window.
+    return {"receive_window": size, "max_receive_window": size, "bulk_window": 0}
 
 
 def run(bench: Bench) -> Outcome:
@@ -68,13 +51,13 @@ def run(bench: Bench) -> Outcome:
     outcome, effort = Outcome(NAME, TITLE), bench.effort
     curves: dict[str, dict[str, dict[float, list[Sample]]]] = {"down": {}, "up": {}}
     for round_trip in effort.round_trips:
-        for window in (*WINDOWS, GROWS):
-            size = WINDOWS.get(window, MIB)
+        for window in (*WINDOWS, GROWS, GO):
+            size = MIB if window == GROWS else WINDOWS.get(window, 256 * KIB)
             found = _at(bench, round_trip, window, amount(effort, size, round_trip))
             for direction, samples in found.items():
                 name = f"{round_trip * 1000:g} ms, {window}, {direction}"
                 outcome.samples[name] = samples
-                if window != GROWS:
+                if window in WINDOWS:
                     line = curves[direction].setdefault(f"{round_trip * 1000:g} ms", {})
                     line[size / KIB] = samples
                 if round_trip:
@@ -97,18 +80,19 @@ def run(bench: Bench) -> Outcome:
 
 
 def _at(bench: Bench, round_trip: float, window: str, size: int) -> dict[str, list[Sample]]:
-    folder, config = bench.var / "log", settings(window)
+    folder, config, go = bench.var / "log", settings("256 KiB" if window == GO else window), window == GO
     with ExitStack() as stack:
         daemon, port = stack.enter_context(listening(folder, config))
         if round_trip:
             port = stack.enter_context(linked(folder, port, delay=round_trip / 2))
-        agent = stack.enter_context(dialling(folder, port, config))
-        directions = ("down", "up")
-        for direction in directions:
-            pour(daemon, agent, direction, min(size, 4 * MIB))
-        found = interleaved(
-            bench.effort.rounds, {each: lambda each=each: pour(daemon, agent, each, size) for each in directions}
-        )
-    shares = [percentile([s["mb_s"] for s in samples], 0.5) for samples in found.values()]
-    bench.say(f"{round_trip * 1000:g} ms, {window}: " + ", ".join(f"{share:.1f} MB/s" for share in shares))
+        if go:
+            pid = stack.enter_context(gorilla(folder, port, bench.upstream)).pid
+        else:
+            pid = stack.enter_context(dialling(folder, port, config)).pid
+        for direction in DIRECTIONS:
+            pour(daemon, pid, direction, min(size, 4 * MIB), go=go)
+        jobs = {each: partial(pour, daemon, pid, each, size, go=go) for each in DIRECTIONS}
+        found = interleaved(bench.effort.rounds, jobs)
+    middle = [median(sample["mb_s"] for sample in samples) for samples in found.values()]
+    bench.say(f"{round_trip * 1000:g} ms, {window}: " + ", ".join(f"{value:.1f} MB/s" for value in middle))
     return found

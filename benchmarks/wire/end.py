@@ -30,7 +30,7 @@ _LONGEST_LINE: Final = 64 * 1024
 _BROKEN: Final = (trio.BrokenResourceError, trio.ClosedResourceError)  # TunnelError is one of the first
 _PING_EVERY: Final = 0.5  # two a second: a fifth of what a session allows
 _LOOK_EVERY: Final = 0.01
-_SHOWN: Final = 20  # bytes of the last that came: a count of bytes fits
+_SHOWN: Final = 64  # bytes of the last that came: a count of bytes fits
 
 
 def say(**what: Any) -> None:
@@ -50,8 +50,7 @@ class Listening:
         self._arguments = arguments
         self._config = replace(SessionConfig(), **json.loads(arguments.config))
         self._listener = listen("127.0.0.1", 0)
-        if arguments.buffer:
-            bound_buffers(self._listener, arguments.buffer)
+        bound_buffers(self._listener, arguments.buffer)  # what is accepted has them from its first packet on
         self._connection: Connection | None = None
         self._came = trio.Event()
         self._ended, self._ends = trio.open_memory_channel[dict[str, Any]](64)
@@ -61,10 +60,12 @@ class Listening:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take, nursery)
             say(port=self._listener.getsockname()[1])
-            commands = {"carry": self._carry, "ended": self._next_end}
             async for line in _lines(trio.lowlevel.FdStream(os.dup(0))):
                 asked = json.loads(line)
-                say(**await commands[asked.pop("do")](**asked))
+                if asked["do"] == "carry":
+                    say(**await self._carry(asked["streams"], ping=asked.get("ping", False)))
+                else:
+                    say(**await self._ended_next())
             nursery.cancel_scope.cancel()
 
     async def _take(self, nursery: trio.Nursery) -> None:
@@ -73,7 +74,6 @@ class Listening:
             nursery.start_soon(self._serve, sock)
 
     async def _serve(self, sock: socket.socket) -> None:
-        bound_buffers(sock, self._arguments.buffer)
         stream = ByteStream(sock)
         try:
             data = b""
@@ -106,14 +106,14 @@ class Listening:
         counted, end = connection.statistics(), connection.end_reason
         self._ended.send_nowait(
             {
-                "text": end.text if end else "", "remote": bool(end and end.remote), "code": end.close_code if end else 0,
+                "text": end.text if end else "", "remote": bool(end and end.remote),
                 "cpu": cpu, "grown": memory(os.getpid(), "VmHWM") - size, "buffered": counted.buffered,
                 "frames_in": counted.frames_in, "bytes_in": counted.bytes_in,
                 "opened": counted.streams_accepted, "refused": counted.streams_refused,
             }
         )  # fmt: skip
 
-    async def _next_end(self) -> dict[str, Any]:
+    async def _ended_next(self) -> dict[str, Any]:
         """What became of the next tunnel that ended."""
         return await self._ends.receive()
 
@@ -156,7 +156,7 @@ async def _exchange(connection: Connection, wanted: dict[str, Any], into: dict[s
             await stream.send_eof()
         while data := await stream.receive_some():
             into["bytes"] += len(data)
-            into["said"] = data[:_SHOWN].decode("latin-1")
+            into["said"] = data[-_SHOWN:].decode("latin-1")
         await stream.aclose()
     except TunnelError as error:
         into["fault"] = f"{type(error).__name__}: {error}"
@@ -170,7 +170,7 @@ async def _ping(connection: Connection, samples: list[float]) -> None:
         before = session.rtt
         session.ping(trio.current_time())
         connection.kick()
-        while session.rtt == before:
+        while session.rtt == before:  # noqa: ASYNC110 - the session tells nobody of a pong
             await trio.sleep(_LOOK_EVERY)
         if session.rtt is not None:
             samples.append(unsmoothed(before, session.rtt))

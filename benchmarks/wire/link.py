@@ -7,7 +7,6 @@ output is ``{"port": …}``; then it carries any number of connections until it 
 import argparse
 import json
 import math
-import socket
 from collections import deque
 from functools import partial
 
@@ -83,12 +82,20 @@ async def _out(held: Held, target: trio.SocketStream) -> None:
         held.gone(len(data))
 
 
+async def _connected(arguments: argparse.Namespace) -> trio.socket.SocketType:
+    sock = trio.socket.socket()
+    bound_buffers(sock, arguments.buffer)
+    try:
+        await sock.connect(("127.0.0.1", arguments.to))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 async def _carry(arguments: argparse.Namespace, near: trio.SocketStream) -> None:
     try:
-        async with near, await trio.open_tcp_stream("127.0.0.1", arguments.to) as far:
-            for stream in (near, far):
-                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                bound_buffers(stream.socket, arguments.buffer)
+        async with near, trio.SocketStream(await _connected(arguments)) as far:  # which sets TCP_NODELAY
             read = _READ if arguments.rate == math.inf else _NARROW_READ
             async with trio.open_nursery() as nursery:
                 for source, target in ((near, far), (far, near)):
@@ -100,10 +107,12 @@ async def _carry(arguments: argparse.Namespace, near: trio.SocketStream) -> None
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    bound_buffers(listener.socket, arguments.buffer)  # what is accepted has them from its first packet on
-    print(json.dumps({"port": listener.socket.getsockname()[1]}), flush=True)
-    await trio.serve_listeners(partial(_carry, arguments), [listener])
+    sock = trio.socket.socket()
+    bound_buffers(sock, arguments.buffer)  # what is accepted has them from its first packet on
+    await sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    print(json.dumps({"port": sock.getsockname()[1]}), flush=True)
+    await trio.serve_listeners(partial(_carry, arguments), [trio.SocketListener(sock)])
 
 
 def main() -> None:

@@ -11,9 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import ROOT, BenchError
+from benchmarks.build import program
+from benchmarks.outcome import Sample
+from benchmarks.processes import ROOT, BenchError, Running, cpu_seconds
+from benchmarks.sides import MB
+from benchmarks.system import Agent
 
 START_SECONDS = 30.0
+GIB = 1024 * 1024 * 1024
+_SLOWEST = 100_000  # bytes a second: below that it hangs
 
 
 class Part:
@@ -85,7 +91,9 @@ def dialling(folder: Path, port: int, config: Mapping[str, Any] | None = None, *
 
 
 @contextmanager
-def linked(folder: Path, to: int, *, delay: float = 0.0, rate: float = 0.0, buffer: int = 0, bound: int = 0) -> Iterator[int]:
+def linked(
+    folder: Path, to: int, *, delay: float = 0.0, rate: float = 0.0, buffer: int = 0, bound: int = 0
+) -> Iterator[int]:
     """A line to a port: the port that stands before it. `delay` in seconds, each way; `rate` in bytes a second."""
     words = [sys.executable, "-m", "benchmarks.wire.link", "--to", str(to), "--delay", str(delay)]
     words += ["--rate", str(rate)] if rate else []
@@ -102,3 +110,57 @@ def _part(name: str, words: Sequence[str], folder: Path) -> Iterator[Part]:
         yield part
     finally:
         part.stop()
+
+
+@contextmanager
+def gorilla(folder: Path, port: int, upstream: int, *, buffer: int = 4096, socket: int = 0) -> Iterator[Agent]:
+    """The Go agent in the place of ours, before `upstream`: fragments of `buffer` bytes, sockets that hold `socket`."""
+    words = [str(program("agent")), "-url", f"ws://127.0.0.1:{port}/tunnel/connect", "-local", f"127.0.0.1:{upstream}"]
+    running = Running([*words, "-buffer", str(buffer), "-socket", str(socket)], folder / f"go-agent-{port}.log")
+    try:
+        agent = Agent(running, 1)
+        agent.wait_online()
+        yield agent
+    finally:
+        running.stop()
+
+
+def order(direction: str, size: int, *, go: bool = False) -> dict[str, Any]:
+    """What the daemon's end has to do so that `size` bytes come down or go up one stream. Pure."""
+    if not go:
+        return {"ask": f"down {size}\n"} if direction == "down" else {"ask": "up\n", "send": size}
+    first = f"GET /bytes/{size}" if direction == "down" else "POST /sink"
+    length = size if direction == "up" else 0
+    head = f"{first} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    # An agent of hashicorp/yamux may take our half-close for the wish to end: the answer's end is enough.
+    return {"ask": head, "send": length, "eof": False}
+
+
+def whole(direction: str, size: int, result: dict[str, Any]) -> bool:
+    """Whether all came of what was ordered so. Pure."""
+    if result["fault"]:
+        return False
+    if direction == "down":
+        return bool(result["bytes"] >= size)  # an HTTP head comes beside the bytes
+    said = result["said"].strip()
+    return bool(said == str(size) or said.endswith(f'{{"bytes":{size}}}'))
+
+
+def pour(daemon: Part, agent: int, direction: str, size: int, *, go: bool = False) -> Sample:
+    """So many bytes down or up one new stream, and what that cost each end; `agent` is a process.
+
+    From the request until the last byte came, or until its receipt was answered: either way, what a window holds
+    back takes a round trip for each window full of bytes. Raises BenchError when bytes are missing.
+    """
+    cpu = cpu_seconds([agent])
+    done = daemon.ask(30 + size / _SLOWEST, do="carry", streams=[order(direction, size, go=go)])
+    (stream,) = done["streams"]
+    if not whole(direction, size, stream):
+        raise BenchError(f"{direction}: {stream['bytes']} bytes came: {stream['fault'] or done['end']}")
+    return {
+        "mb_s": size / stream["seconds"] / MB,
+        "seconds": stream["seconds"],
+        "frames": float(done["frames"]),
+        "daemon_cpu_s_gib": done["cpu"] / size * GIB,
+        "agent_cpu_s_gib": (cpu_seconds([agent]) - cpu) / size * GIB,
+    }

@@ -5,7 +5,7 @@ import secrets
 import socket
 from collections.abc import Iterable
 from struct import Struct
-from typing import Final
+from typing import Final, Self
 
 from tunnel.protocol.frames import DATA, FIN, HEADER, HEADER_SIZE, RST, SYN, WINDOW_UPDATE, encode_header
 from tunnel.runtime.wire import Wire
@@ -85,7 +85,7 @@ class Rogue:
             self._socket.close()
             raise
 
-    def __enter__(self) -> "Rogue":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,4 +134,3 @@ class Rogue:
                 break
             data = self._socket.recv(65536)
         return ended
-

@@ -72,7 +72,7 @@ func pump(stream *yamux.Stream, local string) {
 // fleet is all tunnels of this process.
 type fleet struct {
 	url, name, local string
-	buffer           int
+	buffer, socket   int
 	online           atomic.Int64
 	dials            atomic.Int64
 	mutex            sync.Mutex
@@ -85,6 +85,20 @@ func (f *fleet) fault(what string) {
 	f.mutex.Unlock()
 }
 
+// dialNarrow connects with socket buffers of a size, as on a machine with little memory.
+func (f *fleet) dialNarrow(network, address string) (net.Conn, error) {
+	conn, err := net.Dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	tcp := conn.(*net.TCPConn)
+	if err := errors.Join(tcp.SetReadBuffer(f.socket), tcp.SetWriteBuffer(f.socket)); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
 // serve holds one tunnel until it breaks. The error says why; a refusal by its status.
 func (f *fleet) serve(token string, number int) error {
 	header := http.Header{}
@@ -93,6 +107,9 @@ func (f *fleet) serve(token string, number int) error {
 		header.Set("X-VisionA-Instance", fmt.Sprintf("bench-%d", number))
 	}
 	dialer := websocket.Dialer{HandshakeTimeout: 30 * time.Second, ReadBufferSize: f.buffer, WriteBufferSize: f.buffer}
+	if f.socket > 0 {
+		dialer.NetDial = f.dialNarrow
+	}
 	f.dials.Add(1)
 	conn, answer, err := dialer.Dial(f.url+"?token="+token, header)
 	if err != nil {
@@ -142,6 +159,7 @@ func main() {
 	local := flag.String("local", "127.0.0.1:4900", "local server")
 	redial := flag.Duration("redial", 0, "dial again this long after a tunnel broke; 0: never")
 	buffer := flag.Int("buffer", 32<<10, "bytes of each tunnel's read and write buffer")
+	socket := flag.Int("socket", 0, "bytes of each socket buffer of a tunnel; 0: the system's")
 	flag.Parse()
 	log.SetOutput(os.Stderr)
 	tokens := []string{*token}
@@ -152,7 +170,7 @@ func main() {
 		}
 		tokens = strings.Fields(string(content))
 	}
-	f := &fleet{url: *url, name: *name, local: *local, buffer: *buffer, faults: map[string]int{}}
+	f := &fleet{url: *url, name: *name, local: *local, buffer: *buffer, socket: *socket, faults: map[string]int{}}
 	go f.tell(20 * time.Millisecond)
 	var all sync.WaitGroup
 	for i, mine := range tokens {
