@@ -106,7 +106,7 @@ class Listening:
         counted, end = connection.statistics(), connection.end_reason
         self._ended.send_nowait(
             {
-                "text": end.text if end else "", "remote": bool(end and end.remote),
+                "text": end.text if end else "", "kind": end.kind.name if end else "",
                 "cpu": cpu, "grown": memory(os.getpid(), "VmHWM") - size, "buffered": counted.buffered,
                 "frames_in": counted.frames_in, "bytes_in": counted.bytes_in,
                 "opened": counted.streams_accepted, "refused": counted.streams_refused,
