@@ -3,7 +3,9 @@
 from django.contrib import admin
 from django.urls import include, path
 
-urlpatterns = [
+from apps.common.routes import KeptRoutes
+
+_ROUTES = [
     path("admin/", admin.site.urls),
     path("", include("apps.accounts.api.urls")),
     path("", include("apps.proxy.urls")),  # before devices: `/api/devices/scan` is no device
@@ -20,6 +22,7 @@ urlpatterns = [
     path("", include("apps.audit.api.urls")),
     path("", include("apps.console.urls")),
 ]
+urlpatterns = [KeptRoutes(_ROUTES)]
 
 handler400 = "apps.common.views.bad_request"
 handler403 = "apps.common.views.forbidden"

@@ -3,16 +3,19 @@
 import http.client
 import socket
 import time
+from functools import partial
 
 from benchmarks.bench import Bench
 from benchmarks.figures import against, alone, growing
 from benchmarks.outcome import Outcome, Sample, at_least, at_most
 from benchmarks.processes import BenchError, free_port
-from benchmarks.sides import Ask, Side, compare, measure, warm
+from benchmarks.sides import Ask, Side, compare, interleaved, measure, warm
 from benchmarks.stats import percentile
 from cloud.supervisor.demo import call
 
 NAME, TITLE = "control", "The API: its own lane, event streams, lists"
+ONLINE = 10  # of the 50 devices listed
+LIST_CONNECTIONS = (1, 4, 8)
 
 
 def run(bench: Bench) -> Outcome:
@@ -89,7 +92,9 @@ def _list(bench: Bench, outcome: Outcome) -> None:
     system = bench.system
     email = "lists@example.com"
     token = system.register(email)
-    system.devices(50, "listed", email)
+    devices = system.devices(50, "listed", email)
+    agent = system.go_agent([session for _, session in devices[:ONLINE]], local=bench.upstream)
+    agent.wait_online()
     path = "/api/devices?limit=50"
     listed = call(system.port, "GET", "/api/pairing/status", token)["devices"]
     if len(listed) != 50:
@@ -100,13 +105,17 @@ def _list(bench: Bench, outcome: Outcome) -> None:
     side = Side(
         "one worker", f"http://127.0.0.1:{port}", (f"Authorization: Bearer {token}",), tuple(system.workers(name))
     )
-    ask = Ask(path=path, connections=4)
-    warm(side, ask, bench.effort.warm_up)
-    samples = [measure(side, ask, bench.effort.seconds) for _ in range(bench.effort.rounds)]
+    asks = {f"c={connections}": Ask(path=path, connections=connections) for connections in LIST_CONNECTIONS}
+    for ask in asks.values():
+        warm(side, ask, bench.effort.warm_up)
+    jobs = {key: partial(measure, side, ask, bench.effort.seconds) for key, ask in asks.items()}
+    outcome.figures.append(alone("list of 50 devices, queries", [queries], "", at_most(4)))
+    for key, samples in interleaved(bench.effort.rounds, jobs).items():
+        outcome.samples[f"list of 50 devices, {key}"] = samples
+        goal, cost = (at_least(300), at_most(1e6 / 300)) if key == "c=4" else (None, None)
+        outcome.figures += [
+            alone(f"list of 50 devices, one worker, {key}", [s["rps"] for s in samples], "req/s", goal),
+            alone(f"list of 50 devices, the worker's CPU, {key}", [s["relay_cpu_us"] for s in samples], "µs", cost),
+        ]
     system.stop(name)
-    outcome.samples["list of 50 devices"] = samples
-    outcome.figures += [
-        alone("list of 50 devices, queries", [queries], "", at_most(4)),
-        alone("list of 50 devices, one worker", [s["rps"] for s in samples], "req/s", at_least(300)),
-        alone("list of 50 devices, the worker's CPU", [s["relay_cpu_us"] for s in samples], "µs"),
-    ]
+    agent.running.stop()
