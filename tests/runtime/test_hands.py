@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -16,9 +19,9 @@ import trio.testing
 from tests.runtime.daemonworld import OTHER, World, world
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, box, ok
 from tunnel.config import Family
-from tunnel.http import RequestHead, RequestParser
+from tunnel.http import LIMITS, ProxyError, RequestHead, RequestParser
 from tunnel.logs import JsonLog
-from tunnel.runtime.fast_wander import Wander, as_bytes
+from tunnel.runtime.fast_wander import Wander, as_bytes, give
 from tunnel.runtime.hands import AVAILABLE, DATA_MAX, Handed, Hands
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernel spreads connections on Linux only")
@@ -167,6 +170,30 @@ async def test_what_is_no_hand_is_told_and_leaves_nothing_open() -> None:
         assert not these.taken
 
 
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_call_that_cannot_be_accepted_ends_nobody(monkeypatch: pytest.MonkeyPatch, *, closed: bool) -> None:
+    """Out of descriptors, which passes; or closed between the kernel's word that somebody calls and ours."""
+    accept = socket.socket.accept
+    failures = [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    async with brothers() as these:
+
+        def failing(sock: socket.socket) -> tuple[socket.socket, Any]:
+            if closed:
+                these.taker.close()
+            elif failures:
+                raise failures.pop()
+            return accept(sock)
+
+        monkeypatch.setattr(socket.socket, "accept", failing)
+        client, accepted = socket.socketpair()
+        with client, accepted:
+            await until(lambda: these.give(accepted) or these.taker._closed)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not failures or closed
+        assert len(these.taken) == (not closed)
+
+
 def test_when_a_connection_is_worth_giving() -> None:
     """After two requests for one device; after sixteen where it has changed hands; in the end it stays."""
     target = f"/d/{DEVICE}/x".encode()
@@ -206,6 +233,23 @@ def test_a_head_reads_the_same_again() -> None:
     assert again.rest == b"abc"
     old = RequestHead(b"GET", b"/", [], http11=False)
     assert RequestParser().feed(as_bytes(old)) == old
+
+
+def test_a_head_that_would_be_too_long_again_stays() -> None:
+    """Of 32 KiB as it came, without a blank behind its colons."""
+    fields = b"".join(b"x%d:y\r\n" % number for number in range(50))
+    raw = b"GET /d/%b/ HTTP/1.1\r\n" % DEVICE.encode() + fields + b"z:\r\n\r\n"
+    raw = raw.replace(b"z:", b"z:" + b"a" * (LIMITS.head_bytes - len(raw)))
+    head = RequestParser().feed(raw)
+    assert head is not None
+    with pytest.raises(ProxyError):
+        RequestParser().feed(as_bytes(head))
+    wander, hands = Wander(), Mock()
+    for _ in range(2):
+        wander.went(head.target, "http://zero")
+    client: Any = SimpleNamespace(wander=wander, unsent=False, sock=None, address="192.0.2.1")
+    assert not give(client, hands, head, b"")
+    assert not hands.give.called
 
 
 @asynccontextmanager

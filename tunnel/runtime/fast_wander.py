@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.http import RequestHead
+from tunnel.http import LIMITS, RequestHead
 
 if TYPE_CHECKING:
     from tunnel.runtime.fast_client import Client
@@ -58,8 +58,12 @@ def give(client: Client, hands: Hands, head: RequestHead, rest: bytes) -> bool:
     url = wander.where(head.target)
     if not url or client.unsent:
         return False
-    data = as_bytes(head) + rest
-    if not hands.give(url, client.sock, address=client.address, turns=wander.turns, data=data):
+    again = as_bytes(head)
+    data = again + rest
+    # Blanks that the client left out may make a head too long to be read once more.
+    if len(again) > LIMITS.head_bytes or not hands.give(
+        url, client.sock, address=client.address, turns=wander.turns, data=data
+    ):
         wander.stays()
         return False
     client.raw.close()

@@ -32,6 +32,7 @@ _MESSAGE_MAX: Final = DATA_MAX + 256
 _BACKLOG: Final = 16
 _WAYS: Final = 64
 """Connections of siblings that are heard at once; each has one, and those of the dead go as soon as they are read."""
+_PAUSE_SECONDS: Final = 0.1
 _ANCILLARY: Final = socket.CMSG_SPACE(array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -143,12 +144,18 @@ class Hands:
             listener.close()
 
     async def _listen(self, listener: socket.socket, nursery: trio.Nursery, take: Take) -> None:
-        while not self._closed:
+        while self._listener is not None:  # as `close` leaves it
             try:
                 await trio.lowlevel.wait_readable(listener)
+                self._accept(listener, nursery, take)
             except trio.ClosedResourceError:
                 return
-            self._accept(listener, nursery, take)
+            except OSError as error:
+                if self._closed:
+                    return  # between the kernel's word and ours
+                # Out of descriptors or memory: that passes, and meanwhile siblings keep theirs.
+                self._log.error("accept_failed", port="hands", error=str(error))
+                await trio.sleep(_PAUSE_SECONDS)
 
     def _accept(self, listener: socket.socket, nursery: trio.Nursery, take: Take) -> None:
         try:
