@@ -54,6 +54,31 @@ def test_what_waits_behind_a_full_window_is_given_up_too() -> None:
     assert streams[0].send_buffer == b""
 
 
+def test_the_last_bytes_of_a_stream_that_the_peer_has_ended_are_not_lost() -> None:
+    """Closed on both sides, as an upgraded connection's: the peer waits for what was said last."""
+    lab, streams = full(limit=1, done=0)
+    lab.feed(window(1, FIN))
+    lab.session.send(streams[0], b"last words")
+    lab.session.close(streams[0])
+    with pytest.raises(OpenRefused):
+        lab.session.open(lab.now)
+    assert lab.sent() == [Frame(0, 0, 1, 10, b"last words"), Frame(1, FIN, 1, 0)]
+    assert streams[0].fault is None
+    lab.session.open(lab.now)
+
+
+def test_last_bytes_that_nobody_takes_are_given_up_in_the_end() -> None:
+    lab, streams = full(limit=1, done=0)
+    lab.send(streams[0], bytes(WIN + 1))
+    lab.feed(window(1, FIN))
+    lab.session.close(streams[0])
+    with pytest.raises(OpenRefused):
+        lab.session.open(lab.now)
+    lab.now += 30
+    lab.session.open(lab.now)
+    assert lab.sent() == [Frame(1, RST, 1, 0), Frame(1, SYN, 3, 0)]
+
+
 def test_a_stream_that_was_not_accepted_yet_is_left_alone() -> None:
     """Its reset would hold the peer's slot all the same, so nothing were gained (yamux.md §9)."""
     lab = Lab(role=Role.CLIENT, config=SessionConfig(max_outbound_streams=1))

@@ -17,6 +17,8 @@ from tunnel.protocol.stream import MuxStream, State
 # Frames other than Data that may still arrive for a closed stream without being a glitch: credits for bytes that the
 # peer's application reads late, its FIN or RST, a late ACK.
 _LATE_CONTROLS = 16
+# Bytes for a peer that has ended its own side and takes none for so long are not wanted any more.
+_STUCK_SECONDS = 30.0
 
 
 class Role(Enum):
@@ -268,11 +270,14 @@ class Core:
     def give_up_closed(self) -> bool:
         """Reset the oldest of our own streams that the application has closed, both ways; False if there is none.
 
-        It only waits for the peer's FIN, whose time is the peer's to choose. One that was not accepted yet stays: the
-        peer would keep its slot all the same.
+        It only waits for the peer's FIN, whose time is the peer's to choose. One whose FIN came already is on its way
+        out, with last bytes that the peer may still want: it stays unless these have been stuck for a while. One that
+        was not accepted yet stays: the peer would keep its slot all the same.
         """
         for stream in self.closing.values():
-            if stream.discarding and stream.acked and not stream.inbound:
+            if not stream.discarding or not stream.acked or stream.inbound:
+                continue
+            if not stream.read_eof or self.now - stream.last_progress >= _STUCK_SECONDS:
                 self.drive(stream, Input.RESET, Fault.LOCAL_RESET)
                 return True
         return False
