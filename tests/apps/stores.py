@@ -18,12 +18,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 import pytest
+from botocore.loaders import create_loader
 from django.test import Client
 
 from apps.storage import services as storage
 
 BUCKET = "models"
+_LOADER, _SESSION = create_loader(), boto3.session.Session
+
+
+def _sharing() -> boto3.session.Session:
+    core = botocore.session.Session()
+    core.register_component("data_loader", _LOADER)
+    return _SESSION(botocore_session=core)
 
 
 class Moto:
@@ -84,11 +93,13 @@ class Moto:
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[Moto]:
-    """The run's one server of S3."""
-    server = Moto()
-    server.start()
-    yield server
-    server.close()
+    """The run's one server of S3. All clients share what boto3 reads of S3: a tenth of a second for each, else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boto3.session, "Session", _sharing)
+        server = Moto()
+        server.start()
+        yield server
+        server.close()
 
 
 @dataclass

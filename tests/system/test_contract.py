@@ -90,7 +90,10 @@ def test_what_ends_a_login(cloud: Stack, tmp_path: Path) -> None:
 
 
 def broken(cloud: Stack, folder: Path, token: str, *choice: str) -> int:
-    """How many operations were tried. Fails with schemathesis' own report where one breaks its promise."""
+    """How many operations were tried. Fails with schemathesis' own report where one breaks its promise.
+
+    All share what Hypothesis finds out about Unicode, which takes it seconds.
+    """
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(CONFIG), "run",
@@ -98,7 +101,8 @@ def broken(cloud: Stack, folder: Path, token: str, *choice: str) -> int:
             "--max-examples", EXAMPLES, "--seed", "1", "--generation-deterministic",
             "--continue-on-failure", "--request-timeout", "30", "--no-color", *choice,
         ],
-        cwd=folder, capture_output=True, text=True, timeout=3000, check=False,
+        cwd=folder, env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(folder.parent / "hypothesis")},
+        capture_output=True, text=True, timeout=3000, check=False,
     )  # fmt: skip
     told = "\n".join(line[:400] for line in done.stdout.splitlines())  # a URL that is too long is shown whole
     sys.stdout.write(told)
