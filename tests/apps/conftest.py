@@ -13,7 +13,9 @@ from apps.accounts import sessions
 from apps.accounts.hashers import Argon2Hasher
 from apps.accounts.models import User
 from apps.common import redis
+from tests.apps.stores import moto
 
+__all__ = ["moto"]
 PASSWORD = "correct horse battery"
 
 

@@ -2,11 +2,11 @@ import pytest
 
 from tests.apps.converter.kit import SECRET
 from tests.apps.model_registry.kit import ready
-from tests.apps.stores import local, moto, store
+from tests.apps.stores import local, store
 from tests.apps.webhooks.conftest import no_jobs
 from tests.apps.webhooks.receiver import receiving
 
-__all__ = ["local", "moto", "no_jobs", "store"]
+__all__ = ["local", "no_jobs", "store"]
 
 
 @pytest.fixture

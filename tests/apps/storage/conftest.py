@@ -1,3 +1,3 @@
-from tests.apps.stores import local, moto, store
+from tests.apps.stores import local, store
 
-__all__ = ["local", "moto", "store"]
+__all__ = ["local", "store"]
