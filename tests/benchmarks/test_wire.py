@@ -6,7 +6,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from benchmarks.effort import BRIEF, FULL, QUICK
-from benchmarks.scenarios import distance
+from benchmarks.scenarios import distance, fragments, share
 from benchmarks.wire.end import unsmoothed
 from benchmarks.wire.link import Held, Line
 from benchmarks.wire.parts import order, whole
@@ -168,6 +168,18 @@ def test_only_what_is_shipped_grows() -> None:
 )
 def test_what_is_missing_is_seen(direction: str, result: dict[str, object], complete: bool) -> None:
     assert whole(direction, 1000, result) is complete
+
+
+def test_jain_knows_even_from_uneven() -> None:
+    assert share.jain([3.0] * 64) == pytest.approx(1.0)
+    assert share.jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="nothing"):
+        share.jain([0.0, 0.0])
+
+
+def test_seconds_a_gib_are_told_by_the_mib() -> None:
+    (told,) = fragments.by_mib([{"agent_cpu_s_gib": 2.048}], end="agent")
+    assert told == [{"ms_mib": 2.0}]
 
 
 def test_an_order_says_how_much() -> None:
