@@ -87,6 +87,13 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         WatchedBody.slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
         super().init_process()
 
+    def run(self) -> None:
+        """Serve until the worker stops. If that fails, its threads end too: else the process would wait for them."""
+        try:
+            super().run()
+        finally:
+            self.tpool.shutdown(wait=False)
+
     def get_thread_pool(self) -> Crew:
         """What gunicorn keeps as `tpool`."""
         return Crew(self.cfg.threads, self._serve)
@@ -130,9 +137,9 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         with self._lock:  # in it the clock is read too: deadlines are added in their order
             if where is self._idle and not self.alive:
                 seconds = LINGER_SECONDS
-            conn.waits = where
-            where.add(conn, time.monotonic() + seconds)
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._readable, conn))
+            conn.waits = where  # not before it is watched: what could not be is in no list, to be dropped twice
+            where.add(conn, time.monotonic() + seconds)
 
     def _end_wait(self, conn: Connection) -> None:
         with self._lock:
@@ -144,6 +151,8 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _readable(self, conn: Connection, _sock: Any) -> None:
         """A waiting connection has bytes, or its client left."""
+        if conn.waits is None:
+            return  # dropped for a newcomer since the poller told of it, or a thread is just putting it back
         try:
             data = conn.sock.recv(_READ)
         except (BlockingIOError, InterruptedError):

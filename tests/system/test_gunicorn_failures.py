@@ -1,0 +1,103 @@
+"""What the API's worker keeps straight when its own parts fail, without processes."""
+
+from __future__ import annotations
+
+import errno
+import queue
+import selectors
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.workers.gthread import ThreadWorker
+
+from cloud.gunicorn_crew import Crew
+from cloud.gunicorn_waiting import Waiting
+from cloud.gunicorn_worker import ApiWorker, Connection
+
+SECONDS = 30.0
+
+
+@pytest.fixture
+def worker() -> Iterator[Any]:
+    """A worker that was not started, with one listener."""
+    made: Any = object.__new__(ApiWorker)
+    made.cfg = Config()
+    made.alive = True
+    made.nr_conns = 0
+    made.worker_connections = 2
+    made._lock = threading.Lock()
+    made._heads, made._idle, made._lingering = Waiting(), Waiting(), Waiting()
+    made.poller = selectors.DefaultSelector()
+    made.listener = socket.create_server(("127.0.0.1", 0))
+    made.listener.setblocking(False)
+    with made.poller, made.listener, ExitStack() as stack:
+        made.call = lambda: stack.enter_context(socket.create_connection(made.listener.getsockname(), SECONDS))
+        yield made
+        for key in list(made.poller.get_map().values()):
+            key.fileobj.close()
+
+
+def kept(worker: Any) -> tuple[socket.socket, Connection]:
+    """(the client's end, a connection of the worker's between two requests)."""
+    client = worker.call()
+    worker.accept(worker.listener)
+    ((_, key),) = list(worker.poller.get_map().items())
+    conn = key.data.args[0]
+    worker._end_wait(conn)
+    worker._wait(conn, worker._idle, SECONDS)
+    return client, conn
+
+
+def test_the_threads_end_with_a_worker_whose_loop_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process would wait for them for ever, and the master for the process."""
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    before = set(threading.enumerate())
+    failed: Any = object.__new__(ApiWorker)
+    failed.tpool = Crew(2, done.put)
+    try:
+        failed.tpool.give("a request")
+        mine = set(threading.enumerate()) - before
+        assert done.get(timeout=SECONDS) == "a request"
+
+        def run(_worker: Any) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(ThreadWorker, "run", run)
+        with pytest.raises(OSError, match="Too many"):
+            failed.run()
+        for thread in mine:
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+    finally:
+        failed.tpool.shutdown()
+
+
+def test_what_gave_way_to_a_newcomer_is_counted_once(worker: Any) -> None:
+    """The poller tells of both at once: that somebody calls, and that the oldest has a request."""
+    client, conn = kept(worker)
+    client.sendall(b"GET / HTTP/1.1\r\n")
+    (event,) = worker.poller.select(SECONDS)
+    worker.call()
+    worker.accept(worker.listener)  # both places are taken now
+    assert conn.waits is None
+    assert worker.nr_conns == 1
+    event[0].data(event[0].fileobj)
+    assert worker.nr_conns == 1
+
+
+def test_what_cannot_be_watched_waits_nowhere(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _client, conn = kept(worker)
+    worker._end_wait(conn)
+
+    def register(*_args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker.poller, "register", register)
+    worker.finish_request(conn, None)
+    assert (conn.waits, len(worker._idle), len(worker._lingering), worker.nr_conns) == (None, 0, 0, 0)
+    assert conn.sock.fileno() == -1
