@@ -75,8 +75,8 @@ SCENARIOS: dict[str, Callable[[Bench], Outcome]] = {
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: two or three minutes")
-    parser.add_argument("--brief", action="store_true", help="the goals' sizes in fewer rounds: about ten minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: about four minutes")
+    parser.add_argument("--brief", action="store_true", help="the goals' sizes in fewer rounds: about fifteen minutes")
     parser.add_argument("--only", action="append", metavar="NAME", choices=SCENARIOS, help="this scenario; repeatable")
     parser.add_argument("--list", action="store_true", help="the scenarios")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="the folder of results")

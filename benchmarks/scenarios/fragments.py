@@ -15,9 +15,9 @@ FRAGMENT, WHOLE = 4096, 512 * 1024
 _WARM_UP = 4 * 1024 * 1024
 
 
-def by_mib(*sides: Sequence[Sample], end: str) -> list[list[Sample]]:
-    """CPU of one end in ms a MiB, for each sample of each of `sides`. Pure."""
-    return [[{"ms_mib": sample[f"{end}_cpu_s_gib"] * 1000 / 1024} for sample in side] for side in sides]
+def by_mib(samples: Sequence[Sample], end: str) -> list[Sample]:
+    """CPU of one end in ms a MiB, of each sample. Pure."""
+    return [{"ms_mib": sample[f"{end}_cpu_s_gib"] * 1000 / 1024} for sample in samples]
 
 
 def run(bench: Bench) -> Outcome:
@@ -39,10 +39,9 @@ def run(bench: Bench) -> Outcome:
             bench.effort.rounds, {name: partial(job, size=size) for name, job in jobs.items()}
         )
     mine, its = outcome.samples.values()
-    outcome.figures += [
-        against("throughput, fragments by whole frames", mine, its, "mb_s", "MB/s"),
-        against("CPU of the receiver, fragments by whole frames", *by_mib(mine, its, end="daemon"), "ms_mib", "ms/MiB"),
-        against("CPU of the agent, fragments by whole frames", *by_mib(mine, its, end="agent"), "ms_mib", "ms/MiB"),
-    ]
+    outcome.figures.append(against("throughput, fragments by whole frames", mine, its, "mb_s", "MB/s"))
+    for end, who in (("daemon", "receiver"), ("agent", "agent")):
+        name = f"CPU of the {who}, fragments by whole frames"
+        outcome.figures.append(against(name, by_mib(mine, end), by_mib(its, end), "ms_mib", "ms/MiB"))
     outcome.notes.append("In the columns: fragments (ours), whole frames (peer).")
     return outcome
