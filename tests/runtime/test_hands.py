@@ -23,6 +23,7 @@ from tunnel.http import LIMITS, ProxyError, RequestHead, RequestParser
 from tunnel.logs import JsonLog
 from tunnel.runtime.fast_wander import Wander, as_bytes, give
 from tunnel.runtime.hands import AVAILABLE, DATA_MAX, Handed, Hands
+from tunnel.runtime.server import HttpServer
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernel spreads connections on Linux only")
 
@@ -356,3 +357,21 @@ async def test_a_client_that_is_refused_where_it_came_to_is_told_there() -> None
                 if got.status != 200:
                     break
             assert (got.status, given(asked)) == (403, 1)
+
+
+async def test_a_daemon_without_room_tells_whom_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    adopt = HttpServer.adopt
+
+    def crowded(self: HttpServer, *args: Any) -> None:
+        self._max_connections = self.connections
+        adopt(self, *args)
+
+    monkeypatch.setattr(HttpServer, "adopt", crowded)
+    async with two_daemons() as (holder, asked):
+        await box(holder, ok(b"hello"))
+        await grant(holder, asked)
+        async with Visitor(asked) as visitor:
+            while not given(asked):
+                got = await visitor.ask(f"GET /d/{DEVICE}/x")
+            assert (got.status, got.code) == (503, "OVERLOADED")
+            assert got.all("retry-after") == ["1"]

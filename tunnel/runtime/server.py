@@ -6,6 +6,7 @@ import errno
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -161,9 +162,13 @@ class HttpServer:
         self._nursery.start_soon(self._serve, ByteStream(sock), address)
 
     def adopt(self, sock: socket.socket, address: str, work: Callable[[ByteStream], Awaitable[None]]) -> None:
-        """Hold a connection that another process accepted, as one of ours: `work` is what it is used for."""
+        """Hold a connection that another process accepted, as one of ours: `work` is what it is used for.
+
+        Where there is no room the client is told so: its request was heard already.
+        """
         if self._nursery is None or self.connections >= self._max_connections:
-            sock.close()
+            with sock, suppress(OSError):  # it is gone, or reads nothing
+                sock.send(refusal(_full(), request_id_from(None)))
             return
         self.connections += 1
         stream = ByteStream(sock)
@@ -190,7 +195,7 @@ class HttpServer:
         request: Request | None = None
         try:
             if not await self._slots.enter(scope):
-                raise Refusal("OVERLOADED", "too many connections; try again shortly", retry_after=1)
+                raise _full()
             scope.deadline = trio.current_time() + self._head_seconds
             request = await self._head(stream, scope)
             return None if request is None else await self._route(request, stream, address)
@@ -211,3 +216,7 @@ class HttpServer:
             raise Refusal("REQUEST_TIMEOUT", "the request did not arrive in time")
         self._slots.head_read(scope)
         return request
+
+
+def _full() -> Refusal:
+    return Refusal("OVERLOADED", "too many connections; try again shortly", retry_after=1)
