@@ -79,10 +79,11 @@ class Listening:
             data = b""
             while (end := data.find(b"\r\n\r\n") + 4) < 4:
                 if not (more := await stream.receive_some()) or len(data) > _LONGEST_LINE:
-                    return
+                    raise HandshakeError("no head")
                 data += more
             transport = await server_transport(sock, data[:end], data[end:], [], stream.send_all)
         except (trio.BrokenResourceError, HandshakeError):
+            stream.close()
             return
         connection = Connection(
             transport, role=Role.CLIENT, config=self._config, accept_streams=self._arguments.accept, name="bench"

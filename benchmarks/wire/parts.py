@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class Part:
     def ask(self, seconds: float, **what: Any) -> dict[str, Any]:
         """Its answer to a command. Raises BenchError when none comes in `seconds`, or when it tells of a fault."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it has ended: listening for its answer tells why
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
         answer = self.hear(seconds)
         if answer.get("fault"):
             raise BenchError(f"{self.name}: {answer['fault']}")

@@ -3,10 +3,12 @@
 import base64
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from struct import Struct
 from typing import Final, Self
 
+from benchmarks.processes import BenchError
 from tunnel.protocol.frames import DATA, FIN, HEADER, HEADER_SIZE, RST, SYN, WINDOW_UPDATE, encode_header
 from tunnel.runtime.wire import Wire
 
@@ -72,15 +74,25 @@ def ends(streams: Iterable[int]) -> bytes:
     return b"".join(map(_over, streams))
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BenchError(f"the rogue's connection: {error}") from error
+
+
 class Rogue:
-    """One tunnel to the daemon's end."""
+    """One tunnel to the daemon's end. What the network does unexpectedly is raised as BenchError."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=_SECONDS)
         self._wire = Wire(client=True)
         self._heard = b""
+        with _told():
+            self._socket = socket.create_connection(("127.0.0.1", port), timeout=_SECONDS)
         try:
-            self._shake_hands()
+            with _told():
+                self._shake_hands()
         except BaseException:
             self._socket.close()
             raise
@@ -106,24 +118,23 @@ class Rogue:
 
     def send(self, data: bytes) -> bool:
         """Whether all of it could be sent before the other end was gone."""
-        try:
-            self._socket.sendall(data)
-        except ConnectionError:
-            return False
+        with _told():
+            try:
+                self._socket.sendall(data)
+            except ConnectionError:
+                return False
         return True
 
     def until_gone(self) -> None:
         """Return when the other end has closed."""
-        try:
+        with _told(), suppress(ConnectionError):
             while self._socket.recv(65536):
                 pass
-        except ConnectionError:
-            return
 
     def until_ended(self, count: int) -> int:
         """Return when the other end has ended `count` streams, or is gone; how many it has."""
         ended, partial = 0, b""
-        data = self._heard or self._socket.recv(65536)
+        data = self._heard or self._receive()
         while data:
             partial += b"".join(bytes(payload) for payload in self._wire.receive(data))
             whole = len(partial) // HEADER_SIZE * HEADER_SIZE
@@ -132,5 +143,9 @@ class Rogue:
             partial = partial[whole:]
             if ended >= count:
                 break
-            data = self._socket.recv(65536)
+            data = self._receive()
         return ended
+
+    def _receive(self) -> bytes:
+        with _told():
+            return self._socket.recv(65536)
