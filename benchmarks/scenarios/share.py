@@ -12,6 +12,8 @@ from benchmarks.wire.parts import GIB, Part, dialling, listening, order, whole
 
 NAME, TITLE = "share", "Sixty-four bulk streams of one tunnel"
 STREAMS = 64
+LEAST = 2 * 1024 * 1024
+"""Bytes of each stream, at least: with a window or two the first are through before the last have begun."""
 _SECONDS = 300.0
 
 
@@ -41,7 +43,7 @@ def pour_all(daemon: Part, direction: str, each: int) -> Sample:
 
 def run(bench: Bench) -> Outcome:
     """Both directions between two ends of ours, as they are shipped."""
-    outcome, folder, each = Outcome(NAME, TITLE), bench.var / "log", bench.effort.wire // STREAMS
+    outcome, folder, each = Outcome(NAME, TITLE), bench.var / "log", max(LEAST, bench.effort.wire // STREAMS)
     with listening(folder) as (daemon, port), dialling(folder, port):
         jobs = {direction: partial(pour_all, daemon, direction) for direction in ("down", "up")}
         for job in jobs.values():
