@@ -38,6 +38,7 @@ LINGER_SECONDS: Final = 2.0
 DRAIN_SECONDS: Final = 2.0
 _READ: Final = 64 * 1024
 _ACCEPTS: Final = 32  # connections taken in one turn of the loop
+_OUT_OF_FILES_SECONDS: Final = 0.1
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -116,6 +117,10 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:  # out of descriptors or memory: it passes, and requests under way must not end
+                self.log.warning("accept: %s", error)
+                time.sleep(_OUT_OF_FILES_SECONDS)
                 return
             self.nr_conns += 1
             conn = Connection(self.cfg, sock, address, listener.getsockname())

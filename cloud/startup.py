@@ -109,10 +109,13 @@ def schema_is_current(values: Mapping[str, Any]) -> bool:
     """
     try:
         with _connect(values) as database:
+            database.execute("SET statement_timeout = '5s'")
             applied = set(database.execute("SELECT app, name FROM django_migrations").fetchall())
+            # What follows the last migration makes the permissions: without them the first start was cut short.
+            finished = database.execute("SELECT 1 FROM auth_permission LIMIT 1").fetchone() is not None
     except psycopg.Error:
         return False
-    return applied == set(_migrations_of_the_code())
+    return finished and applied == set(_migrations_of_the_code())
 
 
 def _migrations_of_the_code() -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from tunnel.config import TunnelConfig, load
 from tunnel.contract import BY_NAME, PREFIX, SettingError
 from tunnel.logs import JsonLog, capture_libraries
 from tunnel.runtime.daemon import Daemon, PortInUse, Ports, bind
+from tunnel.runtime.descriptors import raise_limit
 from tunnel.runtime.garbage import calm_collector, keep_memory
 from tunnel.runtime.workers import INTERRUPT, Workers, bind_all
 
@@ -81,6 +82,7 @@ def _work(config: TunnelConfig, ports: Ports, orders: int) -> int:
 
 def _serve(config: TunnelConfig, ports: Ports, log: JsonLog, orders: int | None) -> int:
     capture_libraries(log)
+    raise_limit()
     keep_memory()
     calm_collector()
     try:

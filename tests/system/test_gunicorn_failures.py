@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import queue
 import selectors
 import socket
@@ -101,3 +102,16 @@ def test_what_cannot_be_watched_waits_nowhere(worker: Any, monkeypatch: pytest.M
     worker.finish_request(conn, None)
     assert (conn.waits, len(worker._idle), len(worker._lingering), worker.nr_conns) == (None, 0, 0, 0)
     assert conn.sock.fileno() == -1
+
+
+def test_out_of_descriptors_it_goes_on(worker: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It passes, and requests under way must not end with it."""
+
+    class Full:
+        def accept(self) -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    worker.log = logging.getLogger("test.gunicorn")
+    worker.accept(Full())
+    assert "Too many open files" in caplog.text
+    assert worker.nr_conns == 0
