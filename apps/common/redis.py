@@ -22,9 +22,16 @@ _FAILURES: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutEr
 
 
 class _Watched:
-    """What a connection adds: it tells the pool's breaker how each answer went."""
+    """What a connection adds: it tells the pool's breaker how each answer went, and that none can come."""
 
     breaker: Breaker
+
+    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().send_packed_command(*args, **kwargs)  # type: ignore[misc]  # of the class it is mixed into
+        except _FAILURES:
+            self.breaker.trip()
+            raise
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -1,11 +1,13 @@
 """The Redis client when Redis is frozen, stopped, and back."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+import redis as redis_package
 from django.conf import settings as configured
 from django_redis import get_redis_connection
 from django_redis.cache import RedisCache
@@ -80,6 +82,21 @@ def test_the_client_is_that_of_django_redis():
     kwargs = redis.client().connection_pool.connection_kwargs
     assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"]) == (30.0, 30.0)  # tests are patient
     assert kwargs["retry"].get_retries() == 0
+
+
+def test_one_that_cannot_even_ask_has_failed():
+    """Else the one call that tries for all would leave the others refused until it is given up."""
+    pool = redis.client().connection_pool
+    asking = pool.get_connection()
+    try:
+        asking._sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(redis_package.ConnectionError):
+            asking.send_command("PING")
+        assert pool.breaker.ask() == "refuse"
+    finally:
+        pool.breaker.close()
+        pool.release(asking)
+    assert redis.client().ping() is True
 
 
 def test_a_password_may_hold_a_comma():
