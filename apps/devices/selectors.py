@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError, not_found
 from apps.common.ids import as_uuid
+from apps.common.kept import KeptQuery
 from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
 from apps.tunnels import registry
 from apps.tunnels.registry import Entry
@@ -60,10 +61,13 @@ def devices_of(owner_id: uuid.UUID) -> QuerySet[Device]:
 
 def device_of(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device:
     """One of them. Raises DomainError NOT_FOUND, for another user's too."""
-    device = devices_of(owner_id).filter(id=device_id).first()
+    device = _ONE.get(owner_id, device_id)
     if device is None:
         raise not_found()
     return device
+
+
+_ONE: Final = KeptQuery(lambda owner_id, device_id: devices_of(owner_id).filter(id=device_id), ids=2)
 
 
 def owned_device(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device | None:
