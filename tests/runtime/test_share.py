@@ -65,7 +65,7 @@ async def test_the_pull_ends_with_the_last_viewer() -> None:
             frame = await show.show()
             await second.until(frame)
             assert not show.ended
-        await w.until(lambda: agent.streams == 0)
+        await w.until(lambda: agent.streams == 0 and show.ended)
         assert show.ended == ["reset"]
         assert metric(w, "visiona_shared_pulls") == 0
 

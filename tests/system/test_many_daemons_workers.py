@@ -79,8 +79,8 @@ class Parent:
     async def is_ready(self, worker: int) -> bool:
         try:
             return (await self.get(worker, "/readyz"))[0] == 200
-        except OSError:
-            return False  # the parent does not listen yet
+        except (OSError, trio.BrokenResourceError, IndexError):
+            return False  # the parent does not listen yet, or closed its own end of what a worker listens to by now
 
     async def agent(self, number: int) -> Connection:
         """An agent of its own device, whose session has begun."""
@@ -108,7 +108,7 @@ async def workers(
     given = ("--workers", str(size)) if arguments is None else arguments
     argv = [sys.executable, "-m", "tunnel", *given]
     run = partial(trio.run_process, argv, env=env, cwd=folder, check=False, stdin=subprocess.DEVNULL)
-    with trio.fail_after(60):
+    with trio.fail_after(150):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(control.run)
             process: trio.Process = await nursery.start(
