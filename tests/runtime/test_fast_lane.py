@@ -1,6 +1,6 @@
 """The fast lane over the daemon's real public port: what passes, what is refused, which streams are used again.
 
-The rules of an exchange are shown by tests/system/test_proxy_rules.py, which runs on both lanes.
+The rules of an exchange are shown by tests/system/test_proxy_rules.py and test_proxy_refusals.py, on both lanes.
 """
 
 from __future__ import annotations
