@@ -39,6 +39,7 @@ DRAIN_SECONDS: Final = 2.0
 _READ: Final = 64 * 1024
 _ACCEPTS: Final = 32  # connections taken in one turn of the loop
 _OUT_OF_FILES_SECONDS: Final = 0.1
+"""No connection is taken for this long when descriptors or memory ran out; those that wait stay in the backlog."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -79,6 +80,8 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._lock = threading.Lock()
         """Held to change what waits and what the poller watches: a thread puts its connection back by itself."""
         self._notified = 0.0
+        self._accept_again = 0.0
+        """When connections may be taken again, on the monotonic clock; 0 unless they may not be."""
         self._heads = Waiting()  # a request begun, or a new connection
         self._idle = Waiting()  # kept alive between requests
         self._lingering = Waiting()  # answered and half-closed
@@ -120,7 +123,8 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 return
             except OSError as error:  # out of descriptors or memory: it passes, and requests under way must not end
                 self.log.warning("accept: %s", error)
-                time.sleep(_OUT_OF_FILES_SECONDS)
+                self._accept_again = time.monotonic() + _OUT_OF_FILES_SECONDS
+                self.set_accept_enabled(False)
                 return
             self.nr_conns += 1
             conn = Connection(self.cfg, sock, address, listener.getsockname())
@@ -131,6 +135,19 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 if oldest is None:
                     return
                 self._drop(oldest)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """As gunicorn, which asks before each turn of the loop; but not while descriptors or memory are short."""
+        super().set_accept_enabled(enabled and not self._accept_again)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """As gunicorn, but no longer than until connections may be taken again. In seconds."""
+        if self._accept_again:
+            left = self._accept_again - time.monotonic()
+            if left <= 0:
+                self._accept_again = 0.0  # the loop's next turn asks the listeners again
+            timeout = min(timeout, max(left, 0.0))
+        super().wait_for_and_dispatch_events(timeout)
 
     def _await_head(self, conn: Connection) -> None:
         """A head may begin: read what is there already, the rest as it comes."""

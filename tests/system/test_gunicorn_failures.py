@@ -8,6 +8,7 @@ import queue
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -32,6 +33,7 @@ def worker() -> Iterator[Any]:
     made.nr_conns = 0
     made.worker_connections = 2
     made._lock = threading.Lock()
+    made._accepting, made._accept_again = False, 0.0
     made._heads, made._idle, made._lingering = Waiting(), Waiting(), Waiting()
     made.poller = selectors.DefaultSelector()
     made.listener = socket.create_server(("127.0.0.1", 0))
@@ -104,14 +106,45 @@ def test_what_cannot_be_watched_waits_nowhere(worker: Any, monkeypatch: pytest.M
     assert conn.sock.fileno() == -1
 
 
-def test_out_of_descriptors_it_goes_on(worker: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """It passes, and requests under way must not end with it."""
+class Full:
+    """A listener, when the process has no descriptor left."""
 
-    class Full:
-        def accept(self) -> Any:
-            raise OSError(errno.EMFILE, "Too many open files")
+    def __init__(self, listener: socket.socket) -> None:
+        self.fileno = listener.fileno
+        self.setblocking = listener.setblocking
+        self.asked = 0
 
+    def accept(self) -> Any:
+        self.asked += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_out_of_descriptors_it_serves_those_it_has_and_asks_again(
+    worker: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passes; requests under way neither end with it nor wait for it."""
+    client, conn = kept(worker)
+    full = Full(worker.listener)
     worker.log = logging.getLogger("test.gunicorn")
-    worker.accept(Full())
+    worker.sockets = [full]
+    worker.set_accept_enabled(True)
+    worker.call()
+    worker.wait_for_and_dispatch_events(SECONDS)
     assert "Too many open files" in caplog.text
-    assert worker.nr_conns == 0
+    assert (full.asked, worker.nr_conns) == (1, 1)
+
+    worker.set_accept_enabled(True)  # as the loop does in each turn
+    given: list[Connection] = []
+    monkeypatch.setattr(worker, "enqueue_req", given.append)
+    client.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    deadline = time.monotonic() + SECONDS
+    while not given and time.monotonic() < deadline:
+        worker.wait_for_and_dispatch_events(SECONDS)
+    assert (given, full.asked) == ([conn], 1)
+
+    worker.sockets = [worker.listener]
+    while worker.nr_conns < 2 and time.monotonic() < deadline:
+        worker.set_accept_enabled(True)
+        worker.wait_for_and_dispatch_events(SECONDS)
+    assert worker.nr_conns == 2
+    conn.close()
