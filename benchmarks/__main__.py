@@ -156,7 +156,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if not (arguments.pure or core_is_compiled()) and (environ := environ_of_compiled()) is not None:
         # Anew, so that all of it has the copy: this process for the core by itself, and whatever it starts.
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *(words or sys.argv[1:])], environ)  # noqa: S606
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *(words or sys.argv[1:])], environ)  # noqa: S606 - ourselves
     signal.signal(signal.SIGTERM, _interrupted)
     effort = QUICK if arguments.quick else BRIEF if arguments.brief else FULL
     about = facts(effort, dt.datetime.now(dt.UTC))

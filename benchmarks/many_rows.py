@@ -28,13 +28,13 @@ def main() -> None:
 
 def _fill(email: str, count: int) -> list[str]:
     from apps.accounts.models import User  # noqa: PLC0415 - Django has to be set up before
-    from apps.audit.models import AuditEvent  # noqa: PLC0415
-    from apps.clusters.models import Cluster  # noqa: PLC0415
-    from apps.converter.models import Conversion  # noqa: PLC0415
-    from apps.devices.models import Accelerator, Device, DeviceEvent  # noqa: PLC0415
-    from apps.model_registry.models import AIModel  # noqa: PLC0415
-    from apps.pairing.models import PairingToken  # noqa: PLC0415
-    from apps.webhooks.models import Webhook, WebhookDelivery  # noqa: PLC0415
+    from apps.audit.models import AuditEvent  # noqa: PLC0415 - as above
+    from apps.clusters.models import Cluster  # noqa: PLC0415 - as above
+    from apps.converter.models import Conversion  # noqa: PLC0415 - as above
+    from apps.devices.models import Accelerator, Device, DeviceEvent  # noqa: PLC0415 - as above
+    from apps.model_registry.models import AIModel  # noqa: PLC0415 - as above
+    from apps.pairing.models import PairingToken  # noqa: PLC0415 - as above
+    from apps.webhooks.models import Webhook, WebhookDelivery  # noqa: PLC0415 - as above
 
     owner, now = User.objects.get(email=email), dt.datetime.now(dt.UTC)
 

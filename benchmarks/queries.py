@@ -12,8 +12,8 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloud.settings")
     django.setup()
     from django.db import connection  # noqa: PLC0415 - Django has to be set up before
-    from django.test import Client  # noqa: PLC0415
-    from django.test.utils import CaptureQueriesContext  # noqa: PLC0415
+    from django.test import Client  # noqa: PLC0415 - as above
+    from django.test.utils import CaptureQueriesContext  # noqa: PLC0415 - as above
 
     asked = json.load(sys.stdin)
     client = Client(headers={"Authorization": f"Bearer {asked['token']}"})

@@ -17,9 +17,9 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloud.settings")
     django.setup()
     from apps.accounts.models import User  # noqa: PLC0415 - Django has to be set up before
-    from apps.devices.models import Device  # noqa: PLC0415
-    from apps.pairing.models import SessionToken  # noqa: PLC0415
-    from tunnel.contract import SESSION_PREFIX, hash_token, new_token  # noqa: PLC0415
+    from apps.devices.models import Device  # noqa: PLC0415 - as above
+    from apps.pairing.models import SessionToken  # noqa: PLC0415 - as above
+    from tunnel.contract import SESSION_PREFIX, hash_token, new_token  # noqa: PLC0415 - as above
 
     wanted = json.load(sys.stdin)
     owner = User.objects.get(email=wanted["email"])

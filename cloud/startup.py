@@ -53,7 +53,7 @@ def main() -> int:
         return 1
     except (DatabaseError, redis.RedisError) as error:
         reason = _first_line(error)
-        print(f"visiona: the database or Redis failed during the start: {reason}", file=sys.stderr)  # noqa: T201
+        print(f"visiona: the database or Redis failed during the start: {reason}", file=sys.stderr)  # noqa: T201 - as above
         return 1
     return 0
 

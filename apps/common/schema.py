@@ -160,7 +160,7 @@ class ApiSchema(AutoSchema):
 
     def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Any:
         """A string's pattern says what DRF refuses in every string: null characters, and nothing but blanks."""
-        schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]
+        schema = super()._map_serializer_field(field, direction, bypass_extensions)  # type: ignore[no-untyped-call]  # as below
         plain = isinstance(field, serializers.CharField) and not isinstance(field, serializers.RegexField)
         if not plain or direction != "request" or schema is None or schema.get("type") != "string":
             return schema

@@ -86,7 +86,7 @@ async def _run(engine: Engine, plan: Plan, embedded: Embedded | None) -> None:
     login = await bring_up(engine, plan, embedded, say)
     took = trio.current_time() - begun
     with suppress(OSError):
-        print(welcome(plan.public_url, login, plan.var / "log", took), flush=True)  # noqa: T201
+        print(welcome(plan.public_url, login, plan.var / "log", took), flush=True)  # noqa: T201 - for who started it
     await trio.sleep_forever()
 
 

@@ -254,7 +254,7 @@ async def test_the_session_token_is_stored_before_anything_is_served(
         stored_when_read.append(found.session_token)
         return await receive()
 
-    transport.receive_some = spy  # type: ignore[method-assign]
+    transport.receive_some = spy  # type: ignore[method-assign]  # of this one object
     assert await run_until_idle(agent_for(told, link), link) is None
     assert stored_when_read[0] == SESSION
     assert [token for _, token in link.attempts] == [PAIRING, SESSION]

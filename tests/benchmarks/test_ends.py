@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,10 @@ MIB = 1024 * 1024
 
 
 @pytest.mark.parametrize("line", [{"delay": 0.001}, {"rate": 8.0 * MIB, "buffer": 4096, "bound": 8192}])
-def test_bulk_comes_whole_through_a_line(tmp_path: Path, line: dict[str, float]) -> None:
+def test_bulk_comes_whole_through_a_line(tmp_path: Path, line: dict[str, Any]) -> None:
     with ExitStack() as stack:
         daemon, port = stack.enter_context(listening(tmp_path))
-        port = stack.enter_context(linked(tmp_path, port, **line))  # type: ignore[arg-type]  # whole numbers stay so
+        port = stack.enter_context(linked(tmp_path, port, **line))
         agent = stack.enter_context(dialling(tmp_path, port))
         for direction in ("down", "up"):
             assert pour(daemon, agent.pid, direction, MIB)["mb_s"] > 0

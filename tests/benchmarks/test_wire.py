@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from benchmarks.effort import BRIEF, FULL, QUICK
+from benchmarks.effort import BRIEF, FULL, QUICK, Effort
 from benchmarks.scenarios import distance, fragments, share
 from benchmarks.wire.end import unsmoothed
 from benchmarks.wire.link import Held, Line
@@ -139,13 +139,13 @@ def test_a_window_lets_itself_through_once_a_round_trip() -> None:
 @pytest.mark.parametrize("effort", [QUICK, BRIEF, FULL])
 @pytest.mark.parametrize("window", distance.WINDOWS.values())
 @pytest.mark.parametrize("round_trip", [0.0, 0.05, 0.1])
-def test_an_amount_is_whole_windows_and_bounded(effort: object, window: int, round_trip: float) -> None:
-    size = distance.amount(effort, window, round_trip)  # type: ignore[arg-type]  # one of the three above
+def test_an_amount_is_whole_windows_and_bounded(effort: Effort, window: int, round_trip: float) -> None:
+    size = distance.amount(effort, window, round_trip)
     assert size % window == 0
-    assert size <= effort.wire  # type: ignore[attr-defined]  # as above
+    assert size <= effort.wire
     assert size >= 4 * window
     if not round_trip:
-        assert size == effort.wire  # type: ignore[attr-defined]  # as above
+        assert size == effort.wire
 
 
 def test_only_what_is_shipped_grows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from tunnel.http import AnswerCut, Exchange, ExchangeError, Field, RequestHead, ResponseReader, Via
 
@@ -10,9 +11,9 @@ DEVICE = "11111111-2222-3333-4444-555555555555"
 MOUNT = f"/d/{DEVICE}".encode()
 
 
-def via(**changes: object) -> Via:
-    facts: dict[str, object] = {"scheme": "http", "address": "192.0.2.7", "request_id": "req_1"}
-    return Via(**(facts | changes))  # type: ignore[arg-type]  # each test names real fields
+def via(**changes: Any) -> Via:
+    facts: dict[str, Any] = {"scheme": "http", "address": "192.0.2.7", "request_id": "req_1"}
+    return Via(**(facts | changes))
 
 
 def head(
@@ -52,10 +53,10 @@ DELIVERIES: list[Delivery] = [whole, byte_by_byte, halves]
 
 
 def read(
-    raw: bytes, *, delivery: Delivery = whole, end: bool = True, method: bytes = b"GET", **options: object
+    raw: bytes, *, delivery: Delivery = whole, end: bool = True, method: bytes = b"GET", **options: Any
 ) -> tuple[ResponseReader, bytes, ExchangeError | None]:
     """What comes of an answer: its reader, the body bytes given out, the error that ended it."""
-    reader = ResponseReader(method, **options)  # type: ignore[arg-type]  # each test names real options
+    reader = ResponseReader(method, **options)
     body = b""
     try:
         for part in delivery(raw):

@@ -45,7 +45,8 @@ def test_an_ordinary_answer_comes_to_the_same_as_by_the_long_way(data: bytes) ->
         assert answer is not None
         assert answer.out == long_way(data)
         assert (answer.keep_alive, answer.body) == (exchange.reusable, body)
-        assert answer.status == exchange.answer.status  # type: ignore[union-attr]  # it is whole
+        assert exchange.answer is not None
+        assert answer.status == exchange.answer.status
     assert len(answers) == 1
 
 

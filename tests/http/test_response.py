@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -203,8 +204,8 @@ def test_bytes_behind_the_end_are_extra(raw: bytes, method: bytes) -> None:
 # --- fields -----------------------------------------------------------------------------------------------------------
 
 
-def passed(*lines: bytes, **options: object) -> list[Field]:
-    reader, _, error = read(OK + b"".join(line + b"\r\n" for line in (*lines, b"Content-Length: 0", b"")), **options)  # type: ignore[arg-type]  # options of the reader
+def passed(*lines: bytes, **options: Any) -> list[Field]:
+    reader, _, error = read(OK + b"".join(line + b"\r\n" for line in (*lines, b"Content-Length: 0", b"")), **options)
     assert error is None
     assert reader.head is not None
     return reader.head.fields

@@ -1,6 +1,7 @@
 """Every input on the wire and from the caller, in every state that a session's stream can reach, both roles."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -69,7 +70,9 @@ def _reset(lab: Lab) -> MuxStream:
     return stream
 
 
-STATES = {
+Make = Callable[[Lab], MuxStream]
+"""How a stream comes into a state."""
+STATES: dict[Make, tuple[Role, State]] = {
     _inbound: (Role.SERVER, State.OPEN),
     _received: (Role.SERVER, State.SYN_RECEIVED),
     _sent: (Role.CLIENT, State.SYN_SENT),
@@ -101,14 +104,14 @@ def test_every_frame_in_every_state() -> None:
 
 @given(st.sampled_from(list(STATES)), st.integers(0, len(WIRE) - 1), st.sampled_from(DELIVERIES))
 @settings(max_examples=300, deadline=None)
-def test_any_frame_in_any_state_however_it_is_delivered(make: object, index: int, delivery: str) -> None:
+def test_any_frame_in_any_state_however_it_is_delivered(make: Make, index: int, delivery: str) -> None:
     try_pair(make, index, delivery)
 
 
-def try_pair(make: object, index: int, delivery: str) -> None:
-    role, state = STATES[make]  # type: ignore[index]
+def try_pair(make: Make, index: int, delivery: str) -> None:
+    role, state = STATES[make]
     lab = Lab(delivery, role)
-    stream = make(lab)  # type: ignore[operator]
+    stream = make(lab)
     assert stream.state is state
     lab.feed(WIRE[index])
     _check(lab, stream)
@@ -126,10 +129,10 @@ def try_pair(make: object, index: int, delivery: str) -> None:
     st.lists(st.one_of(st.sampled_from(CALLS), st.sampled_from(WIRE)), max_size=12),
 )
 @settings(max_examples=400, deadline=None)
-def test_any_calls_and_frames_in_any_state(make: object, inputs: list[str | bytes]) -> None:
-    role, _ = STATES[make]  # type: ignore[index]
+def test_any_calls_and_frames_in_any_state(make: Make, inputs: list[str | bytes]) -> None:
+    role, _ = STATES[make]
     lab = Lab("whole", role)
-    stream = make(lab)  # type: ignore[operator]
+    stream = make(lab)
     fins = int(stream.state is State.LOCAL_CLOSED or (make is _gone))
     for what in inputs:
         if isinstance(what, bytes):

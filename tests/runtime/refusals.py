@@ -1,14 +1,16 @@
 """How an agent is turned away."""
 
+from typing import Any
+
 import pytest
 
 from tests.runtime.daemonworld import TOKEN, World, parse
 from tunnel.runtime.transport import HandshakeRefused
 
 
-async def refused(w: World, token: str = TOKEN, **more: object) -> HandshakeRefused:
+async def refused(w: World, token: str = TOKEN, **more: Any) -> HandshakeRefused:
     with pytest.raises(HandshakeRefused) as caught:
-        await w.agent(token, **more)  # type: ignore[arg-type]
+        await w.agent(token, **more)
     return caught.value
 
 

@@ -67,7 +67,7 @@ async def test_asked_for_the_list_it_sends_it_at_once() -> None:
         assert set(by_device) == {"device-0", "device-1"}
         fact = by_device["device-0"]
         assert (fact["agent"], fact["features"], fact["epoch"]) == ("a/1", ["keepalive"], 1)
-        assert fact["session"] == w.daemon.sessions.of_device("device-0").id  # type: ignore[union-attr]
+        assert fact["session"] == w.daemon.sessions.of_device("device-0").id  # type: ignore[union-attr]  # it is there
         count = len(w.control.heartbeats)
         await w.control.wait(lambda: len(w.control.heartbeats) > count)
         assert w.control.heartbeats[-1]["sessions"] is None
@@ -115,7 +115,7 @@ async def test_events_wait_while_the_api_is_down_and_streams_go_on() -> None:
 async def test_an_agent_that_vanishes_is_told_as_lost() -> None:
     async with world() as w:
         agent, _ = await w.agent()
-        agent._transport._sock.shutdown(2)  # type: ignore[attr-defined]
+        agent._transport._sock.shutdown(2)  # type: ignore[attr-defined]  # this transport has a socket
         ended = await w.control.wait(lambda: [e for e in w.control.events if e["type"] == "disconnected"])
         assert (ended[0]["reason"], ended[0]["code"]) == ("lost", 1006)
 
@@ -136,11 +136,11 @@ class Api:
 
 
 def event(name: str) -> TunnelEvent:
-    return {"session": name}  # type: ignore[typeddict-item]
+    return {"session": name}  # type: ignore[typeddict-item]  # the outbox looks at nothing else
 
 
 def outbox(api: Api, limit: int = 1000) -> Outbox:
-    return Outbox(api, "n", JsonLog(io.BytesIO()), limit=limit)  # type: ignore[arg-type]
+    return Outbox(api, "n", JsonLog(io.BytesIO()), limit=limit)  # type: ignore[arg-type]  # all that it calls
 
 
 async def test_the_outbox_keeps_the_order_over_failures(autojump_clock: trio.testing.MockClock) -> None:
@@ -251,7 +251,7 @@ async def test_an_answer_to_authenticate_that_breaks_the_contract_admits_nobody(
             async def answer(path: str, body: Any) -> bytes:
                 return reply(200, {"success": True, "data": results})
 
-            control._answer = answer  # type: ignore[method-assign]
+            control._answer = answer  # type: ignore[method-assign]  # of this one object
             async with ControlPlane(f"http://127.0.0.1:{control.port}", "s", call_seconds=2) as plane:
                 with pytest.raises(ControlUnavailable):
                     await plane.authenticate("n", [{"token": "t", "session": "s", "address": "a"}])

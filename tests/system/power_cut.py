@@ -28,15 +28,15 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cloud.settings")
 django.setup()
 
 from django.db import connection, connections  # noqa: E402 - after the setup
-from django.db.backends.utils import CursorWrapper  # noqa: E402
-from django.utils import timezone  # noqa: E402
+from django.db.backends.utils import CursorWrapper  # noqa: E402 - as above
+from django.utils import timezone  # noqa: E402 - as above
 
-from apps.accounts.models import User  # noqa: E402
-from apps.common.actor import Actor  # noqa: E402
-from apps.model_registry import services, upkeep  # noqa: E402
-from apps.model_registry.models import AIModel  # noqa: E402
-from apps.storage import local  # noqa: E402
-from apps.storage import services as storage  # noqa: E402
+from apps.accounts.models import User  # noqa: E402 - as above
+from apps.common.actor import Actor  # noqa: E402 - as above
+from apps.model_registry import services, upkeep  # noqa: E402 - as above
+from apps.model_registry.models import AIModel  # noqa: E402 - as above
+from apps.storage import local  # noqa: E402 - as above
+from apps.storage import services as storage  # noqa: E402 - as above
 
 DATA: Final = bytes(range(256)) * 10
 PIECE: Final = 1000

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def more(stack: Stack, lane: Lane) -> Iterator[Callable[[], tuple[str, Box]]]:
         yield add
 
 
-def results(got: Got) -> dict[str, dict[str, object]]:
+def results(got: Got) -> dict[str, dict[str, Any]]:
     assert got.status == 200, got.body
     assert got.json["success"] is True
     assert list(got.json["data"]) == ["results"]
@@ -64,13 +65,13 @@ def test_each_device_has_its_own_result(
     found = results(lane.ask(method, "/api/devices/scan?device_id=all", prefix=""))
     assert set(found) == {lane.device_id, second, broken, gone}
     assert offline not in found
-    assert [one["serial"] for one in found[lane.device_id]["accelerators"]] == ["A-1", "A-2"]  # type: ignore[attr-defined]
+    assert [one["serial"] for one in found[lane.device_id]["accelerators"]] == ["A-1", "A-2"]
     assert found[second] == {"device_id": second, "ok": True, "accelerators": []}
     for device, code in ((broken, "AGENT_BAD_RESPONSE"), (gone, "AGENT_UNREACHABLE")):
         one = found[device]
         assert (one["ok"], one["accelerators"]) == (False, [])
-        assert one["error"]["code"] == code  # type: ignore[index]
-        assert one["error"]["message"]  # type: ignore[index]
+        assert one["error"]["code"] == code
+        assert one["error"]["message"]
     assert {head.split(b" ")[0].decode() for head in lane.box.heads} == {method}
     rows = stack.rows("SELECT serial FROM accelerators WHERE device_id = %s ORDER BY serial", lane.device_id)
     assert rows == [("A-1",), ("A-2",)]

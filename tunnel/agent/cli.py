@@ -103,8 +103,7 @@ def demo(
     log_format: logs.Format,
     **flags: str | None,
 ) -> None:
-    # Here, since a real box has no use for it in its memory
-    from tunnel.agent.demo.box import Box  # noqa: PLC0415
+    from tunnel.agent.demo.box import Box  # noqa: PLC0415 - a real box has no use for it in its memory
 
     told = _load({**flags, "local": None}, config, log_format)
 
@@ -130,8 +129,7 @@ def demo(
 @click.option("--config", type=click.Path(path_type=Path), help="A file of NAME=value lines.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(credentials: str | None, config: Path | None, as_json: bool) -> None:
-    # Here, since rich costs 3 MB of the 40 that a running agent may have
-    from tunnel.agent import statuspage  # noqa: PLC0415
+    from tunnel.agent import statuspage  # noqa: PLC0415 - rich costs 3 MB of the 40 that a running agent may have
 
     try:
         told, _ = settings.load({"credentials": credentials}, os.environ, config)
