@@ -7,6 +7,9 @@ owner logs in as ever (docs/threat-model.md, "Guessing passwords").
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+
 from apps.accounts.hashing import turns
 from apps.common import throttle
 from apps.common.throttle import Window
@@ -38,3 +41,12 @@ def attempt(email: str, address: str) -> Iterator[Attempt]:
     throttle.check(*windows)  # who is over the limit costs no turn
     with turns().turn():
         yield Attempt(windows)
+
+
+def audited(email: str) -> str:
+    """What was tried as an e-mail, for the trail; empty if it is none: people type passwords and tokens there."""
+    try:
+        validate_email(email)
+    except ValidationError:
+        return ""
+    return email[:254]

@@ -6,7 +6,7 @@ from django.contrib.auth.backends import ModelBackend
 from django.http import HttpRequest
 from django.utils import timezone
 
-from apps.accounts.attempts import attempt
+from apps.accounts.attempts import attempt, audited
 from apps.accounts.models import User
 from apps.audit.services import record
 from apps.common.actor import Actor
@@ -34,7 +34,7 @@ class AuditedBackend(ModelBackend):
             action="admin.login" if user else "admin.login_failed",
             object_type="user",
             object_id=str(user.pk) if user else "",
-            detail={} if user else {"email": str(username or "")[:254]},
+            detail={} if user else {"email": audited(username or "")},
             now=timezone.now(),
         )
         return found

@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import demo, mails, selectors, sessions
-from apps.accounts.attempts import attempt
+from apps.accounts.attempts import attempt, audited
 from apps.accounts.models import User
 from apps.accounts.oidc.linking import holder_of
 from apps.accounts.sessions import LoginSession
@@ -60,7 +60,7 @@ def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.dateti
         if refused != "INVALID_CREDENTIALS":
             this.succeeded()
     if found is None or refused:
-        detail = {"email": email[:254], "code": refused}
+        detail = {"email": audited(email), "code": refused}
         record(
             actor=actor,
             action="user.login_failed",

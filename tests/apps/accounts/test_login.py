@@ -5,6 +5,7 @@ import re
 
 import pytest
 from django.contrib.auth import hashers
+from django.test import Client
 from django.utils import timezone
 
 from apps.accounts import services, sessions
@@ -49,6 +50,15 @@ def test_wrong_password_and_unknown_email_look_alike(anonymous, alice, body):
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     row = AuditEvent.objects.get(action="user.login_failed")
     assert row.detail == {"email": body["email"], "code": "INVALID_CREDENTIALS"}
+
+
+def test_what_is_no_e_mail_is_not_kept(anonymous, alice):
+    """A password or a token that was typed into the wrong field would stand in the trail for a year."""
+    for typed in (PASSWORD, "vAu_" + "0" * 32, "alice@"):
+        assert anonymous("POST", "/api/auth/login", {"email": typed, "password": "x"}).code == "INVALID_CREDENTIALS"
+        Client().post("/admin/login/", {"username": typed, "password": "x"})
+    rows = AuditEvent.objects.filter(action__endswith=".login_failed")
+    assert [row.detail["email"] for row in rows] == [""] * 6
 
 
 @pytest.mark.parametrize("email", ["alice@example.com", "nobody@example.com"])
