@@ -2,6 +2,7 @@
 
 import datetime as dt
 import time
+import uuid
 
 import pytest
 from django.utils import timezone
@@ -67,3 +68,12 @@ def test_ids_stay_unique_when_the_clock_stands_still_or_goes_back(monkeypatch):
     stamps = iter([2_000_000_000_000_000_000, 2_000_000_000_000_000_000, 1_999_999_999_000_000_000])
     monkeypatch.setattr(time, "time_ns", lambda: next(stamps))
     assert len({uuid7() for _ in range(3)}) == 3
+
+
+def test_ids_are_uuids_of_version_7_that_sort_by_their_time(monkeypatch):
+    stamps = iter(range(1_800_000_000_000_000_000, 1_800_000_000_010_000_000, 1_000_000))
+    monkeypatch.setattr(time, "time_ns", lambda: next(stamps))
+    made = [uuid7() for _ in range(10)]
+    assert {(each.version, each.variant) for each in made} == {(7, uuid.RFC_4122)}
+    assert made == sorted(made)
+    assert [each.int >> 80 for each in made] == list(range(1_800_000_000_000, 1_800_000_000_010))

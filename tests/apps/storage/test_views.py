@@ -7,6 +7,7 @@ import json
 import os
 import time
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from django.test import Client
@@ -108,6 +109,19 @@ def test_a_disk_that_is_full_or_fails(sending, monkeypatch, number):
     assert (sent.status, code(sent)) == (503, "DATABASE_UNAVAILABLE")
     assert sent.headers["retry-after"] == ("30" if number == errno.ENOSPC else "5")
     assert list(slot.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_a_disk_that_is_full_amid_the_bytes(sending, monkeypatch):
+    """The system's own refusal, of a write; afterwards the same URL is good."""
+    slot, upload, _promise = sending
+    with monkeypatch.context() as patch:
+        patch.setattr("apps.storage.local._private", lambda _path, _flags: os.open("/dev/full", os.O_WRONLY))
+        sent = request("PUT", upload.url, DATA)
+    assert (sent.status, code(sent)) == (503, "DATABASE_UNAVAILABLE")
+    assert json.loads(sent.body)["error"]["details"] == {"part": "storage"}
+    assert list(slot.iterdir()) == []
+    assert request("PUT", upload.url, DATA).status == 201
 
 
 def test_an_upload_that_is_over(sending):
