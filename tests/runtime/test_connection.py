@@ -67,7 +67,8 @@ async def test_an_open_that_nobody_accepts_times_out_alone(autojump_clock: MockC
             await server.aclose()
 
 
-async def test_three_unanswered_opens_end_the_session(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("seconds", [None, 10.0, 9.99], ids=["the session's", "as long", "what is left of it"])
+async def test_three_unanswered_opens_end_the_session(seconds: float | None, autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         connection, peer = await against_raw(nursery)
 
@@ -79,13 +80,25 @@ async def test_three_unanswered_opens_end_the_session(autojump_clock: MockClock)
         nursery.start_soon(chatter)
         for _ in range(2):
             with pytest.raises(OpenTimeout):
-                await connection.open_stream()
+                await connection.open_stream(timeout=seconds)
         with pytest.raises((OpenTimeout, SessionEnded)):
-            await connection.open_stream()
+            await connection.open_stream(timeout=seconds)
         await wait_all_tasks_blocked()
         assert peer.close_code == 4408
         assert connection.end_reason is not None
         assert connection.end_reason.kind is EndKind.LIVENESS
+
+
+async def test_opens_that_were_given_up_early_say_nothing_of_the_session(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+        for _ in range(5):
+            with pytest.raises(OpenTimeout):
+                await connection.open_stream(timeout=2)
+        await trio.sleep(1)
+        assert connection.end_reason is None
+        assert [frame.flags for frame in decode(await peer.receive_some()) if frame.kind == 1][:2] == [SYN, RST]
+        await connection.aclose()
 
 
 async def test_a_refusal_is_told_from_a_timeout() -> None:

@@ -55,6 +55,9 @@ __all__ = [
 _DEFAULTS = SessionConfig()
 # Looking more often than this is not worth a wake-up; nothing that the watchdog does is more exact.
 _TICK = 1.0
+# A caller that waits nearly as long as the session leaves the timeout to it: only the session counts the opens that
+# nobody answers, and takes a peer for dead after some in a row.
+_AS_LONG = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,7 @@ class Connection:
     async def open_stream(self, *, timeout: float | None = None, wait_ack: bool = True) -> Stream:
         """Open a stream and wait until the peer has accepted it, at most `timeout` (default: config.open_timeout).
 
+        A shorter `timeout` is the caller's own haste: such an open does not count as one that the peer left unanswered.
         With `wait_ack` False it returns at once: what is sent goes out right behind the SYN, a round trip earlier, and
         a refusal or timeout is raised by the first operation that meets it.
         Raises OpenTimeout, StreamRefused, GoingAway, TooManyStreams, SessionEnded. Cancelled, the stream is reset.
@@ -167,7 +171,7 @@ class Connection:
         if not wait_ack:
             return stream
         try:
-            if timeout is None:
+            if timeout is None or timeout >= _AS_LONG * self._config.open_timeout:
                 await stream.wait_acknowledged()
                 return stream
             with trio.move_on_after(timeout):
