@@ -1,12 +1,13 @@
-"""One tunnel: a transport and a yamux session, run by a reader, a writer and a watchdog in one nursery.
+"""One tunnel: a transport and a yamux session, run by a reader and a writer in one nursery, looked at by a watchdog.
 
 The reader awaits nothing but the transport: it feeds the core and wakes the streams that were touched. The single
-writer is level-triggered: it asks the core for the next batch whenever the transport can take one. The watchdog sleeps
-until something can be due. So neither end can wait for the other in a circle (yamux.md §11).
+writer is level-triggered: it asks the core for the next batch whenever the transport can take one. The watchdog comes
+when something can be due. So neither end can wait for the other in a circle (yamux.md §11).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from tunnel.runtime.mux_errors import (
 from tunnel.runtime.statistics import ConnectionStatistics, statistics_of
 from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport, TransportProtocolError
+from tunnel.runtime.watchdog import Watchdog
 
 __all__ = [
     "Connection",
@@ -58,6 +60,7 @@ _TICK = 1.0
 # A caller that waits nearly as long as the session leaves the timeout to it: only the session counts the opens that
 # nobody answers, and takes a peer for dead after some in a row.
 _AS_LONG = 0.95
+_LEAST = 0.01  # before it is looked at again, whatever is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class EndReason:
 class Connection:
     """A session over one transport. `run` it in a nursery; use it from any task while it runs.
 
-    `accept_streams` False refuses what the peer opens (the daemon). `name` appears in reprs only.
+    `accept_streams` False refuses what the peer opens (the daemon). `name` appears in reprs only. `watchdog` is one
+    that runs and outlives it; without it the connection runs one of its own.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Connection:
         config: SessionConfig = _DEFAULTS,
         accept_streams: bool,
         name: str = "",
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.name = name
         self.session = Session(role, config, now=trio.current_time(), accept_streams=accept_streams)
@@ -95,8 +100,9 @@ class Connection:
         self._writer: Task | None = None  # parked: nothing to say
         self._writing_since: float | None = None
         self._read_scope = trio.CancelScope()
-        self._watch_scope = trio.CancelScope()
-        self._resting = False  # the watchdog sleeps for long, since no stream is open
+        self._watchdog = watchdog
+        self._resting = False  # the watchdog comes only after long, since no stream is open
+        self._fault: Exception | None = None  # what the watchdog met: a bug of ours
         self._close: tuple[int, str] | None = None
         self._answered: int | None = None  # the transport closed with this code already
         self._running = False
@@ -114,16 +120,23 @@ class Connection:
         self._running = True
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
+                if self._watchdog is None:
+                    self._watchdog = Watchdog()
+                    nursery.start_soon(self._watchdog.run)
+                self._watchdog.watch(self, self._due(trio.current_time()))
                 flushed = trio.Event()
                 nursery.start_soon(self._write, flushed)
                 task_status.started()
                 with self._read_scope:
                     await self._read()
+                if self._fault is not None:
+                    raise self._fault
                 with trio.move_on_after(self._config.flush_timeout):
                     await flushed.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            if self._watchdog is not None:
+                self._watchdog.leave(self)
             if self.session.ending is None:
                 self._close = self._close or (CLOSE_GOING_AWAY, "cancelled")
                 self._dispatch(self.session.end("cancelled"))
@@ -303,28 +316,36 @@ class Connection:
         self._writer = current_task()
         await wait_task_rescheduled(abort)
 
-    async def _watch(self) -> None:
-        session = self.session
-        while session.ending is None:
-            now = trio.current_time()
-            due = session.next_deadline()
-            self._resting = not session.streams_open and self._writing_since is None
-            if not self._resting:
-                due = min(due, now + _TICK)
-            with trio.CancelScope(deadline=max(due, now + 0.01)) as self._watch_scope:
-                await trio.sleep_forever()
-            now = trio.current_time()
-            since = self._writing_since
-            if since is not None and now - since >= self._config.write_timeout:
-                self._dispatch(session.fail(EndKind.LIVENESS, f"no progress in writing for {now - since:.0f} s"))
-            else:
-                self._dispatch(session.tick(now))
+    # For the watchdog
+
+    def look(self, now: float) -> float:
+        """Do what time alone brings: pings, liveness, timeouts. When to look again; infinity once the session ended."""
+        since = self._writing_since
+        if since is not None and now - since >= self._config.write_timeout:
+            self._dispatch(self.session.fail(EndKind.LIVENESS, f"no progress in writing for {now - since:.0f} s"))
+        else:
+            self._dispatch(self.session.tick(now))
+        return self._due(now)
+
+    def crashed(self, error: Exception) -> None:
+        """`look` raised: let `run` raise it."""
+        self._fault = error
+        self._read_scope.cancel()
+
+    def _due(self, now: float) -> float:
+        if self.session.ending is not None:
+            return math.inf
+        due = self.session.next_deadline()
+        self._resting = not self.session.streams_open and self._writing_since is None
+        if not self._resting:
+            due = min(due, now + _TICK)
+        return max(due, now + _LEAST)
 
     def _watch_sooner(self) -> None:
-        """A stream came while the watchdog rested: what is due may be nearer than it thought."""
+        """A stream came while the tunnel rested: what is due may be nearer than the watchdog thinks."""
         self._resting = False
-        scope = self._watch_scope
-        scope.deadline = min(scope.deadline, trio.current_time() + _TICK)
+        if self._watchdog is not None:
+            self._watchdog.watch(self, trio.current_time() + _TICK)
 
     def _wake(self, touched: list[MuxStream]) -> None:
         for core in touched:

@@ -1,7 +1,8 @@
 """The daemon put together: who runs in which nursery, in which order it starts, and in which order it ends.
 
-Three nurseries, outermost first. `background`: what must outlive the tunnels (log, events, admission). `sessions`: the
-connections of both ports. `accepting`: the two accept loops, heartbeat and watchdog. Closing: docs/closing.md.
+Three nurseries, outermost first. `background`: what must outlive the tunnels (log, events, admission, the tunnels'
+watchdog). `sessions`: the connections of both ports. `accepting`: the two accept loops, heartbeat, the switch's
+watchdog. Closing: docs/closing.md.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tunnel.runtime.session import TunnelSession, never_connected, rfc3339
 from tunnel.runtime.share import Shares
 from tunnel.runtime.sockets import listen
 from tunnel.runtime.switch import Switch
+from tunnel.runtime.watchdog import Watchdog
 
 _CLOSE_SECONDS: Final = 5.0  # for all sessions to say goodbye
 _GOODBYE_SECONDS: Final = 0.5  # for Django to learn of the drain before anybody is turned away
@@ -201,6 +203,7 @@ class Daemon:
         fast.share = shares.take_over
         fast.plain = shares.plain_until
         self.metrics.shares = shares
+        watchdog = Watchdog()
         listener = Listener(
             config,
             admission=admission,
@@ -212,6 +215,7 @@ class Daemon:
             log=self._log,
             spawn=self._spawn,
             fast=fast,
+            watchdog=watchdog,
         )
         listener.node_url = self.node_url
         internal = InternalApi(
@@ -231,6 +235,7 @@ class Daemon:
             background.start_soon(outbox.run)
             background.start_soon(admission.run)
             background.start_soon(remote.run)
+            background.start_soon(watchdog.run)
             async with trio.open_nursery() as sessions, trio.open_nursery() as accepting:
                 await sessions.start(fast.run)
                 accepting.start_soon(public.run, sessions)

@@ -46,6 +46,7 @@ from tunnel.runtime.server import Rest
 from tunnel.runtime.session import Identity, TunnelSession, never_connected
 from tunnel.runtime.sockets import ByteStream
 from tunnel.runtime.transport import HandshakeError, SocketTransport, server_transport
+from tunnel.runtime.watchdog import Watchdog
 
 _ANSWER_SECONDS: Final = 10.0  # to write the 101
 _DRAINING_RETRY: Final = 5
@@ -67,6 +68,7 @@ class Listener:
         log: JsonLog,
         spawn: Callable[..., None],
         fast: FastLane,
+        watchdog: Watchdog,
     ) -> None:
         self._config = config
         self._admission = admission
@@ -78,6 +80,7 @@ class Listener:
         self._log = log
         self._spawn = spawn
         self._fast = fast
+        self._watchdog = watchdog
         self._role = Role.CLIENT if config.role == "client" else Role.SERVER
         self._limits = SessionConfig(max_outbound_streams=config.max_streams, open_timeout=config.open_seconds)
         self._admitting = 0
@@ -187,7 +190,12 @@ class Listener:
 
     def _begin(self, identity: Identity, admitted: Admitted, transport: SocketTransport) -> TunnelSession:
         connection = Connection(
-            transport, role=self._role, config=self._limits, accept_streams=False, name=identity.session
+            transport,
+            role=self._role,
+            config=self._limits,
+            accept_streams=False,
+            name=identity.session,
+            watchdog=self._watchdog,
         )
         session = TunnelSession(identity, connection, self._spawn)
         for older in self._sessions.add(session):
