@@ -21,11 +21,12 @@ from typing import Any, Final
 
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData
-from gunicorn.http.parser import RequestParser
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import ThreadWorker
 
+from cloud.gunicorn_board import LEAVE_SECONDS, Board, Place
+from cloud.gunicorn_connection import Connection
 from cloud.gunicorn_crew import Crew
-from cloud.gunicorn_head import HeadGate, Refusal, inbound_id, refusal_of
+from cloud.gunicorn_head import Refusal, inbound_id, refusal_of
 from cloud.gunicorn_http import DRAIN_BYTES, ApiRequest, ApiResponse, WatchedBody
 from cloud.gunicorn_waiting import Waiting
 from cloud.takeover import Takeover
@@ -41,32 +42,7 @@ _ACCEPTS: Final = 32  # connections taken in one turn of the loop
 _OUT_OF_FILES_SECONDS: Final = 0.1
 """No connection is taken for this long when descriptors or memory ran out; those that wait stay in the backlog."""
 _RESET = struct.pack("ii", 1, 0)
-
-
-class ApiParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's parser with our request class."""
-
-    mesg_class = ApiRequest
-
-    def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
-        """As gunicorn, which sets the socket's timeout for it twice a request, though most have no body."""
-        if self.mesg is not None and not self.mesg.body_to_come:
-            return True
-        return bool(super().finish_body(deadline, max_bytes))
-
-
-class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
-    """A client's connection, owned by the main thread or, from `enqueue_req` until it waits again, by a worker's."""
-
-    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
-        super().__init__(cfg, sock, client, server)
-        self.gate = HeadGate()
-        self.initialized = True
-        self.parser = ApiParser(cfg, sock, client)
-        self.waits: Waiting | None = None
-        """Where the main thread holds it, watched by the poller; None while it is a thread's."""
-        self.reset = False
-        """To be closed by a reset: an answer was cut."""
+_BOARD: Final = Board()  # made in the master, which imports this before it forks
 
 
 class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -74,11 +50,13 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     head_seconds = 10.0
     """For a whole head, from its first byte or, on a new connection, from accept."""
+    _place: Place | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lock = threading.Lock()
         """Held to change what waits and what the poller watches: a thread puts its connection back by itself."""
+        self._place = _BOARD.place(time.monotonic())
         self._notified = 0.0
         self._accept_again = 0.0
         """When connections may be taken again, on the monotonic clock; 0 unless they may not be."""
@@ -93,9 +71,12 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Serve until the worker stops. If that fails, its threads end too: else the process would wait for them."""
+        if self._place is not None:
+            self._place.tell(0)
         try:
             super().run()
         finally:
+            self._tell_absent()
             self.tpool.shutdown(wait=False)
 
     def get_thread_pool(self) -> Crew:
@@ -111,22 +92,26 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         now = time.monotonic()
         if now - self._notified >= 1.0:
             self._notified = now
+            if self._place is not None:
+                self._place.live(now)
             super().notify()
 
     # --- the main thread: from accept to a whole head -----------------------------------------------------------------
     def accept(self, listener: socket.socket) -> None:
         """Take what waits at the listener. Over `worker_connections` idle ones give way."""
         for _ in range(_ACCEPTS):
+            if self._place is not None and self._place.gives_way(self.nr_conns, time.monotonic()):
+                self._take_none_for(LEAVE_SECONDS)
+                return
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as error:  # out of descriptors or memory: it passes, and requests under way must not end
                 self.log.warning("accept: %s", error)
-                self._accept_again = time.monotonic() + _OUT_OF_FILES_SECONDS
-                self.set_accept_enabled(False)
+                self._take_none_for(_OUT_OF_FILES_SECONDS)
                 return
-            self.nr_conns += 1
+            self._count(1)
             conn = Connection(self.cfg, sock, address, listener.getsockname())
             self._await_head(conn)
             if self.nr_conns >= self.worker_connections:
@@ -136,8 +121,25 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                     return
                 self._drop(oldest)
 
+    def _count(self, more: int) -> None:
+        """So many connections more, which the other workers see."""
+        self.nr_conns += more
+        if self._place is not None:
+            self._place.tell(self.nr_conns)
+
+    def _tell_absent(self) -> None:
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
+
+    def _take_none_for(self, seconds: float) -> None:
+        self._accept_again = time.monotonic() + seconds
+        self.set_accept_enabled(False)
+
     def set_accept_enabled(self, enabled: bool) -> None:
-        """As gunicorn, which asks before each turn of the loop; but not while descriptors or memory are short."""
+        """As gunicorn, which asks before each turn of the loop; but not while none may be taken."""
+        if not self.alive:
+            self._tell_absent()
         super().set_accept_enabled(enabled and not self._accept_again)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -196,7 +198,7 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _drop(self, conn: Connection) -> None:
         self._end_wait(conn)
-        self.nr_conns -= 1
+        self._count(-1)
         conn.close()
 
     # --- the main thread: after a thread had the connection -----------------------------------------------------------

@@ -30,7 +30,7 @@ def run(bench: Bench) -> Outcome:
 def _lane(bench: Bench, outcome: Outcome) -> None:
     system, (device, agent) = bench.system, bench.box()
     lane = system.drf(device, agent.pid)
-    itself = Side("the view itself", f"http://127.0.0.1:{system.port}/bench/{device}", lane.headers, lane.relay)
+    itself = Side("the view itself", f"http://127.0.0.1:{system.port}/api/bench/{device}", lane.headers, lane.relay)
     by_side: dict[str, dict[float, list[Sample]]] = {lane.name: {}, itself.name: {}}
     for connections in sorted({*bench.effort.connections, 16}):
         found = compare(bench.effort, [lane, itself], Ask(connections=connections))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -41,6 +42,7 @@ def _facts(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         "request_id": environ["HTTP_X_REQUEST_ID"],
         "scheme": environ["wsgi.url_scheme"],
         "keys": sorted(key for key in environ if key.startswith("HTTP_")),
+        "pid": os.getpid(),
         "pid_thread": threading.get_ident(),
     }
     body = json.dumps(facts).encode()

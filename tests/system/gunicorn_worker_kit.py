@@ -19,16 +19,16 @@ COMMAND = [sys.executable, "-m", "gunicorn", "-c", CONFIG, "tests.system.gunicor
 
 
 class Server:
-    """One process with one worker of THREADS threads; what it logs is in `log`."""
+    """One process with `workers` of THREADS threads each; what it logs is in `log`."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, workers: int = 1) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.log = log
         environ = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
         environ |= {
             "VISIONA_API_PORT": str(self.port),
-            "VISIONA_API_WORKERS": "1",
+            "VISIONA_API_WORKERS": str(workers),
             "VISIONA_API_THREADS": str(THREADS),
             "VISIONA_LOG_LEVEL": "debug",
             "HOME": str(log.parent),

@@ -17,9 +17,10 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
 
+from cloud.gunicorn_connection import Connection
 from cloud.gunicorn_crew import Crew
 from cloud.gunicorn_waiting import Waiting
-from cloud.gunicorn_worker import ApiWorker, Connection
+from cloud.gunicorn_worker import ApiWorker
 
 SECONDS = 30.0
 

@@ -1,0 +1,39 @@
+"""A client's connection as the API's worker keeps it, and the parser that reads its requests."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from gunicorn.http.parser import RequestParser
+from gunicorn.workers.gthread import TConn
+
+from cloud.gunicorn_head import HeadGate
+from cloud.gunicorn_http import ApiRequest
+from cloud.gunicorn_waiting import Waiting
+
+
+class ApiParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's parser with our request class."""
+
+    mesg_class = ApiRequest
+
+    def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
+        """As gunicorn, which sets the socket's timeout for it twice a request, though most have no body."""
+        if self.mesg is not None and not self.mesg.body_to_come:
+            return True
+        return bool(super().finish_body(deadline, max_bytes))
+
+
+class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
+    """A client's connection, owned by the main thread or, from `enqueue_req` until it waits again, by a worker's."""
+
+    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any) -> None:
+        super().__init__(cfg, sock, client, server)
+        self.gate = HeadGate()
+        self.initialized = True
+        self.parser = ApiParser(cfg, sock, client)
+        self.waits: Waiting | None = None
+        """Where the main thread holds it, watched by the poller; None while it is a thread's."""
+        self.reset = False
+        """To be closed by a reset: an answer was cut."""
