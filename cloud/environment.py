@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 
 from tunnel.contract import PREFIX, SettingError, read_settings
 
-__all__ = ["BASE_DIR", "SettingError", "check", "load"]
+__all__ = ["BASE_DIR", "SettingError", "check", "database_address", "load"]
 
 BASE_DIR: Final = Path(__file__).resolve().parent.parent
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+\Z")
@@ -36,6 +36,18 @@ def load() -> dict[str, Any]:
     for line in warnings:
         print(f"visiona: warning: {line}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
     return values
+
+
+def database_address(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How psycopg reaches the database that the settings name: for those who look at it without Django."""
+    return {
+        "host": values["DB_HOST"],
+        "port": values["DB_PORT"],
+        "user": values["DB_USER"],
+        "password": values["DB_PASSWORD"],
+        "dbname": values["DB_NAME"],
+        "sslmode": values["DB_SSLMODE"],
+    }
 
 
 def check(values: Mapping[str, Any]) -> None:

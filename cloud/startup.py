@@ -68,15 +68,7 @@ def wait_for_database(values: Mapping[str, Any]) -> None:
 
 
 def _connect(values: Mapping[str, Any]) -> "psycopg.Connection[tuple[Any, ...]]":
-    return psycopg.connect(
-        host=values["DB_HOST"],
-        port=values["DB_PORT"],
-        user=values["DB_USER"],
-        password=values["DB_PASSWORD"],
-        dbname=values["DB_NAME"],
-        sslmode=values["DB_SSLMODE"],
-        connect_timeout=2,
-    )
+    return psycopg.connect(**environment.database_address(values), connect_timeout=2)
 
 
 def wait_for_redis(values: Mapping[str, Any]) -> None:

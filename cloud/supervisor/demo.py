@@ -1,4 +1,4 @@
-"""The demo user's calls to the public API: log in, create a pairing token, see whether the box is connected."""
+"""The demo user's calls to the public API: log in, and see whether the box is connected."""
 
 import http.client
 import json
@@ -33,11 +33,6 @@ def call(port: int, method: str, path: str, token: str = "", body: dict[str, Any
 def log_in(port: int, email: str, password: str) -> str:
     """An access token of the demo user. Raises DemoError (somebody changed the password, say)."""
     return str(call(port, "POST", "/api/auth/login", body={"email": email, "password": password})["access_token"])
-
-
-def new_pairing_token(port: int, token: str) -> str:
-    """A pairing token for the demo box. Raises DemoError."""
-    return str(call(port, "POST", "/api/pairing/token", token, {"name": "Demo box"})["token"])
 
 
 def box_connected(port: int, token: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 
 from cloud.embedded.program import Program
+from cloud.environment import database_address
 from cloud.supervisor.demo import box_connected
 from cloud.supervisor.probes import PROBE_SECONDS, http_status
 from tunnel.contract import PREFIX, read_settings
@@ -111,17 +112,8 @@ def worker(plan: Plan) -> Program:
 
 
 def _worker_ready(plan: Plan, _pid: int) -> bool:
-    settings = plan.settings
     try:
-        with psycopg.connect(
-            host=settings["DB_HOST"],
-            port=settings["DB_PORT"],
-            user=settings["DB_USER"],
-            password=settings["DB_PASSWORD"],
-            dbname=settings["DB_NAME"],
-            sslmode=settings["DB_SSLMODE"],
-            connect_timeout=int(PROBE_SECONDS),
-        ) as connection:
+        with psycopg.connect(**database_address(plan.settings), connect_timeout=int(PROBE_SECONDS)) as connection:
             fresh = "SELECT 1 FROM procrastinate_workers WHERE last_heartbeat > now() - interval '10 seconds'"
             return connection.execute(fresh).fetchone() is not None
     except psycopg.Error:

@@ -139,3 +139,19 @@ def alice_api(alice: User) -> Api:
 @pytest.fixture
 def bob_api(bob: User) -> Api:
     return login_as(bob)
+
+
+@pytest.fixture
+def for_nobody_else(alice: User, alice_api: Api, bob_api: Api, anonymous: Api) -> Callable[..., None]:
+    """Sees that a call on what is Alice's is refused to everybody else, and to her while she is disabled."""
+    staff = login_as(User.objects.create_user("staff@example.com", "x", is_staff=True, is_superuser=True))
+
+    def check(method: str, path: str, body: Any = None) -> None:
+        assert bob_api(method, path, body).code == "NOT_FOUND"
+        assert staff(method, path, body).code == "NOT_FOUND"
+        assert anonymous(method, path, body).code == "UNAUTHENTICATED"
+        User.objects.filter(pk=alice.pk).update(is_active=False)
+        assert alice_api(method, path, body).status == 401
+        User.objects.filter(pk=alice.pk).update(is_active=True)
+
+    return check

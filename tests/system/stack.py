@@ -24,7 +24,7 @@ from cloud.embedded.account import server_account
 from cloud.embedded.program import Program, signal_group, spawn
 from cloud.embedded.pytest_plugin import PATIENCE
 from cloud.supervisor import plan as plans
-from cloud.supervisor.demo import log_in, new_pairing_token
+from cloud.supervisor.demo import call, log_in
 from tests.system import mould
 
 BUSY = 4
@@ -81,6 +81,21 @@ def eventually(look: Callable[[], Any], seconds: float, what: str) -> Any:
     return None
 
 
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """The process and all its children, whatever groups they lead, are stopped (SIGSTOP) within the block."""
+    root = psutil.Process(pid)
+    family = [root, *root.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """An answer that is still running."""
@@ -103,6 +118,10 @@ class Stream:
         except (http.client.IncompleteRead, ConnectionError, ValueError):
             return "cut"
         raise AssertionError(f"the stream still runs after {seconds} s")
+
+
+def _pairing_token(port: int, token: str) -> str:
+    return str(call(port, "POST", "/api/pairing/token", token, {"name": "Demo box"})["token"])
 
 
 @dataclass
@@ -145,7 +164,7 @@ class Stack:
     def start_agent(self) -> None:
         """The demo box, the seeded device by its serial; it redeems a pairing token when it has no credential."""
         fresh = not plans.agent_credentials(self.plan).exists()
-        pairing = new_pairing_token(self.port, self.token) if fresh else ""
+        pairing = _pairing_token(self.port, self.token) if fresh else ""
         self.start(plans.agent(self.plan, self.token, pairing, self.serial))
 
     def kill(self, name: str) -> None:
@@ -183,16 +202,8 @@ class Stack:
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
         """The embedded server stands still (SIGSTOP) within the block."""
-        server = psutil.Process(self.server_pid(name))
-        family = [server, *server.children(recursive=True)]  # PostgreSQL's children lead groups of their own
-        for process in family:
-            process.suspend()
-        try:
+        with standing_still(self.server_pid(name)):
             yield
-        finally:
-            for process in family:
-                with suppress(psutil.NoSuchProcess):
-                    process.resume()
 
     @contextmanager
     def stopped(self, name: str, number: int = signal.SIGINT) -> Iterator[None]:

@@ -7,6 +7,7 @@ import psutil
 import psycopg
 import pytest
 
+from cloud.environment import database_address
 from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import DemoError
 from tests.system.stack import Stack, Stream, eventually
@@ -164,15 +165,7 @@ def test_a_restarted_daemon_leaves_no_ghost(system: Stack) -> None:
     system.kill("agent")
     system.kill("tunnel")
     eventually(lambda: not system.call("GET", "/api/pairing/status").data["connected"], 90, "the box is offline")
-    settings = system.plan.settings
-    with psycopg.connect(
-        host=settings["DB_HOST"],
-        port=settings["DB_PORT"],
-        user=settings["DB_USER"],
-        password=settings["DB_PASSWORD"],
-        dbname=settings["DB_NAME"],
-        autocommit=True,
-    ) as db:
+    with psycopg.connect(**database_address(system.plan.settings), autocommit=True) as db:
 
         def status() -> str:
             row = db.execute("SELECT link_status FROM devices WHERE id = %s", [device]).fetchone()

@@ -10,33 +10,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cloud.supervisor import plan as plans
 from cloud.supervisor.probes import http_status
 from tests.conftest import Started
 from tests.system.many import end, online
-from tests.system.stack import Answer, Stack, eventually, run_stack
+from tests.system.stack import Answer, Stack, eventually, run_stack, standing_still
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 STREAM = "/api/cameras/0/stream"
 SCAN = "/api/devices/scan"
-
-
-@contextmanager
-def standing_still(pid: int) -> Iterator[None]:
-    """The process and its children are stopped within the block."""
-    root = psutil.Process(pid)
-    family = [root, *root.children(recursive=True)]
-    for process in family:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in family:
-            process.resume()
 
 
 @pytest.fixture(scope="module")

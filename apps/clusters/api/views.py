@@ -1,14 +1,13 @@
 """The routes of clusters and their members. Requests to a cluster are carried by `apps.proxy`."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.accounts.models import User
 from apps.clusters import selectors, services
 from apps.clusters.api.serializers import (
     ClusterBody,
@@ -34,11 +33,6 @@ def render(clusters: Sequence[Cluster]) -> list[Any]:
     return list(ClusterSerializer(facts, many=True).data)
 
 
-def user_of(request: Request) -> User:
-    """The request's user, as the type that it is behind a view that needs a credential."""
-    return cast("User", request.user)
-
-
 class ClusterQuery(PageQuery):
     search = serializers.CharField(
         max_length=200, required=False, allow_blank=True, help_text="Part of the name; empty: all."
@@ -52,14 +46,14 @@ class ClustersView(ApiView):
     @describe("Clusters", answer=ClusterSerializer, many=True)
     def get(self, request: Request) -> Response:
         """Own clusters with their members."""
-        rows = selectors.clusters_of(user_of(request).pk, search=self.query.get("search", ""))
+        rows = selectors.clusters_of(self.user.pk, search=self.query.get("search", ""))
         return self.page(selectors.with_members(rows), render)
 
     @describe("Clusters", body=ClusterBody, answer=ClusterSerializer, status=201, errors=("CONFLICT",))
     def post(self, request: Request) -> Response:
         """Make an empty cluster."""
         cluster = services.create_cluster(
-            actor=self.actor, owner_id=user_of(request).pk, now=timezone.now(), **self.body(ClusterBody)
+            actor=self.actor, owner_id=self.user.pk, now=timezone.now(), **self.body(ClusterBody)
         )
         return ok(render([cluster])[0], status=201)
 
@@ -70,7 +64,7 @@ class OneClusterView(ApiView):
     target: Cluster
 
     def load(self, request: Request, **kwargs: str) -> Cluster:
-        return selectors.cluster_of(user_of(request).pk, id_or_404(kwargs["id"]))
+        return selectors.cluster_of(self.user.pk, id_or_404(kwargs["id"]))
 
 
 class ClusterView(OneClusterView):
@@ -82,7 +76,7 @@ class ClusterView(OneClusterView):
     @describe("Clusters", body=ClusterBody, answer=ClusterSerializer, errors=("CONFLICT",))
     def patch(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Rename a cluster; a body that names nothing changes nothing."""
-        owner_id, changes = user_of(request).pk, self.body(ClusterBody, partial=True)
+        owner_id, changes = self.user.pk, self.body(ClusterBody, partial=True)
         if changes:
             services.rename_cluster(
                 actor=self.actor, owner_id=owner_id, cluster_id=self.target.id, now=timezone.now(), **changes
@@ -92,9 +86,7 @@ class ClusterView(OneClusterView):
     @describe("Clusters")
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Delete a cluster. Its devices stay."""
-        services.delete_cluster(
-            actor=self.actor, owner_id=user_of(request).pk, cluster_id=self.target.id, now=timezone.now()
-        )
+        services.delete_cluster(actor=self.actor, owner_id=self.user.pk, cluster_id=self.target.id, now=timezone.now())
         return ok(None)
 
 
@@ -103,7 +95,7 @@ class MemberView(OneClusterView):
 
     def load(self, request: Request, **kwargs: str) -> Cluster:
         cluster = super().load(request, **kwargs)
-        device_of(user_of(request).pk, id_or_404(kwargs["device_id"]))
+        device_of(self.user.pk, id_or_404(kwargs["device_id"]))
         return cluster
 
     @describe("Clusters", body=MemberBody, answer=MemberSerializer, errors=("CONFLICT",))
@@ -111,7 +103,7 @@ class MemberView(OneClusterView):
         """Have a device serve the cluster, or change its weight."""
         member = services.put_member(
             actor=self.actor,
-            owner_id=user_of(request).pk,
+            owner_id=self.user.pk,
             cluster_id=self.target.id,
             device_id=id_or_404(device_id),
             now=timezone.now(),
@@ -125,7 +117,7 @@ class MemberView(OneClusterView):
         """Take a device out of the cluster."""
         services.remove_member(
             actor=self.actor,
-            owner_id=user_of(request).pk,
+            owner_id=self.user.pk,
             cluster_id=self.target.id,
             device_id=id_or_404(device_id),
             now=timezone.now(),

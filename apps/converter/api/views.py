@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import IO, Any, ClassVar, Final, cast
+from typing import IO, Any, ClassVar, Final
 
 import orjson
 from django.utils import timezone
@@ -15,7 +15,6 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.accounts.models import User
 from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404, ordering_field
 from apps.common.errors import DomainError
 from apps.common.fields import UuidField
@@ -36,10 +35,6 @@ from apps.webhooks.signing import HEADER
 MAX_REPORT_BYTES: Final = 1 << 20
 
 
-def _user(request: Request) -> User:
-    return cast("User", request.user)
-
-
 class ConversionQuery(PageQuery):
     status = serializers.ChoiceField(choices=ConversionStatus.choices, required=False)
     model_id = UuidField(required=False, help_text="The model that they are made of.")
@@ -53,7 +48,7 @@ class ConversionsView(ApiView):
     def get(self, request: Request) -> Response:
         """Own conversions."""
         rows = selectors.filter_conversions(
-            _user(request).pk, status=self.query.get("status", ""), model_id=self.query.get("model_id")
+            self.user.pk, status=self.query.get("status", ""), model_id=self.query.get("model_id")
         )
         return self.page(rows, lambda found: list(ConversionSerializer(found, many=True).data))
 
@@ -67,7 +62,7 @@ class ConversionsView(ApiView):
     def post(self, request: Request) -> Response:
         """Have a model converted for a chip: a new model with `source=converted`. 501 where there is no converter."""
         conversion = services.create_conversion(
-            actor=self.actor, owner_id=_user(request).pk, now=timezone.now(), **self.body(ConversionBody)
+            actor=self.actor, owner_id=self.user.pk, now=timezone.now(), **self.body(ConversionBody)
         )
         return ok(ConversionSerializer(conversion).data, status=201)
 
@@ -76,7 +71,7 @@ class ConversionView(ApiView):
     target: Conversion
 
     def load(self, request: Request, **kwargs: str) -> Conversion:
-        return selectors.conversion_of(_user(request).pk, id_or_404(kwargs["id"]))
+        return selectors.conversion_of(self.user.pk, id_or_404(kwargs["id"]))
 
     @describe("Converter", answer=ConversionSerializer)
     def get(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
@@ -87,7 +82,7 @@ class ConversionView(ApiView):
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Cancel a conversion that is under way."""
         services.cancel_conversion(
-            actor=self.actor, owner_id=_user(request).pk, conversion_id=self.target.id, now=timezone.now()
+            actor=self.actor, owner_id=self.user.pk, conversion_id=self.target.id, now=timezone.now()
         )
         return ok(None)
 

@@ -3,14 +3,13 @@
 import datetime as dt
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.accounts.models import User
 from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
 from apps.common.fields import UuidField
 from apps.common.responses import ok
@@ -34,11 +33,6 @@ def render(devices: Sequence[Device | selectors.DeviceRow]) -> list[Any]:
     return [shown(device, entries.get(str(device.id))) for device in devices]
 
 
-def user_of(request: Request) -> User:
-    """The request's user, as the type that it is behind a view that needs a credential."""
-    return cast("User", request.user)
-
-
 class DeviceQuery(PageQuery):
     status = serializers.ChoiceField(choices=LinkStatus.choices, required=False, help_text="The link's.")
     chip = serializers.CharField(max_length=64, required=False, help_text="Its own or an accelerator's, exactly.")
@@ -55,7 +49,7 @@ class DevicesView(ApiView):
     @describe("Devices", answer=DeviceSerializer, many=True)
     def get(self, request: Request) -> Response:
         """Own devices."""
-        owner_id = user_of(request).pk
+        owner_id = self.user.pk
         filters = {name: self.query[name] for name in ("status", "chip", "search", "cluster") if self.query.get(name)}
         if not filters:  # what front ends ask for again and again
             return self.page(
@@ -68,7 +62,7 @@ class DevicesView(ApiView):
     def post(self, request: Request) -> Response:
         """Register a device by its serial before it is paired. A serial that was unpaired may be registered again."""
         device = services.register_device(
-            actor=self.actor, owner_id=user_of(request).pk, now=timezone.now(), **self.body(RegisterBody)
+            actor=self.actor, owner_id=self.user.pk, now=timezone.now(), **self.body(RegisterBody)
         )
         return ok(render([device])[0], status=201)
 
@@ -79,7 +73,7 @@ class OneDeviceView(ApiView):
     target: Device
 
     def load(self, request: Request, **kwargs: str) -> Device:
-        return selectors.device_of(user_of(request).pk, id_or_404(kwargs["id"]))
+        return selectors.device_of(self.user.pk, id_or_404(kwargs["id"]))
 
 
 class DeviceView(OneDeviceView):
@@ -93,7 +87,7 @@ class DeviceView(OneDeviceView):
         """Rename a device, or change what is kept with it."""
         device = services.change_device(
             actor=self.actor,
-            owner_id=user_of(request).pk,
+            owner_id=self.user.pk,
             device_id=self.target.id,
             changes=self.body(ChangeBody),
             now=timezone.now(),
@@ -103,9 +97,7 @@ class DeviceView(OneDeviceView):
     @describe("Devices")
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Unpair: its tokens are dead at once, and its tunnel closes."""
-        services.unpair_device(
-            actor=self.actor, owner_id=user_of(request).pk, device_id=self.target.id, now=timezone.now()
-        )
+        services.unpair_device(actor=self.actor, owner_id=self.user.pk, device_id=self.target.id, now=timezone.now())
         return ok(None)
 
 
@@ -141,7 +133,7 @@ class PairingStatusView(ApiView):
     @describe("Pairing", answer=PairingStatusAnswer)
     def get(self, request: Request) -> Response:
         """Which own devices are connected right now."""
-        devices = list(selectors.devices_of(user_of(request).pk).order_by("-created_at", "-id"))
+        devices = list(selectors.devices_of(self.user.pk).order_by("-created_at", "-id"))
         entries = selectors.entries_of(devices)
         listed = []
         for device in devices:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from django.utils import timezone
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.accounts.models import User
 from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
 from apps.common.fields import UuidField
 from apps.common.responses import ok
@@ -21,16 +20,11 @@ from apps.model_registry.models import AIModel
 from apps.model_registry.selectors import model_of
 
 
-def user_of(request: Request) -> User:
-    """The request's user, as the type that it is behind a view that needs a credential."""
-    return cast("User", request.user)
-
-
 class DeployView(ApiView):
     target: AIModel
 
     def load(self, request: Request, **kwargs: str) -> AIModel:
-        return model_of(user_of(request).pk, id_or_404(kwargs["id"]))
+        return model_of(self.user.pk, id_or_404(kwargs["id"]))
 
     @describe(
         "Deployments", body=DeployBody, answer=DeploymentSerializer, status=201, errors=("CONFLICT", "INVALID_STATE")
@@ -40,7 +34,7 @@ class DeployView(ApiView):
         `id` again."""
         deployment = deployments.begin_deployment(
             actor=self.actor,
-            owner_id=user_of(request).pk,
+            owner_id=self.user.pk,
             model_id=self.target.id,
             now=timezone.now(),
             **self.body(DeployBody),
@@ -62,7 +56,7 @@ class DeploymentsView(ApiView):
     def get(self, request: Request) -> Response:
         """Own deployments, finished ones too."""
         rows = deployment_selectors.filter_deployments(
-            user_of(request).pk,
+            self.user.pk,
             model_id=self.query.get("model_id"),
             device_id=self.query.get("device_id"),
             status=self.query.get("status", ""),
@@ -74,7 +68,7 @@ class DeploymentView(ApiView):
     target: Deployment
 
     def load(self, request: Request, **kwargs: str) -> Deployment:
-        return deployment_selectors.deployment_of(user_of(request).pk, id_or_404(kwargs["id"]))
+        return deployment_selectors.deployment_of(self.user.pk, id_or_404(kwargs["id"]))
 
     @describe("Deployments", answer=DeploymentSerializer)
     def get(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
@@ -85,6 +79,6 @@ class DeploymentView(ApiView):
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Cancel it: two seconds later no byte is sent. A later deployment goes on from what arrived."""
         deployments.cancel_deployment(
-            actor=self.actor, owner_id=user_of(request).pk, deployment_id=self.target.id, now=timezone.now()
+            actor=self.actor, owner_id=self.user.pk, deployment_id=self.target.id, now=timezone.now()
         )
         return ok(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.utils import timezone
@@ -11,7 +11,6 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.accounts.models import User
 from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
 from apps.common.moments import moment
 from apps.common.responses import ok
@@ -28,11 +27,6 @@ from apps.model_registry.api.serializers import (
     shown_upload,
 )
 from apps.model_registry.models import AIModel, ModelSource, ModelStatus
-
-
-def user_of(request: Request) -> User:
-    """The request's user, as the type that it is behind a view that needs a credential."""
-    return cast("User", request.user)
 
 
 def base_url(request: Request) -> str:
@@ -65,7 +59,7 @@ class ModelsView(ApiView):
     def get(self, request: Request) -> Response:
         """Own models; with `owner` the built-in ones too."""
         rows = selectors.filter_models(
-            user_of(request).pk,
+            self.user.pk,
             owner=self.query["owner"],
             chip=self.query.get("chip", ""),
             source=self.query.get("source", ""),
@@ -88,7 +82,7 @@ class InitView(ApiView):
         given.setdefault("format", format_of(given["filename"]))
         model, upload = services.begin_upload(
             actor=self.actor,
-            owner_id=user_of(request).pk,
+            owner_id=self.user.pk,
             facts=services.Facts(**given),
             size=size,
             sha256=sha256,
@@ -110,13 +104,13 @@ class OneModelView(ApiView):
     target: AIModel
 
     def load(self, request: Request, **kwargs: str) -> AIModel:
-        return selectors.model_of(user_of(request).pk, id_or_404(kwargs["id"]))
+        return selectors.model_of(self.user.pk, id_or_404(kwargs["id"]))
 
     def named(self) -> dict[str, Any]:
         """What every service of one own model is told."""
         return {
             "actor": self.actor,
-            "owner_id": user_of(self.request).pk,
+            "owner_id": self.user.pk,
             "model_id": self.target.id,
             "now": timezone.now(),
         }
@@ -155,7 +149,7 @@ class DownloadView(OneModelView):
         """Where to fetch the bytes of a ready model."""
         download = services.allow_download(
             actor=self.actor,
-            user_id=user_of(request).pk,
+            user_id=self.user.pk,
             model_id=self.target.id,
             base_url=base_url(request),
             now=timezone.now(),

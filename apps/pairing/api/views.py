@@ -1,12 +1,11 @@
 """The routes of pairing tokens. Which devices are connected (`/api/pairing/status`) is told by `apps.devices`."""
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.accounts.models import User
 from apps.common.api import ApiView, PageQuery, id_or_404
 from apps.common.responses import ok
 from apps.common.schema import describe
@@ -19,8 +18,9 @@ class TokenCreateView(ApiView):
     @describe("Pairing", body=TokenBody, answer=IssuedToken, status=201)
     def post(self, request: Request) -> Response:
         """A pairing token, and the line that connects a box with it. It is shown this once."""
-        owner = cast("User", request.user)
-        issued = services.issue_token(actor=self.actor, owner_id=owner.pk, now=timezone.now(), **self.body(TokenBody))
+        issued = services.issue_token(
+            actor=self.actor, owner_id=self.user.pk, now=timezone.now(), **self.body(TokenBody)
+        )
         data = {
             "id": issued.token.id,
             "token": issued.secret,
@@ -37,7 +37,7 @@ class TokenListView(ApiView):
     @describe("Pairing", answer=TokenSerializer, many=True)
     def get(self, request: Request) -> Response:
         """The pairing tokens that were issued, used up and revoked ones too."""
-        rows = selectors.tokens_of(cast("User", request.user).pk)
+        rows = selectors.tokens_of(self.user.pk)
         return self.page(rows, lambda found: list(TokenSerializer(found, many=True).data))
 
 
@@ -45,11 +45,10 @@ class TokenView(ApiView):
     target: PairingToken
 
     def load(self, request: Request, **kwargs: str) -> PairingToken:
-        return selectors.token_of(cast("User", request.user).pk, id_or_404(kwargs["id"]))
+        return selectors.token_of(self.user.pk, id_or_404(kwargs["id"]))
 
     @describe("Pairing")
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Revoke a pairing token and what a box got by it; a tunnel that it holds closes."""
-        owner = cast("User", request.user)
-        services.revoke_token(actor=self.actor, token_id=self.target.id, owner_id=owner.pk, now=timezone.now())
+        services.revoke_token(actor=self.actor, token_id=self.target.id, owner_id=self.user.pk, now=timezone.now())
         return ok(None)

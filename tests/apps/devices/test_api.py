@@ -6,12 +6,10 @@ import json
 import pytest
 from django.utils import timezone
 
-from apps.accounts.models import User
 from apps.audit.models import AuditEvent
 from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
 from apps.tunnels import registry
-from tests.apps.conftest import login_as
 from tests.apps.internal.kit import device_of, event, issue, named, row
 
 FIELDS = {
@@ -41,15 +39,9 @@ def routes(device_id):
 
 # --- who may ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("index", range(5))
-def test_whose_device_it_is(device, bob_api, anonymous, alice, alice_api, index):
+def test_whose_device_it_is(device, for_nobody_else, alice_api, index):
     method, path, body = routes(device.id)[index]
-    assert bob_api(method, path, body).code == "NOT_FOUND"
-    assert anonymous(method, path, body).code == "UNAUTHENTICATED"
-    User.objects.filter(pk=alice.pk).update(is_active=False)
-    assert alice_api(method, path, body).status == 401
-    User.objects.filter(pk=alice.pk).update(is_active=True)
-    staff = login_as(User.objects.create_user("staff@example.com", "x", is_staff=True, is_superuser=True))
-    assert staff(method, path, body).code == "NOT_FOUND"
+    for_nobody_else(method, path, body)
     device.refresh_from_db()
     assert (device.name, device.deleted_at) == ("Hall", None)
     assert alice_api(method, path, body).status == 200

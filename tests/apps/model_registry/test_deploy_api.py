@@ -16,7 +16,6 @@ from apps.model_registry import deployments
 from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 from apps.webhooks.models import WebhookDelivery
 from apps.webhooks.services import create_webhook
-from tests.apps.conftest import login_as
 from tests.apps.model_registry.kit import DATA, init, ready
 
 FIELDS = {
@@ -53,15 +52,9 @@ def routes(deployment):
 
 # --- who may ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("index", range(3))
-def test_whose_deployment_it_is(deployment, bob_api, anonymous, alice, alice_api, index):
+def test_whose_deployment_it_is(deployment, for_nobody_else, alice_api, index):
     method, path, body = routes(deployment)[index]
-    assert bob_api(method, path, body).code == "NOT_FOUND"
-    assert anonymous(method, path, body).code == "UNAUTHENTICATED"
-    User.objects.filter(pk=alice.pk).update(is_active=False)
-    assert alice_api(method, path, body).status == 401
-    User.objects.filter(pk=alice.pk).update(is_active=True)
-    staff = login_as(User.objects.create_user("staff@example.com", "x", is_staff=True, is_superuser=True))
-    assert staff(method, path, body).code == "NOT_FOUND"
+    for_nobody_else(method, path, body)
     assert alice_api(method, path, body).status == (409 if method == "POST" else 200)
 
 
