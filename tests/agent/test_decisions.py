@@ -65,6 +65,8 @@ def test_jitter_comes_on_top_of_what_was_asked_for() -> None:
         ("-1", None),
         ("soon", None),
         ("1.5", None),
+        ("Thu, 01 Jan 99999999999999999999 12:00:00 GMT", None),
+        ("Thu, 01 Jan 2026 12:00:00 +99999999999999999999", None),
     ],
 )
 def test_retry_after(value: str | None, seconds: float | None) -> None:

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import OTHER, TOKEN, World, echo, world
+from tunnel.runtime import internal
 from tunnel.runtime.transport import HandshakeRefused
 
 UNAUTHENTICATED = {"status": 401, "code": "UNAUTHENTICATED", "message": "no"}
@@ -90,6 +91,33 @@ async def test_the_wait_is_bounded_by_the_open_timeout() -> None:
         assert status == 504
         raw.close()
         await coming.answered()
+
+
+async def test_a_session_is_closed_as_soon_as_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(internal, "_ARRIVAL_SECONDS", 15)  # nothing is closed too late on a busy machine
+    async with world() as w:
+        coming = await knock(w)
+        closed: list[int] = []
+
+        async def close() -> None:
+            closed.append((await w.http(f"/internal/session/{coming.session}?code=4401", method="DELETE"))[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close)
+            await trio.sleep(0.05)  # time enough for the 404 that there must not be
+            assert closed == []
+            await coming.answered()
+        assert closed == [200]
+        await w.until(lambda: not len(w.daemon.sessions))
+
+
+async def test_a_handshake_is_not_waited_for_longer_than_django_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(internal, "_ARRIVAL_SECONDS", 0.01)
+    async with world() as w:
+        coming = await knock(w)
+        assert (await w.http(f"/internal/session/{coming.session}?code=4401", method="DELETE"))[0] == 404
+        await coming.answered()
+        assert len(w.daemon.sessions) == 1
 
 
 async def test_another_session_does_not_wait() -> None:

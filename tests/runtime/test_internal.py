@@ -250,6 +250,12 @@ async def test_what_forward_refuses(headers: list[tuple[str, str]], status: int,
 async def test_forward_needs_its_upgrade_and_post() -> None:
     async with world() as w:
         assert (await w.http("/internal/forward/raw", method="POST"))[0] == 426
+        old = await dial(w.internal)
+        await old.send_all(
+            f"POST /internal/forward/raw HTTP/1.0\r\nHost: d\r\nAuthorization: Bearer {SECRET}\r\nX-Device-Id: d\r\n"
+            "Connection: Upgrade\r\nUpgrade: visiona-stream\r\n\r\n".encode()
+        )
+        assert parse(await read_all(old))[0] == 426
         status, fields, _ = await w.http("/internal/forward/raw")
         assert (status, fields["allow"]) == (405, "POST")
 

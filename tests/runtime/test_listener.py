@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import pytest
 import trio
@@ -133,6 +134,7 @@ async def test_djangos_refusal_is_told_before_the_upgrade(status: int, code: str
         ("GET", "/tunnel/connect", "Host", None, 400, "BAD_REQUEST"),
         ("GET", "/tunnel/connect", "+Host", "another", 400, "BAD_REQUEST"),
         ("POST", "/tunnel/connect", "", None, 405, "METHOD_NOT_ALLOWED"),
+        ("GET", "/tunnel/connect HTTP/1.0", "", None, 426, "UPGRADE_REQUIRED"),
         ("GET", "/", "", None, 404, "NOT_FOUND"),
         ("GET", "/tunnel/connect/", "", None, 404, "NOT_FOUND"),
         ("GET", "/internal/sessions", "", None, 404, "NOT_FOUND"),
@@ -149,7 +151,8 @@ async def test_requests_that_are_no_agents_upgrade(
             fields.append((without.lstrip("+"), instead))
         stream = await dial(w.public)
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
-        await stream.send_all(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode())
+        version = "" if "HTTP/" in target else " HTTP/1.1"
+        await stream.send_all(f"{method} {target}{version}\r\n{lines}\r\n".encode())
         got, answer, body = parse(await read_all(stream))
         assert (got, body["success"], body["error"]["code"]) == (status, False, code)
         assert answer["x-request-id"] == "r.2"
@@ -160,6 +163,8 @@ async def test_an_overlong_fact_is_refused() -> None:
     async with world() as w:
         refusal = await refused(w, headers=[*BEARER, ("X-VisionA-Serial", "s" * 256)])
         assert (refusal.status, code_of(refusal)) == (400, "VALIDATION_ERROR")
+        details = json.loads(refusal.body)["error"]["details"]
+        assert details == {"X-VisionA-Serial": ["up to 255 printable ASCII characters"]}
 
 
 async def test_while_the_api_is_down_agents_are_asked_to_retry_and_it_comes_back() -> None:

@@ -24,7 +24,7 @@ from tests.runtime.transport_kit import (
     serving_raw,
 )
 from tunnel.runtime import transport as t
-from tunnel.runtime.sockets import ByteStream, accept, listen
+from tunnel.runtime.sockets import READ_SIZE, ByteStream, accept, listen
 from tunnel.runtime.wire import TransportProtocolError, Wire
 
 
@@ -151,6 +151,15 @@ async def test_what_is_no_websocket_answer_is_a_handshake_error(answer: bytes) -
     assert type(caught.value) is t.HandshakeError
 
 
+async def test_a_refusal_may_lie_about_its_length() -> None:
+    client, server = trio.testing.memory_stream_pair()
+    await server.send_all(b"HTTP/1.1 503 S\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nwhy")
+    await server.send_eof()
+    with trio.fail_after(5), pytest.raises(t.HandshakeRefused) as caught:
+        await t.client_transport(client, "h", "/", [])
+    assert caught.value.body == b"why"
+
+
 async def test_bytes_right_behind_the_answer_are_not_lost() -> None:
     """A daemon may open a stream at once: its first message comes in the same segment as the 101."""
     async with serving_raw() as (client, server):
@@ -256,6 +265,31 @@ async def test_a_writer_that_is_blocked_does_not_stop_the_reader(
     assert got == b"\x82\x7f" + struct.pack("!Q", len(body)) + body
     await transport.send_all(b"x")
     assert await peer.receive_some() == b"\x8a\x03now\x82\x01x"
+
+
+@pytest.mark.parametrize("writing", [True, False], ids=["beside a message", "alone"])
+async def test_pongs_for_a_peer_that_reads_nothing_are_few_and_whole(
+    writing: bool, pair: tuple[t.SocketTransport, ByteStream]
+) -> None:
+    transport, peer = pair
+    message = b"x" * (1 << 20) if writing else b""
+    pong = b"\x8a\x7d" + b"p" * 125
+    async with trio.open_nursery() as nursery:
+        if writing:
+            nursery.start_soon(transport.send_all, message)
+        for _ in range(10):
+            nursery.start_soon(peer.send_all, masked(9, b"p" * 125) * 1000 + masked(2, b"heard"))
+            assert await transport.receive_some() == b"heard"
+        assert len(transport._pending) <= 4096 + READ_SIZE  # of 1.2 MB
+        got = bytearray()
+        while len(got) < len(message):
+            got += await peer.receive_some()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.send_all, b"end")
+        while not got.endswith(b"\x82\x03end"):
+            got += await peer.receive_some()
+    pongs = got[10 + len(message) if writing else 0 : -5]
+    assert pongs == pong * (len(pongs) // len(pong))
 
 
 async def test_aclose_is_bounded_when_the_peer_reads_nothing(

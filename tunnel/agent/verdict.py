@@ -52,7 +52,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
         return min(float(text[:9]), MAX_RETRY_AFTER)
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year or an hour of twenty digits
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

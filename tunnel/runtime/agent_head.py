@@ -35,7 +35,7 @@ def check_upgrade(request: Request) -> None:
     """RFC 6455 §4.2.1. Raises Refusal 426 for what asks for no (or another) WebSocket, 400 for a bad key."""
     if request.method != "GET":
         raise Refusal("METHOD_NOT_ALLOWED", "agents connect with GET", headers=[("Allow", "GET")])
-    if "websocket" not in request.listed("upgrade") or "upgrade" not in request.listed("connection"):
+    if not request.asks_for("websocket"):
         raise Refusal(
             "UPGRADE_REQUIRED",
             "this route needs a WebSocket upgrade",
@@ -113,7 +113,8 @@ def agent_of(value: str | None) -> tuple[str, list[str]]:
 def _fact(request: Request, name: str) -> str:
     value = request.header(name.lower()) or ""
     if len(value) > _MAX_FACT or any(ord(letter) < 32 or ord(letter) > 126 for letter in value):
-        raise Refusal("VALIDATION_ERROR", f"{name}: up to {_MAX_FACT} printable ASCII characters")
+        rule = f"up to {_MAX_FACT} printable ASCII characters"
+        raise Refusal("VALIDATION_ERROR", f"{name}: {rule}", details={name: [rule]})
     return value
 
 

@@ -70,6 +70,10 @@ class Request:
         words = ",".join(value for key, value in self.fields if key == name).split(",")
         return {word.strip().lower() for word in words} - {""}
 
+    def asks_for(self, protocol: str) -> bool:
+        """Whether it asks for an upgrade to `protocol`; that of HTTP/1.0 is to be ignored (RFC 9110 §7.8)."""
+        return self.raw.http11 and protocol in self.listed("upgrade") and "upgrade" in self.listed("connection")
+
 
 async def read_request(stream: ByteStream) -> Request | None:
     """The head of the next request, None if the client left before it sent anything.

@@ -37,6 +37,7 @@ _PAGE: Final = 100
 _MAX_PAGE: Final = 1000
 _MAX_BODY: Final = 1 << 20
 _BODY_SECONDS: Final = 5.0
+_ARRIVAL_SECONDS: Final = 0.8  # Django waits 1 s for an answer; what is not closed by then the next heartbeat closes
 _DIGITS: Final = re.compile(r"[0-9]{1,9}\Z")
 
 
@@ -79,6 +80,8 @@ class InternalApi:
                 self._check_method(request, "POST")
                 body = await self._invalidate(request, stream)
             else:
+                if path.startswith(_SESSION):
+                    await self._arrived(path.removeprefix(_SESSION))
                 body = self._internal(request)
         elif path == "/metrics":
             if not _is_loopback(peer):
@@ -185,7 +188,7 @@ class InternalApi:
         }
 
     async def _forward(self, request: Request, stream: ByteStream) -> Rest:
-        if UPGRADE_STREAM not in request.listed("upgrade") or "upgrade" not in request.listed("connection"):
+        if not request.asks_for(UPGRADE_STREAM):
             raise Refusal(
                 "UPGRADE_REQUIRED", f"this route needs Upgrade: {UPGRADE_STREAM}", headers=[("Upgrade", UPGRADE_STREAM)]
             )
@@ -213,6 +216,11 @@ class InternalApi:
             tunnel.reset()
             raise
         return partial(self._switch.carry, session, tunnel, stream, request.rest, request.request_id)
+
+    async def _arrived(self, session_id: str) -> None:
+        """Give the handshake of that session a moment to end: Django may know, and close, what is not in yet."""
+        with trio.move_on_after(_ARRIVAL_SECONDS):
+            await self._arrivals.wait_session(session_id)
 
     async def _chosen(self, request: Request) -> TunnelSession:
         """The session that is named. One whose handshake is under way is waited for, as long as an open may take."""

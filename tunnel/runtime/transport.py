@@ -240,7 +240,8 @@ class _Answer:
 
     async def _body(self, headers: list[tuple[str, str]]) -> bytes:
         length = next((value for name, value in headers if name.lower() == "content-length"), "")
-        wanted = min(int(length), MAX_REFUSAL_BODY) if length.isdecimal() else MAX_REFUSAL_BODY
+        # int() refuses thousands of digits
+        wanted = min(int(length[:9]), MAX_REFUSAL_BODY) if length.isdecimal() else MAX_REFUSAL_BODY
         body = self.rest
         while len(body) < wanted:
             try:

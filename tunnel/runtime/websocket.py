@@ -20,6 +20,7 @@ from tunnel.runtime.wire import Payload, TransportProtocolError, Wire
 CLOSE_SECONDS: Final = 1.0
 """How long `aclose` may take: flush, close frame, the peer's answer."""
 _COPY_BELOW: Final = 2048  # below it one concatenation costs less than a gather write
+_MAX_CONTROL: Final = 4096  # bytes of pongs that wait, beside those of one read
 _CONTROL_SECONDS: Final = 30.0  # a pong that cannot be written for so long means a dead connection
 
 
@@ -87,7 +88,10 @@ class _WireTransport:
         try:
             payloads = self._wire.receive(data)
         finally:
-            self._pending += self._wire.control_to_send()
+            control = self._wire.control_to_send()
+            # Of pings that flood in from a peer that does not read, the first are answered. Whole frames or none.
+            if len(self._pending) < _MAX_CONTROL or not self._wire.open:
+                self._pending += control
         if self._wire.close_code is not None:
             self._ended = True
         return payloads
@@ -254,7 +258,7 @@ class SocketTransport(_WireTransport):
             try:
                 self._pending = self._pending[self._sock.send(self._pending) :]
             except BlockingIOError:
-                self._pending = self._pending[:4096]  # of pings that flood in, the first are answered
+                pass  # what does not fit waits, within _MAX_CONTROL
             except OSError:
                 self._broken = True
 
