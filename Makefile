@@ -13,6 +13,8 @@ INSTALL = @test -n "$(PYTHON)" || { echo "visiona: Python 3.11 or newer is neede
 # since tests of real processes wait for most of their time. Files keep the order that tests/conftest.py gives them.
 PYTEST_JOBS ?= 3
 PYTEST_ARGS ?=
+# What failed is kept here, for `.ci/again.py`.
+SUITE := .pytest_cache/suite
 # Which migrations `migrate-down` goes back to, as `make migrate-down TO="devices zero"`.
 TO ?=
 
@@ -26,7 +28,9 @@ dev: ## Start everything: databases, API, tunnel, worker and a demo box. Ctrl-C 
 test: ## Run all tests, on ports and data of their own
 	$(INSTALL) dev
 	@.ci/tools
-	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(PYTEST_ARGS)
+	@rm -rf $(SUITE)
+	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term \
+		-o cache_dir=$(SUITE) $(PYTEST_ARGS) || $(PY) .ci/again.py $(SUITE) $$?
 
 ##@ Working on it
 .PHONY: lint
