@@ -56,6 +56,9 @@ class ScriptedTransport:
         await trio.lowlevel.checkpoint()
         self.sent += data
 
+    def try_send(self, data: bytes | bytearray | memoryview) -> bool:
+        return False
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         self.closed_with = self.closed_with or (code, reason)
         self._closed.set()

@@ -58,6 +58,9 @@ class PipeTransport:
                 view = view[room:]
                 self.peer.changed.unpark_all()
 
+    def try_send(self, data: bytes | bytearray | memoryview) -> bool:
+        return False
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         if self.closed_with is None:
             self.closed_with = (code, reason)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
-from trio.lowlevel import Abort, ParkingLot, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import ParkingLot, checkpoint
 
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind, OpenRefusal, OpenRefused, RemoteProtocolError
@@ -24,6 +23,7 @@ from tunnel.runtime.mux_errors import (
     CLOSE_CODES,
     CLOSE_GOING_AWAY,
     CLOSE_NORMAL,
+    EndReason,
     GoingAway,
     OpenTimeout,
     SessionEnded,
@@ -33,10 +33,12 @@ from tunnel.runtime.mux_errors import (
     TunnelError,
     open_error,
 )
+from tunnel.runtime.seat import Seat
 from tunnel.runtime.statistics import ConnectionStatistics, statistics_of
 from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport, TransportProtocolError
 from tunnel.runtime.watchdog import Watchdog
+from tunnel.runtime.wire import Payload
 
 __all__ = [
     "Connection",
@@ -60,17 +62,8 @@ _TICK = 1.0
 # A caller that waits nearly as long as the session leaves the timeout to it: only the session counts the opens that
 # nobody answers, and takes a peer for dead after some in a row.
 _AS_LONG = 0.95
+_LITTLE = 1024  # bytes that are said without the writer
 _LEAST = 0.01  # before it is looked at again, whatever is due
-
-
-@dataclass(frozen=True, slots=True)
-class EndReason:
-    """Why a connection ended. `close_code` is the WebSocket's: the peer's if `remote`, else the one we closed with."""
-
-    kind: EndKind
-    text: str
-    close_code: int
-    remote: bool
 
 
 class Connection:
@@ -97,8 +90,9 @@ class Connection:
         """Asked where a new stream finds no room: resets one that is only kept for later; False if there is none."""
         self._transport = transport
         self._config = config
-        self._writer: Task | None = None  # parked: nothing to say
+        self._writer = Seat()  # while there is nothing to say
         self._writing_since: float | None = None
+        self._left: Payload = b""  # the writer's first message: the socket did not take it at once
         self._read_scope = trio.CancelScope()
         self._watchdog = watchdog
         self._resting = False  # the watchdog comes only after long, since no stream is open
@@ -255,10 +249,8 @@ class Connection:
 
     def kick(self) -> None:
         """Wake the writer if it rests and there is something to say."""
-        task = self._writer
-        if task is not None and (self.session.wants_to_send or self.session.ending is not None):
-            self._writer = None
-            reschedule(task)
+        if self._writer.task is not None and (self.session.wants_to_send or self.session.ending is not None):
+            self._writer.wake()
 
     # Inside
 
@@ -269,7 +261,7 @@ class Connection:
             try:
                 data = await receive()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._dispatch(session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
+                self._lost(error)
                 return
             except TransportProtocolError as error:
                 self._answered = error.code
@@ -290,7 +282,9 @@ class Connection:
         try:
             while True:
                 now = trio.current_time()
-                data = session.data_to_send(limit, now)
+                data, self._left = self._left, b""
+                if not data:
+                    data = session.data_to_send(limit, now)
                 touched = session.take_touched()
                 if touched:
                     self._dispatch(touched)
@@ -302,19 +296,11 @@ class Connection:
                     return
                 # Unless a listener has spoken while the touched streams were told.
                 elif not (touched and session.wants_to_send):
-                    await self._park_writer()
+                    await self._writer.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._dispatch(session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
+            self._lost(error)
         finally:
             flushed.set()
-
-    async def _park_writer(self) -> None:
-        def abort(_: object) -> Abort:
-            self._writer = None
-            return Abort.SUCCEEDED
-
-        self._writer = current_task()
-        await wait_task_rescheduled(abort)
 
     # For the watchdog
 
@@ -366,7 +352,28 @@ class Connection:
                 self._idlers.unpark_all()
         if self.session.ending is not None:
             self._shut()
+        elif not touched and not self.session.streams_open:
+            self._say_at_once()
+            return
         self.kick()
+
+    def _say_at_once(self) -> None:
+        """Say what an idle tunnel says, a ping or its answer, without the writer where the socket takes it."""
+        session = self.session
+        if self._writer.task is None or not session.wants_to_send:
+            return  # the writer is at it, or there is nothing
+        data = session.data_to_send(_LITTLE, trio.current_time())
+        try:
+            if not self._transport.try_send(data):
+                self._left = data
+                self._writer.wake()
+                return
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._lost(error)
+        self.kick()
+
+    def _lost(self, error: Exception) -> None:
+        self._dispatch(self.session.fail(EndKind.TRANSPORT, f"the transport broke: {error}".rstrip(": ")))
 
     def _shut(self) -> None:
         ending = self.session.ending

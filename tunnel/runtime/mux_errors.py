@@ -1,9 +1,10 @@
-"""What the users of a tunnel's streams catch, and how the core's reasons become it.
+"""What the users of a tunnel's streams catch, how the core's reasons become it, and how a connection ended.
 
-Every one is a trio.BrokenResourceError, so that code which knows only Trio's streams treats them as what they are;
+Every error is a trio.BrokenResourceError, so that code which knows only Trio's streams treats them as what they are;
 none ever looks like an end of stream.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -43,6 +44,16 @@ class StreamRefused(StreamReset):
 
 class SessionEnded(TunnelError):
     """The whole session is gone, and its streams with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndReason:
+    """Why a connection ended. `close_code` is the WebSocket's: the peer's if `remote`, else the one we closed with."""
+
+    kind: EndKind
+    text: str
+    close_code: int
+    remote: bool
 
 
 _OPEN: Final[dict[OpenRefusal, type[TunnelError]]] = {

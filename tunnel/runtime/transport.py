@@ -70,6 +70,13 @@ class Transport(Protocol):
         """One binary message, by one task at a time. Raises trio.BrokenResourceError, trio.ClosedResourceError."""
         ...
 
+    def try_send(self, data: Payload) -> bool:
+        """As `send_all`, while nobody sends, if it can be done without waiting.
+
+        False: it was not written, or not to its end, and `send_all` of the same message must be the next.
+        """
+        ...
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with a code, within a second; idempotent."""
         ...

@@ -34,6 +34,7 @@ class _WireTransport:
         self._sending = False
         self._receiving = False
         self._torn = False  # a message was left half written: nothing may follow it
+        self._begun = b""  # … but this, its end
         self._broken = False
         self._closing = False
         self._ended = False  # the peer's end was seen
@@ -105,13 +106,25 @@ class _WireTransport:
         """Write one binary message. If this is cancelled half way, nothing more can be sent."""
         if self._sending:
             raise trio.BusyResourceError("another task is sending")
+        prefix, body = self._message(data)
+        await self._write_marked(prefix, body)
+
+    def _message(self, data: Payload) -> tuple[bytes, Payload]:
+        """What is to be written now: (control frames and header, body), or the end of the message that was begun."""
         if self._closing:
             raise trio.ClosedResourceError("this transport was closed")
-        if self._torn or not self._wire.open:
+        if (self._torn and not self._begun) or not self._wire.open:
             raise trio.BrokenResourceError("the peer has closed the connection")
+        if self._begun:
+            begun, self._begun = self._begun, b""
+            return begun, b""
         header, body = self._wire.message(data)
         prefix, self._pending = self._pending + header, b""
-        await self._write_marked(prefix, body)
+        return prefix, body
+
+    def try_send(self, data: Payload) -> bool:  # noqa: ARG002 - the interface's; not every transport can
+        """As `send_all` if that need not wait; False: `send_all` of the same message must be the next."""
+        return False
 
     async def _write_marked(self, prefix: bytes, body: Payload) -> None:
         self._sending = self._torn = True
@@ -252,6 +265,23 @@ class SocketTransport(_WireTransport):
             except BlockingIOError:
                 continue
 
+    def try_send(self, data: Payload) -> bool:
+        """As `send_all` if the socket takes it at once. False: `send_all` of the same message must be the next."""
+        if self._sending:
+            return False
+        prefix, body = self._message(data)
+        whole = prefix + bytes(body)
+        try:
+            sent = self._sock.send(whole)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._torn = self._broken = True
+            raise trio.BrokenResourceError(str(error)) from error
+        self._begun = whole[sent:]
+        self._torn = bool(self._begun)
+        return not self._torn
+
     async def _flush_control(self) -> None:
         """Never waits: the reader must not depend on the peer's reading. What does not fit goes with the next one."""
         if self._pending and not self._sending and not self._torn:
@@ -338,6 +368,10 @@ class PlainTransport:
                 raise TransportProtocolError(1003, "text message")
             if message:
                 return message
+
+    def try_send(self, data: Payload) -> bool:  # noqa: ARG002 - the interface's; this one always waits
+        """As of `_WireTransport`."""
+        return False
 
     async def send_all(self, data: Payload) -> None:
         """Write one binary message."""
