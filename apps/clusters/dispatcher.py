@@ -42,10 +42,11 @@ class Dispatcher:
         self._tried: set[str] = set()
         self._moves = 0
         self._lease: Lease | None = None
+        self._moving: Entry | None = None
 
     def first(self) -> Entry:
         """Who takes the request. Raises DomainError TUNNEL_DISCONNECTED if none is online, and the errors of Redis."""
-        found = self._pick() or self._moving()
+        found = self._pick() or self._moving  # whoever carries the request waits for that one
         if found is None:
             raise DomainError("TUNNEL_DISCONNECTED", retry_after=RETRY_OFFLINE_SECONDS)
         return found
@@ -69,8 +70,10 @@ class Dispatcher:
         self._tell(lambda: self._finish(code))
 
     def _pick(self) -> Entry | None:
-        entries = registry.lookup([share.device_id for share in self._shares]) if self._shares else {}
-        there = {device: entry for device, entry in entries.items() if entry.session not in self._tried}
+        entries = registry.lookup([share.device_id for share in self._shares], moving=True) if self._shares else {}
+        self._moving = next((entry for entry in entries.values() if not entry.session), None)
+        unfit = self._tried | {""}
+        there = {device: entry for device, entry in entries.items() if entry.session not in unfit}
         shares = [share for share in self._shares if share.device_id in there]
         if not shares:
             return None
@@ -81,11 +84,6 @@ class Dispatcher:
         self._tried.add(found.session)
         self._moves += 1
         return found
-
-    def _moving(self) -> Entry | None:
-        """With nobody else there, one that changes daemons just now: whoever carries the request waits for it."""
-        moving = registry.between([share.device_id for share in self._shares]) if self._shares else {}
-        return next(iter(moving.values()), None)
 
     def _finish(self, code: str) -> None:
         lease, self._lease = self._lease, None

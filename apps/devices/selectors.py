@@ -157,24 +157,23 @@ def choose_device(owner_id: uuid.UUID, *, header: str | None, query: str | None)
 
 def target_of(device: Device) -> Target:
     """Where the device's tunnel is. Raises DomainError TUNNEL_DISCONNECTED, and the errors of Redis."""
-    return Target(device, online(str(device.id), registry.lookup([str(device.id)]).get(str(device.id))))
+    return Target(device, online(registry.lookup([str(device.id)], moving=True).get(str(device.id))))
 
 
-def online(device_id: str, entry: Entry | None) -> Entry:
-    """`entry`, else that of a device on its way from one daemon to another, which can be waited for.
+def online(entry: Entry | None) -> Entry:
+    """The registry's word on a device, if it is connected or on its way from one daemon to another.
 
-    Raises DomainError TUNNEL_DISCONNECTED, and the errors of Redis.
+    Raises DomainError TUNNEL_DISCONNECTED.
     """
-    entry = entry or registry.between([device_id]).get(device_id)
     if entry is None:
         raise DomainError("TUNNEL_DISCONNECTED", retry_after=RETRY_OFFLINE_SECONDS)
     return entry
 
 
 def _on_their_way(owner_id: uuid.UUID) -> tuple[list[Device], dict[str, Entry]]:
-    """Those that changed daemons just now, of the ones that were seen last."""
+    """Those that change daemons just now, or have done so meanwhile, of the ones that were seen last."""
     latest = list(devices_of(owner_id).order_by(F("last_seen_at").desc(nulls_last=True))[:_LATEST])
-    found = registry.between(str(device.id) for device in latest)
+    found = registry.lookup((str(device.id) for device in latest), moving=True)
     return [device for device in latest if str(device.id) in found], found
 
 

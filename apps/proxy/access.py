@@ -105,7 +105,7 @@ def _named(ask: AuthorizeRequest, token_hash: str, device_id: uuid.UUID, now: dt
     _check_origin(ask)
     if device is None:
         raise not_found()
-    return Reach(login.user_id, token_hash, online(str(device_id), entry))
+    return Reach(login.user_id, token_hash, online(entry))
 
 
 def _static_user() -> User:

@@ -47,6 +47,8 @@ CLIENT_CLOSED: Final = 499
 """The status in logs for a client that left before its answer; nobody receives it (nginx's convention)."""
 ADMISSION_SECONDS: Final = 0.2
 """In which an admission that has raised a device's epoch has also written the registry."""
+ANY_EPOCH: Final = 1 << 62
+"""Of an exchange that waits for its device's next admission: whichever that is, it is no reason to end it."""
 H_SERVED_BY: Final = "X-VisionA-Device-Id"
 """Which member of a cluster answered."""
 _ENDLESS: Final = (b"multipart/x-mixed-replace", b"text/event-stream")
@@ -130,11 +132,13 @@ def _handed_over(mine: int, epoch: int, known: tuple[int, int] | None) -> bool:
     return known is not None and known[0] >= epoch and mine >= known[1]
 
 
-def _find_route(running: Running) -> Route | None:
-    """Where the device is now; the exchange is watched as one of that admission from here on."""
+def _find_route(running: Running, than: str) -> Route | None:
+    """Where the device is now; with a session other than `than`, the exchange is watched as one of that admission from
+    here on, and until there is one, as of none."""
     device_id, _epoch = running.target
+    running.target = (device_id, ANY_EPOCH)  # before the look: an admission raises the epoch before the registry tells
     route = selectors.route_of(device_id)
-    if route is not None and route.session:
+    if route is not None and route.session not in ("", than):
         running.target = (device_id, route.epoch)
     return route
 
@@ -199,7 +203,8 @@ def forward(
         raise refusal(error) from error
     if upgrade and not exchange.request.upgrade:
         raise DomainError("UPGRADE_REQUIRED")
-    running = Running(own.gate, device_id=route.device_id, epoch=route.epoch, user_id=user_id, login=login)
+    epoch = route.epoch if route.session else ANY_EPOCH
+    running = Running(own.gate, device_id=route.device_id, epoch=epoch, user_id=user_id, login=login)
     forwarded = Forward(
         exchange,
         request_id=request_id_of(request),

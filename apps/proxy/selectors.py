@@ -20,7 +20,7 @@ def route_of(device_id: str) -> Route | None:
 
     Raises the errors of Redis.
     """
-    entry = registry.lookup([device_id]).get(device_id) or registry.between([device_id]).get(device_id)
+    entry = registry.lookup([device_id], moving=True).get(device_id)
     return None if entry is None else as_route(entry)
 
 

@@ -35,8 +35,8 @@ from tunnel.http import own_params as own_params
 __all__ = ["ClientLeft", "Control", "Ended", "Route"]
 
 Outcome = Literal["", "ok", "refused", "client_left", "ended", "cut", "abandoned"]
-FindRoute = Callable[[], Route | None]
-"""The registry's present word on the device; None: it is offline."""
+FindRoute = Callable[[str], Route | None]
+"""The registry's present word on the device, looked for in place of this session; None: it is offline."""
 Elsewhere = Callable[[str], Route | None]
 """Another device that may take the request which failed with this code, unanswered; None: nobody is left."""
 
@@ -101,7 +101,7 @@ class Forward:
         self._relay: Relay | None = None
         self._stream: BoxStream | None = None
         self._switch: Switch | None = None
-        self._renewed = False
+        self._renew_until = 0.0
         self._elsewhere = elsewhere
 
     def __repr__(self) -> str:
@@ -206,6 +206,8 @@ class Forward:
                 )
             except OpenFailed as error:
                 # Nothing was sent, so any request may try the session that the device has by now, or another device.
+                if error.code == "TUNNEL_DISCONNECTED":
+                    pool.drop(self.route.session)  # its daemon waits for the idle ones before the box may go on
                 possible = error.elsewhere or self._elsewhere is not None
                 if not possible or not self._move_on(error.code, watch):
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
@@ -218,16 +220,18 @@ class Forward:
         return self.exchange.may_retry(reused=True, kept=kept) and self._move_on(code, watch)
 
     def _move_on(self, code: str, watch: Watch) -> bool:
-        """Turn to another device where one may take the request, else to a newer session of this one, once."""
+        """Turn to another device where one may take the request, else to a newer session of this one.
+
+        Each time to a newer one, but all in all within the time that an open may take.
+        """
         if self._elsewhere is not None:
             other = self._elsewhere(code)
             if other is not None:
                 self.route = other
                 return True
-        if self._renewed:
-            return False
-        self._renewed = True
-        newer = self._newer(watch)
+        now = time.monotonic()
+        self._renew_until = self._renew_until or now + self._limits.open_seconds
+        newer = self._newer(watch) if now < self._renew_until else None
         if newer is None:
             return False
         self.route = newer
@@ -238,15 +242,14 @@ class Forward:
 
         Raises ClientLeft and Ended.
         """
-        deadline = time.monotonic() + self._limits.open_seconds
         while True:
-            newer = self._find_route()
+            newer = self._find_route(self.route.session)
             if newer is None or newer.session not in ("", self.route.session):
                 return newer
             now = time.monotonic()
-            if not newer.moving or now >= deadline:
+            if not newer.moving or now >= self._renew_until:
                 return None
-            watch.wait(0, 0, min(deadline, now + LOOK_SECONDS))
+            watch.wait(0, 0, min(self._renew_until, now + LOOK_SECONDS))
 
     # --- the answer ---------------------------------------------------------------------------------------------------
     def to_end(self, extra: list[Field]) -> None:

@@ -156,6 +156,17 @@ class StreamPool(Generic[S]):
         for stream in drop:
             stream.close()
 
+    def drop(self, session: str) -> None:
+        """Close what idles of a session that takes no more streams: its daemon can't tell it from streams in flight."""
+        with self._lock:
+            entry = self._sessions.get(session)
+            kept = [] if entry is None else list(entry.kept)
+            if entry is not None:
+                entry.kept.clear()
+            self._count -= len(kept)
+        for each in kept:
+            each.stream.close()
+
     def expire(self, now: float) -> int:
         """Close what idled too long or died meanwhile; how many are left. For a housekeeper, every few seconds."""
         return self._keep(lambda kept: now - kept.since <= self._idle_seconds and kept.stream.alive)

@@ -7,9 +7,16 @@ epoch, so that nothing late of the ended session, or of an older one, brings the
 
 from typing import Final
 
-_COMMON: Final = """
+MOVING_MS: Final = 35_000
+"""How long a device whose daemon drained counts as on its way: the longest back-off of an agent, 30 s, and a dial."""
+
+_COMMON: Final = (
+    f"""
 local P = KEYS[1]
+local MOVING_MS = {MOVING_MS}
 local TOMBSTONE_SECONDS = 3600
+"""
+    """
 local function forget(device, entry)
   if entry[1] and entry[1] ~= '' and entry[2] and entry[2] ~= '' then
     redis.call('HDEL', P .. 'sessions:' .. entry[1], entry[2])
@@ -26,10 +33,12 @@ local function bury(device, entry, epoch)
 end
 local function drop_node(node)
   local held = redis.call('HGETALL', P .. 'sessions:' .. node)
+  local drained = redis.call('HGET', P .. 'node:' .. node, 'draining') == '1'
   for i = 1, #held, 2 do
     local key = P .. 'device:' .. held[i + 1]
     local entry = redis.call('HMGET', key, 'n', 's', 'e', 'u')
     if entry[1] == node and entry[2] == held[i] then
+      if drained then redis.call('SET', P .. 'moving:' .. held[i + 1], '1', 'PX', MOVING_MS) end
       if entry[4] then redis.call('SREM', P .. 'user:' .. entry[4], held[i + 1]) end
       redis.call('DEL', key)
     end
@@ -38,6 +47,7 @@ local function drop_node(node)
   redis.call('ZREM', P .. 'nodes', node)
 end
 """
+)
 
 HEARTBEAT: Final = (
     _COMMON
@@ -153,21 +163,27 @@ return answer
 )
 
 LOOKUP: Final = """
--- devices; returns 11 for each that is online: device, node, url, session, epoch, user, connected_at, address,
--- agent, features, and whether its node drains (1)
+-- 1 to hear also of those on their way, then devices; returns 11 for each that is online: device, node, url, session,
+-- epoch, user, connected_at, address, agent, features, and whether its node drains (1). Of one on its way device, epoch
+-- and the last are all: it has no session, or one at a daemon that has not told of itself yet
 local P, nodes, answer = KEYS[1], {}, {}
-for i = 1, #ARGV do
+for i = 2, #ARGV do
   local e = redis.call('HMGET', P .. 'device:' .. ARGV[i], 'n', 's', 'e', 'u', 'c', 'a', 'g', 'f')
+  local node = {}
   if e[2] and e[2] ~= '' then
-    local node = nodes[e[1]]
+    node = nodes[e[1]]
     if node == nil then
       node = redis.call('HMGET', P .. 'node:' .. e[1], 'url', 'draining')
       nodes[e[1]] = node
     end
-    if node[1] then
-      for _, value in ipairs({ARGV[i], e[1], node[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8], node[2] or '0'}) do
-        answer[#answer + 1] = value
-      end
+  end
+  if node[1] then
+    for _, value in ipairs({ARGV[i], e[1], node[1], e[2], e[3], e[4], e[5], e[6], e[7], e[8], node[2] or '0'}) do
+      answer[#answer + 1] = value
+    end
+  elseif ARGV[1] == '1' and redis.call('EXISTS', P .. 'moving:' .. ARGV[i]) == 1 then
+    for _, value in ipairs({ARGV[i], '', '', '', e[3] or '0', '', '', '', '', '', '1'}) do
+      answer[#answer + 1] = value
     end
   end
 end

@@ -36,8 +36,6 @@ ADMISSION_GRACE_MS: Final = 15_000
 """A session written within this time may be missing in a full list: its agent is still shaking hands."""
 SETTLE_MS: Final = 15_000
 """After a loss of Redis it takes a heartbeat (10 s) and a full list until the registry is whole again."""
-MOVING_MS: Final = 15_000
-"""How long a device whose daemon drained counts as on its way: agents come back within seconds."""
 _CHUNK: Final = 512
 
 Verdict = Literal["ok", "older", "ended"]
@@ -277,18 +275,23 @@ def end(devices: Mapping[str, int]) -> list[Held]:
     return [Held(device, node, session, url) for device, node, session, _e, url in _groups(_run(lua.END, args), 5)]
 
 
-def lookup(devices: Iterable[str]) -> dict[str, Entry]:
-    """The entries of those `devices` that are online, in one call for each 512."""
+def lookup(devices: Iterable[str], *, moving: bool = False) -> dict[str, Entry]:
+    """The entries of those `devices` that are online, in one call for each 512.
+
+    With `moving` also of those on their way from one daemon to another, seen in the same moment: who looks for them
+    after he has not found them online misses one that comes back in between.
+    """
     wanted = list(devices)
     found: dict[str, Entry] = {}
     for start in range(0, len(wanted), _CHUNK):
-        found |= _entries(_run(lua.LOOKUP, wanted[start : start + _CHUNK]))
+        found |= _entries(_run(lua.LOOKUP, [int(moving), *wanted[start : start + _CHUNK]]))
     return found
 
 
 def lookup_in(pipe: Any, device: str) -> Callable[[Any], Entry | None]:
-    """As `lookup` of one device within a pipeline, to be asked together with something else; reads its answer."""
-    pipe.eval(lua.LOOKUP, 1, PREFIX, device)
+    """As `lookup` of one device, `moving` too, within a pipeline, to be asked together with something else; reads its
+    answer."""
+    pipe.eval(lua.LOOKUP, 1, PREFIX, 1, device)
     return lambda answer: _entries(answer).get(device)
 
 
@@ -316,23 +319,8 @@ def expect_back(devices: Iterable[str]) -> None:
     """Note that these lost their tunnel to a daemon that drains: who asks for one meanwhile may wait for it."""
     pipe = redis.client().pipeline(transaction=False)
     for device in devices:
-        pipe.set(f"{PREFIX}moving:{device}", "1", px=MOVING_MS)
+        pipe.set(f"{PREFIX}moving:{device}", "1", px=lua.MOVING_MS)
     pipe.execute()
-
-
-def between(devices: Iterable[str]) -> dict[str, Entry]:
-    """Those of `devices`, offline just now, that are on their way from one daemon to another."""
-    wanted = list(devices)
-    pipe = redis.client().pipeline(transaction=False)
-    for device in wanted:
-        pipe.exists(f"{PREFIX}moving:{device}")
-        pipe.hmget(f"{PREFIX}device:{device}", ("s", "e"))
-    answers = pipe.execute() if wanted else []
-    found = {}
-    for device, expected, (session, epoch) in zip(wanted, answers[::2], answers[1::2], strict=True):
-        if expected and not session:
-            found[device] = Entry(device, "", "", "", int(epoch or 0), "", "", "", "", (), moving=True)
-    return found
 
 
 def bases(devices: Iterable[str]) -> dict[str, tuple[int, int]]:

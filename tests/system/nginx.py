@@ -1,6 +1,7 @@
 """Debian's nginx with the shipped configuration, in front of processes on this machine."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -40,13 +41,11 @@ def configure(folder: Path, *, listen: str, api: int, tunnels: list[int]) -> Pat
     """The shipped files with this machine's addresses in those that an operator changes; the main file's path."""
     for path in SHIPPED.glob("*.conf"):
         shutil.copy(path, folder)
-    servers = "".join(f"    server 127.0.0.1:{port} fail_timeout=1s;\n" for port in tunnels)
     text = (SHIPPED / "upstreams.conf").read_text()
-    assert "server api:3721;" in text
-    assert "    server tunnel:3800 fail_timeout=1s;\n" in text
-    text = text.replace("server api:3721;", f"server 127.0.0.1:{api};").replace(
-        "    server tunnel:3800 fail_timeout=1s;\n", servers
-    )
+    for shipped, ports in (("api:3721", [api]), ("tunnel:3800", tunnels)):
+        line = re.compile(rf"^( +server ){shipped}([ ;].*\n)", re.MULTILINE)
+        assert line.search(text)
+        text = line.sub(lambda found, ports=ports: "".join(f"{found[1]}127.0.0.1:{p}{found[2]}" for p in ports), text)
     (folder / "upstreams.conf").write_text(text)
     (folder / "listen.conf").write_text(listen)
     return folder / "nginx.conf"

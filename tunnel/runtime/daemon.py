@@ -41,7 +41,7 @@ from tunnel.runtime.switch import Switch
 from tunnel.runtime.watchdog import Watchdog
 
 _CLOSE_SECONDS: Final = 5.0  # for all sessions to say goodbye
-_GOODBYE_SECONDS: Final = 0.5  # for Django to learn of the drain before anybody is turned away
+_GOODBYE_SECONDS: Final = 3.0  # for Django to learn of the drain before anybody is turned away
 _FLUSH_SECONDS: Final = 3.0  # to tell Django how they ended
 _CLOSING_AT_ONCE: Final = 1000
 

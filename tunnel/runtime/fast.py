@@ -222,7 +222,7 @@ class FastLane:
         grant = authorizer.kept(asked.key, question) if asked.key else None
         if grant is None or self._outdated(grant):
             if asked.mount or asked.upgrade:
-                grant = await authorizer.settled(asked.key, question, seconds=self._patience)
+                grant = await authorizer.settled(asked.key, question, seconds=self.patience)
             else:  # /ws/* without an upgrade: a ticket is not spent for that
                 if asked.kind != b"ticket":
                     await authorizer.ask(asked.key, question)
@@ -278,66 +278,66 @@ class FastLane:
 
     def reach(self, grant: Grant) -> Line | None:
         """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
+        here = self._here(grant)
+        if here is None and self.remote is not None and grant.node_url != self.node_url:
+            return self.remote(grant)
+        return here
+
+    def _here(self, grant: Grant) -> LocalLine | None:
+        """The way to the device's session if it counts here: the grant's, or a newer one."""
         session = self._sessions.of_device(grant.device_id)
         if session is None or session.closing or session.leaving or session.epoch < grant.epoch:
-            return self.remote(grant) if self.remote is not None and grant.node_url != self.node_url else None
+            return None
         return self._line_of(session)
 
     def _line_of(self, session: TunnelSession) -> LocalLine:
-        line = self._lines.get(session)
-        if line is None:
-            line = self._lines[session] = LocalLine(session, self._full)
-        return line
+        return self._lines.get(session) or self._lines.setdefault(session, LocalLine(session, self._full))
 
-    async def wait_reach(self, grant: Grant, *, anew: bool = True) -> Line:
-        """The way to the device's session, wherever it is; `anew`: by Django's newer word if the grant's is outdated.
+    async def wait_reach(self, grant: Grant, until: float) -> Line:
+        """The way to the device's session, wherever it is; by Django's newer word where the grant's is outdated.
 
-        Raises ProxyError TUNNEL_DISCONNECTED.
+        `until` is the last moment to look for another one. Raises ProxyError TUNNEL_DISCONNECTED.
         """
-        if grant.node_url == self.node_url:
-            with trio.move_on_after(self.config.open_seconds):
-                await self._arrivals.wait_session(grant.session)
-        line = self.reach(grant)
-        if line is not None:
-            return line
-        self._forget(grant)
-        fresh = await self._fresh(grant, grant.session) if anew else None
-        if fresh is not None and fresh.session != grant.session:
-            return await self.wait_reach(fresh, anew=False)
-        raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
+        while True:
+            if grant.node_url == self.node_url:
+                with trio.move_on_after(self.config.open_seconds):
+                    await self._arrivals.wait_session(grant.session)
+            if (line := self.reach(grant)) is not None:
+                return line
+            fresh = await self._fresh(grant, grant.session, until)
+            if fresh is None:
+                raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
+            grant = fresh
 
-    async def newer(self, grant: Grant, line: Line) -> Line | None:
-        """The way to a session of the device that came after that of `line`, as far as is known here or to Django."""
-        self._forget(grant)
-        here = self.reach(grant)
+    async def newer(self, grant: Grant, line: Line, until: float) -> Line | None:
+        """The way to a session of the device that came after that of `line`, as far as is known here or to Django.
+
+        One on its way is waited for, `until` that moment. Raises ProxyError TUNNEL_DISCONNECTED.
+        """
+        here = self._here(grant)
         if here is not None and here.session != line.session:
             return here
-        fresh = await self._fresh(grant, line.session)
-        if fresh is None or fresh.session == line.session:
-            return None
-        return await self.wait_reach(fresh, anew=False)
+        fresh = await self._fresh(grant, line.session, until)
+        return None if fresh is None else await self.wait_reach(fresh, until)
 
-    async def _fresh(self, grant: Grant, than: str) -> Grant | None:
+    async def _fresh(self, grant: Grant, than: str, until: float) -> Grant | None:
         """What Django says now about the same caller; None: nothing better than session `than` is known."""
-        if self._authorizer is None or not grant.key:
-            return None  # a ticket is spent: nobody can be asked again
+        seconds = until - trio.current_time()
+        if self._authorizer is None or seconds <= 0:
+            return None
+        self._authorizer.forget(grant)
+        leaving = self.node_url if self.draining else ""
         try:
-            leaving = self.node_url if self.draining else ""
-            return await self._authorizer.settled(
-                grant.key, grant.again, seconds=self._patience, than=than, leaving=leaving
-            )
+            new = await self._authorizer.settled(grant.key, grant.again, seconds=seconds, than=than, leaving=leaving)
         except ProxyError:
             return None  # what was wrong with the way tells the client more
+        return None if new.session == than else new
 
     @property
-    def _patience(self) -> float:
+    def patience(self) -> float:
         """How long a device that moves is waited for: while we drain, no longer than that its client can be told."""
         seconds = self.config.open_seconds
         return min(seconds, self.config.drain_seconds / 2) if self.draining else seconds
-
-    def _forget(self, grant: Grant) -> None:
-        if self._authorizer is not None:
-            self._authorizer.forget(grant)
 
     @staticmethod
     def pumped(stream: BoxStream) -> bool:

@@ -152,17 +152,26 @@ class Authorizer:
     ) -> Grant:
         """As `ask`; a device on its way from one daemon to another is waited for, up to `seconds`.
 
-        `than` is a session that will not do; `leaving` the URL of a node whose sessions are all on their way.
+        `than` is a session that will not do; `leaving` the URL of a node whose sessions are all on their way. While it
+        waits, a look-up that fails is made again: only Django's word that the caller may not ends it.
         """
         deadline, pause = trio.current_time() + seconds, _ASK_AGAIN[0]
+        known = False  # that it is on its way
         while True:
-            grant = await self.ask(key, asked)
-            moving = grant.moving or (leaving != "" and grant.node_url == leaving)
-            if not moving or grant.session not in ("", than):
-                return grant
-            if trio.current_time() >= deadline:
-                raise ProxyError("TUNNEL_DISCONNECTED", "the device has not come back from a daemon that drained")
-            self.forget(grant)
+            try:
+                grant = await self.ask(key, asked)
+            except ProxyError as error:
+                refused = isinstance(error, Denied) and (error.definite or error.code == "TUNNEL_DISCONNECTED")
+                if refused or not known or trio.current_time() >= deadline:
+                    raise
+            else:
+                moving = grant.moving or (leaving != "" and grant.node_url == leaving)
+                if not moving or grant.session not in ("", than):
+                    return grant
+                if trio.current_time() >= deadline:
+                    raise ProxyError("TUNNEL_DISCONNECTED", "the device has not come back from a daemon that drained")
+                self.forget(grant)
+                asked, known = grant.again, True  # a ticket is spent by now, and the call was counted
             await trio.sleep(pause)
             pause = min(pause * 1.5, _ASK_AGAIN[1])
 

@@ -38,7 +38,7 @@ CUT: Final = "cut"
 class Carried(Progress):
     """A request that is carried to its box."""
 
-    __slots__ = ("_down_done", "_fresh_only", "_lane", "_moved_on", "_pumping", "_stream", "_up_done")
+    __slots__ = ("_down_done", "_fresh_only", "_lane", "_moved_on", "_pumping", "_stream", "_until", "_up_done")
 
     def __init__(
         self, lane: FastLane, client: Client, head: RequestHead, exchange: Exchange, grant: Grant, request_id: str
@@ -48,6 +48,7 @@ class Carried(Progress):
         self._stream: BoxStream | None = None
         self._fresh_only = False
         self._moved_on = False
+        self._until = 0.0  # when nobody looks for a newer session any more; 0.0: nobody has yet
         self._pumping = False
         self._up_done = False
         self._down_done = False
@@ -77,15 +78,18 @@ class Carried(Progress):
         return stream
 
     async def _new_stream(self) -> BoxStream:
-        """A stream of the session that is known, else of the newest. Raises ProxyError."""
-        line = self._line or await self._lane.wait_reach(self.grant)
+        """A stream of the session that is known, else of a newer one, within the time that an open may take.
+
+        Raises ProxyError.
+        """
+        self._until = self._until or trio.current_time() + self._lane.patience
+        line = self._line or await self._lane.wait_reach(self.grant, self._until)
         while True:
             self._line = line
             try:
                 return await line.open(self.request_id)
             except NotOpened as error:
-                newer = None if self._moved_on else await self._lane.newer(self.grant, line)
-                self._moved_on = True
+                newer = await self._lane.newer(self.grant, line, self._until)
                 if newer is None:
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
                 line = newer

@@ -12,7 +12,7 @@ import trio
 
 from tunnel.http import ProxyError
 from tunnel.runtime.fast_auth import Grant
-from tunnel.runtime.fast_pool import Lines
+from tunnel.runtime.fast_pool import IDLE_SECONDS, Lines
 from tunnel.runtime.fast_run import NotOpened
 from tunnel.runtime.fast_types import BoxStream
 from tunnel.runtime.remote import RemoteNodes, RemoteRefused, RemoteStream
@@ -56,6 +56,8 @@ class RemoteLine:
         try:
             stream = await self._nodes.open(self.node_url, self.session, request_id=request_id, deadline=deadline)
         except RemoteRefused as error:
+            if error.code == "TUNNEL_DISCONNECTED":
+                self.close()  # its daemon waits for the idle ones, which it can't tell, before the box may go on
             kind = NotOpened if error.elsewhere else ProxyError
             raise kind(error.code, error.message, retry_after=error.retry_after) from None
         if self._lines is None:
@@ -64,7 +66,8 @@ class RemoteLine:
 
     def give(self, stream: BoxStream, *, reusable: bool) -> None:
         """Keep or close the stream of an exchange that is over."""
-        if self._lines is None:
+        old = isinstance(stream, RemoteStream) and trio.current_time() - stream.opened >= _REUSE_SECONDS
+        if self._lines is None or old:
             stream.close_nowait()
         else:
             self._lines.give(stream, reusable=reusable)
@@ -77,7 +80,7 @@ class RemoteLine:
     def expire(self) -> None:
         """Close what idled too long."""
         if self._lines is not None:
-            self._lines.expire(trio.current_time())
+            self._lines.expire(trio.current_time() + IDLE_SECONDS - _REUSE_SECONDS)  # they are of no use any more
 
     def close(self) -> None:
         """Close all idle streams."""

@@ -114,7 +114,7 @@ def test_one_that_was_lost_cannot(daemon: Daemon, alice: User) -> None:
     first, session = admit(daemon, alice)
     daemon.tell(event("disconnected", first, session, reason="lost", code=1006))
     assert selectors.route_of(first["device_id"]) is None
-    assert registry.between([first["device_id"]]) == {}
+    assert registry.lookup([first["device_id"]], moving=True) == {}
 
 
 def test_the_daemon_of_the_entry_drains(daemon: Daemon, alice: User) -> None:

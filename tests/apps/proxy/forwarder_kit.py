@@ -72,7 +72,7 @@ def make(
         exchange,
         request_id="req_1",
         route=to,
-        find_route=lambda: newer or to,
+        find_route=lambda _than: newer or to,
         client=client,
         control=control or FakeControl(),
         limits=own,

@@ -326,9 +326,25 @@ def test_a_device_that_changes_daemons_is_waited_for(box: Box, daemon: StandInDa
     to = route(daemon)
     forward = make(client, replace(to, moving=True))
     told = iter([replace(to, moving=True), Route("device-1", "", "", 1, moving=True), route(daemon, "session-2")])
-    forward._find_route = lambda: next(told)
+    forward._find_route = lambda _than: next(told)
     assert run(forward, client).status == 200
     assert forward.route.session == "session-2"
+
+
+def test_one_that_changes_daemons_twice_is_found(box: Box, daemon: StandInDaemon, client: FakeClient) -> None:
+    daemon.sessions = {"session-3"}
+    forward = make(client, route(daemon))
+    told = iter([route(daemon, "session-2"), Route("device-1", "", "", 1, moving=True), route(daemon, "session-3")])
+    instead_of: list[str] = []
+    first = forward.route.session
+
+    def find(than: str) -> Route:
+        instead_of.append(than)
+        return next(told)
+
+    forward._find_route = find
+    assert run(forward, client).status == 200
+    assert instead_of == [first, "session-2", "session-2"]
 
 
 def test_one_that_does_not_come_back_is_waited_for_as_long_as_an_open_takes(client: FakeClient) -> None:

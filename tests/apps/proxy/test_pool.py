@@ -156,3 +156,14 @@ def test_streams_of_a_daemon_that_drains_are_not_kept() -> None:
     pool.leave(frozenset())
     assert not give(pool).closed
     assert len(pool) == 1
+
+
+def test_what_idles_of_a_session_that_takes_no_more_is_dropped() -> None:
+    pool: StreamPool[Fake] = StreamPool()
+    idle, other = give(pool), Fake()
+    pool.give("t", other, announced=True, reusable=True, now=0)
+    pool.drop("s")
+    pool.drop("s")
+    pool.drop("unknown")
+    assert (idle.closed, other.closed, len(pool)) == (True, False, 1)
+    assert not give(pool).closed, "its daemon may have been full only"

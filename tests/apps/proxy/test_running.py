@@ -170,6 +170,23 @@ def test_who_may_no_longer_is_ended(device: Device, alice: User, what: str, code
     assert each.ended == code
 
 
+def test_who_waits_for_a_box_is_not_ended_by_its_coming_back(device: Device) -> None:
+    """An admission raises the epoch first and tells the registry a moment later."""
+    each = of(Gate(threads=64, long_limit=4), device_id=str(device.pk), epoch=3)
+    registry.expect_back([str(device.pk)])
+    found = engine._find_route(each, "gone")
+    assert found is not None
+    assert (found.session, found.moving) == ("", True)
+    Device.objects.update(epoch=4)
+    engine.check([each])
+    assert each.ended == ""
+    beat("new", draining=False)
+    registry.put("new", [registry.Session(str(device.pk), "back", 4, "u", "2026-01-01T00:00:00Z")])
+    assert (found := engine._find_route(each, "gone")) is not None
+    assert found.session == "back"
+    assert each.target == (str(device.pk), 4), "watched as one of that admission from here on"
+
+
 @pytest.mark.parametrize("error", [OperationalError("gone"), redis.exceptions.ConnectionError("gone")])
 def test_while_nobody_can_be_asked_all_go_on(device: Device, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*args: object) -> object:

@@ -13,7 +13,9 @@ T0 = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 URL = "http://127.0.0.1:3801"
 
 
-def beat(node: str, url: str = URL, started: dt.datetime = T0, sessions: int = 0) -> registry.Beat:
+def beat(
+    node: str, url: str = URL, started: dt.datetime = T0, sessions: int = 0, *, draining: bool = False
+) -> registry.Beat:
     return registry.heartbeat(
         node=node,
         url=url,
@@ -21,7 +23,7 @@ def beat(node: str, url: str = URL, started: dt.datetime = T0, sessions: int = 0
         started_at=started,
         sessions_count=sessions,
         streams_count=0,
-        draining=False,
+        draining=draining,
     )
 
 
@@ -230,3 +232,44 @@ def test_a_registry_is_whole_some_time_after_it_was_lost(monkeypatch):
     assert registry.settled() is False
     monkeypatch.setattr(registry, "SETTLE_MS", 0)
     assert registry.settled() is True
+
+
+# --- on their way -----------------------------------------------------------------------------------------------------
+def moving(device: str) -> tuple[str, bool] | None:
+    """Its session and whether it is on its way; None: neither online nor that."""
+    entry = registry.lookup([device], moving=True).get(device)
+    return None if entry is None else (entry.session, entry.moving)
+
+
+def test_a_device_whose_daemon_drained_is_on_its_way_until_it_is_back():
+    beat("n1")
+    registry.put("n1", [session("d1", 3)])
+    registry.expect_back(["d1"])
+    assert moving("d1") == ("d1-s3", False)
+    registry.remove([("d1", "d1-s3")])
+    assert moving("d1") == ("", True)
+    assert registry.lookup(["d1"], moving=True)["d1"].epoch == 3
+    assert registry.lookup(["d1"]) == {}
+    registry.put("n1", [session("d1", 4)])
+    assert moving("d1") == ("d1-s4", False)
+    assert moving("d2") is None
+
+
+def test_it_is_on_its_way_too_while_its_new_daemon_has_not_told_of_itself():
+    registry.expect_back(["d1"])
+    registry.put("n1", [session("d1"), session("d2")])
+    assert (moving("d1"), moving("d2")) == (("", True), None)
+    beat("n1")
+    assert (moving("d1"), moving("d2")) == (("d1-s1", False), ("d2-s1", False))
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_daemon_that_starts_again_tells_of_those_that_its_predecessor_sent_away(drained):
+    """Its last words may be lost. One that was killed sent nobody away."""
+    beat("n1")
+    registry.put("n1", [session("d1")])
+    if drained:
+        beat("n1", draining=True)
+        assert moving("d1") == ("d1-s1", True)
+    beat("n2", started=T0 + dt.timedelta(seconds=1))
+    assert moving("d1") == (("", True) if drained else None)
