@@ -22,6 +22,10 @@ from tunnel.contract import PAIRING_PREFIX, SESSION_PREFIX, Credential, TokenPre
 ROTATE_AFTER: Final = dt.timedelta(days=30)
 REDEEM_AGAIN_WITHIN: Final = dt.timedelta(minutes=10)
 """A lost answer locks no box out: for this long the same instance may redeem its pairing token again (tunnel.md)."""
+UNKNOWN: Final = "This token is not known; create a new pairing token and start the agent with it."
+SERIAL_TAKEN: Final = (
+    "Another device of this account has this serial; unpair it, or start the agent with its own token."
+)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 How = Literal["created", "revived", "paired_anew", "registered", "redeemed_again", ""]
 
@@ -81,9 +85,6 @@ class Ask:
             handover=clean(credential.get("handover", ""), 64),
             fault=fault,
         )
-
-
-UNKNOWN: Final = "This token is not known; create a new pairing token and start the agent with it."
 
 
 def clean(text: str, limit: int) -> str:
@@ -246,11 +247,6 @@ def _redeem(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> tupl
             other.status = PairingStatus.REVOKED
             book.changed_pairing[other.token_hash] = other
     return device, how
-
-
-SERIAL_TAKEN: Final = (
-    "Another device of this account has this serial; unpair it, or start the agent with its own token."
-)
 
 
 def _take_serial(ask: Ask, device: Device, book: Book) -> bool:

@@ -11,7 +11,7 @@ import uuid
 from typing import Any, Final
 
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 
@@ -198,7 +198,7 @@ def rescue(*, now: dt.datetime) -> int:
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
-def _held(deployment_id: uuid.UUID, run: int) -> Any:
+def _held(deployment_id: uuid.UUID, run: int) -> QuerySet[Deployment]:
     return Deployment.objects.filter(id=deployment_id, run=run, status=DeploymentStatus.SENDING)
 
 

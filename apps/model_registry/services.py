@@ -188,32 +188,25 @@ def create_ready(
     stream: BinaryIO,
     source: ModelSource,
     now: dt.datetime,
-    model_id: uuid.UUID | None = None,
-    limit: int | None = None,
 ) -> AIModel:
     """A ready model of what `stream` has, read in pieces to its end. To be called outside of a transaction.
 
     Args:
         owner_id: None for a built-in one, which then has that source.
-        model_id: the id to give it; one that is there already under it is returned as it is, and nothing is read: so a
-            job may be run twice.
-        limit: the most bytes; None: `max_size()`.
 
-    Raises DomainError: PAYLOAD_TOO_LARGE; VALIDATION_ERROR for an empty stream; CONFLICT if there is one of this name
-    and version; StorageError.
+    Raises DomainError: PAYLOAD_TOO_LARGE (over `max_size()`); VALIDATION_ERROR for an empty stream; CONFLICT if there
+    is one of this name and version; StorageError.
     """
-    if model_id is not None and (found := AIModel.objects.filter(id=model_id).first()) is not None:
-        return found
     _upload_key, object_key = storage.new_keys()
     release_database()
     try:
-        stored = storage.store().put(object_key, stream, limit=max_size() if limit is None else limit)
+        stored = storage.store().put(object_key, stream, limit=max_size())
     except TooLarge:
         raise DomainError("PAYLOAD_TOO_LARGE") from None
     try:
         if not stored.size:
             raise DomainError("VALIDATION_ERROR", details={"file": [_("It is empty.")]})
-        return _write_created(actor, owner_id, facts, source, stored, object_key, model_id, now)
+        return _write_created(actor, owner_id, facts, source, stored, object_key, now)
     except (DomainError, IntegrityError) as error:
         # After any other error the commit may have happened, and a ready row must keep its bytes: if it has not, the
         # reaper finds them.
@@ -221,29 +214,6 @@ def create_ready(
         if isinstance(error, IntegrityError) and any(name in str(error) for name in UNIQUE):
             raise _taken() from error
         raise
-
-
-def create_converted(
-    *,
-    actor: Actor,
-    owner_id: uuid.UUID,
-    facts: Facts,
-    stream: BinaryIO,
-    now: dt.datetime,
-    model_id: uuid.UUID | None = None,
-    limit: int | None = None,
-) -> AIModel:
-    """What a converter made of another model. As `create_ready`, with `source=converted`."""
-    return create_ready(
-        actor=actor,
-        owner_id=owner_id,
-        facts=facts,
-        stream=stream,
-        source=ModelSource.CONVERTED,
-        now=now,
-        model_id=model_id,
-        limit=limit,
-    )
 
 
 @transaction.atomic
@@ -254,12 +224,9 @@ def _write_created(
     source: ModelSource,
     stored: Stored,
     object_key: str,
-    model_id: uuid.UUID | None,
     now: dt.datetime,
 ) -> AIModel:
     model = AIModel(owner_id=owner_id, source=source, status=ModelStatus.READY, object_key=object_key)
-    if model_id is not None:
-        model.id = model_id
     _set(model, facts)
     model.size, model.sha256 = stored.size, stored.sha256
     model.save(force_insert=True)

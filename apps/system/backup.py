@@ -126,7 +126,8 @@ def _forget() -> int:
 # --- PostgreSQL's programs --------------------------------------------------------------------------------------------
 def _run(name: str, *arguments: str) -> None:
     """Runs one of PostgreSQL's programs on the database of the settings. Raises BackupError with its last line."""
-    done = subprocess.run(  # the program is PostgreSQL's, its arguments are ours
+    # Without a timeout: it takes as long as the database is large, and the operator sees it and may interrupt it.
+    done = subprocess.run(
         [_program(name), *arguments],
         env={**os.environ, **_address()},
         stdin=subprocess.DEVNULL,
@@ -161,7 +162,7 @@ def _program(name: str) -> str:
     for program in (shutil.which(name), inside):
         if program is None:
             continue
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
         version = _VERSION.search(told)
         if version is not None and int(version.group(1)) >= server:
             return str(program)

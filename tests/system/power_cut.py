@@ -34,7 +34,7 @@ from django.utils import timezone  # noqa: E402 - as above
 from apps.accounts.models import User  # noqa: E402 - as above
 from apps.common.actor import Actor  # noqa: E402 - as above
 from apps.model_registry import services, upkeep  # noqa: E402 - as above
-from apps.model_registry.models import AIModel  # noqa: E402 - as above
+from apps.model_registry.models import AIModel, ModelSource  # noqa: E402 - as above
 from apps.storage import local  # noqa: E402 - as above
 from apps.storage import services as storage  # noqa: E402 - as above
 
@@ -111,7 +111,9 @@ def upload(countdown: Countdown, owner: User, name: str) -> None:
     services.finalize(actor=ACTOR, owner_id=owner.pk, model_id=model.id, parts=None, now=timezone.now())
     body.seek(0)
     facts = services.Facts(name, "2", "b.nef")
-    services.create_converted(actor=ACTOR, owner_id=owner.pk, facts=facts, stream=body, now=timezone.now())
+    services.create_ready(
+        actor=ACTOR, owner_id=owner.pk, facts=facts, stream=body, source=ModelSource.UPLOAD, now=timezone.now()
+    )
     services.delete_model(actor=ACTOR, owner_id=owner.pk, model_id=model.id, now=timezone.now())
     upkeep.reap(now=timezone.now() + dt.timedelta(days=31))
 

@@ -64,7 +64,7 @@ class ControlPlane:
                 "Content-Type": "application/json",
             },
             timeout=call_seconds,
-            # gunicorn ends an idle connection after 2 s: one that old is not used again, or the race would be lost
+            # The API or a proxy before it may close an idle connection just as it is used again: none is kept for long.
             limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=1.0),
             trust_env=False,
             follow_redirects=False,

@@ -21,8 +21,7 @@ from tunnel.contract import (
     CLOSE_SHUTDOWN,
 )
 
-EXIT_OK: Final = 0
-EXIT_CRASH: Final = 1
+EXIT_OK: Final = 0  # 1 is Python's own, of a traceback
 EXIT_USAGE: Final = 2
 EXIT_UNAUTHENTICATED: Final = 3
 EXIT_FORBIDDEN: Final = 4

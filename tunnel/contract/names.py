@@ -31,9 +31,9 @@ H_ANSWER_DEVICE_ID: Final = "X-VisionA-Device-Id"
 H_ANSWER_SESSION: Final = "X-VisionA-Tunnel-Session"
 H_ANSWER_SESSION_TOKEN: Final = "X-VisionA-Session-Token"  # noqa: S105 - a header's name
 H_AGENT_FEATURES: Final = "X-VisionA-Agent-Features"
+"""On the daemon's `101` to forward/raw: the features that the agent announced (comma list), for stream reuse."""
 FEATURE_HANDOVER: Final = "handover"
 """An agent with it connects to another daemon when its own is about to end, before its tunnel there does."""
-"""On the daemon's `101` to forward/raw: the features that the agent announced (comma list), for stream reuse."""
 UPGRADE_STREAM: Final = "visiona-stream"
 TUNNEL_PATH: Final = "/tunnel/connect"
 

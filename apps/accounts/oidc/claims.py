@@ -23,6 +23,9 @@ MAX_CHARACTERS: Final = 16_384
 _TYPES: Final = ("", "jwt", "at+jwt", "application/at+jwt")
 """`typ` of ID tokens and access tokens; those with a purpose of their own (logout, events) are no credentials."""
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
+_EMAIL: Final = re.compile(r"[^@\s\0]{1,64}@[^@\s\0]+\.[^@\s\0]+\Z")
+_LAST: Final = 32_503_680_000.0
+"""The year 3000: what ends later ends then."""
 
 
 class TokenError(Exception):
@@ -165,11 +168,6 @@ def identity(claims: Mapping[str, Any], config: Config) -> Identity:
         issued_at=max(0.0, float(claims["iat"])),
         expires_at=min(float(claims["exp"]), _LAST),
     )
-
-
-_LAST: Final = 32_503_680_000.0
-"""The year 3000: what ends later ends then."""
-_EMAIL: Final = re.compile(r"[^@\s\0]{1,64}@[^@\s\0]+\.[^@\s\0]+\Z")
 
 
 def _text(claims: Mapping[str, Any], name: str, limit: int) -> str:

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from apps.audit.models import AuditEvent
 from apps.model_registry import services
-from apps.model_registry.models import AIModel
+from apps.model_registry.models import AIModel, ModelSource
 from apps.storage import services as storage
 from tests.apps.conftest import login_as
 from tests.apps.model_registry.kit import ACTOR, DATA, init, init_body, ready, upload
@@ -217,31 +217,13 @@ def test_delete_and_finalize_at_once(store, alice):
 
 
 # --- made of bytes at hand --------------------------------------------------------------------------------------------
-def test_a_job_that_runs_twice_makes_one(store, alice):
-    model_id = uuid.uuid4()
-    made = [
-        services.create_converted(
-            actor=ACTOR, owner_id=alice.pk, facts=services.Facts("c", "1", "c.nef"), stream=open_bytes(DATA),
-            now=timezone.now(), model_id=model_id,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    assert {model.id for model in made} == {model_id}
-    assert (made[1].source, made[1].status, made[1].sha256) == ("converted", "ready", sha256(DATA))
-    assert bytes_of(model_id) == DATA
-
-
-def open_bytes(data):
-
-    return io.BytesIO(data)
-
-
 @pytest.mark.parametrize("size, code", [(0, "VALIDATION_ERROR"), (101, "PAYLOAD_TOO_LARGE")])
-def test_bytes_at_hand_that_are_none_or_too_many(store, alice, size, code):
+def test_bytes_at_hand_that_are_none_or_too_many(store, alice, monkeypatch, size, code):
+    monkeypatch.setattr(services, "max_size", lambda: 100)
     with pytest.raises(services.DomainError) as refused:
-        services.create_converted(
-            actor=ACTOR, owner_id=alice.pk, facts=services.Facts("c", "1", "c.nef"), stream=open_bytes(b"x" * size),
-            now=timezone.now(), limit=100,
+        services.create_ready(
+            actor=ACTOR, owner_id=alice.pk, facts=services.Facts("c", "1", "c.nef"), stream=io.BytesIO(b"x" * size),
+            source=ModelSource.UPLOAD, now=timezone.now(),
         )  # fmt: skip
     assert refused.value.code == code
     assert store.keys() == set()

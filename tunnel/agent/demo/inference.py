@@ -28,8 +28,8 @@ MODEL_IDS: Final[tuple[str, ...]] = tuple(model["id"] for model in MODELS)
 MAX_INPUT: Final = 16 * 1024 * 1024
 MAX_BYTES: Final = 1 << 34
 EVENT_SECONDS: Final = 0.5
-BLOCK: Final = random.Random(3721).randbytes(65521)  # noqa: S311 - test bytes; a prime length, so that blocks that
-"""What `/api/inference/bytes/{n}` repeats."""  # change places are noticed
+BLOCK: Final = random.Random(3721).randbytes(65521)  # noqa: S311 - test bytes
+"""What `/api/inference/bytes/{n}` repeats: of a prime length, so that it is noticed when blocks change places."""
 _COUNT: Final = re.compile(r"[0-9]{1,12}\Z")
 
 
