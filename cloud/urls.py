@@ -2,11 +2,13 @@
 
 from django.contrib import admin
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from apps.common.routes import KeptRoutes
 
 _ROUTES = [
     path("admin/", admin.site.urls),
+    path("admin", RedirectView.as_view(url="/admin/")),  # the one route whose own form has the slash
     path("", include("apps.accounts.api.urls")),
     path("", include("apps.proxy.urls")),  # before devices: `/api/devices/scan` is no device
     path("", include("apps.system.api.urls")),

@@ -55,7 +55,8 @@ class DomainError(Exception):
     Args:
         code: a key of `tunnel.contract.ERROR_STATUS`; anything else is a KeyError.
         message: one sentence for a person; empty: the code's own.
-        details: what `error.details` holds, None to leave it out. For bad fields: name → list of sentences.
+        details: what `error.details` holds, None to leave it out: a name (a bad field's, or what explains the code) →
+            list of strings. Only `/healthz` holds something else, `checks`.
         retry_after: seconds for the `Retry-After` header; None leaves the default of the status (1 s on a 503).
         headers: further headers of the answer.
     """

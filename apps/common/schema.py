@@ -25,6 +25,12 @@ _WITH_BODY: Final = ("BAD_REQUEST", "VALIDATION_ERROR", "PAYLOAD_TOO_LARGE", "UN
 # drf-spectacular takes these dictionaries as they are, and declares plain names.
 _LOGIN: Final[list[Any]] = [{"login": []}]
 _NO_LOGIN: Final[list[Any]] = []
+_PINGED: Final = frozenset({"DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE"})
+_CHECKS: Final = {
+    "type": "object",
+    "additionalProperties": {"type": "string"},
+    "description": "What `/healthz` found of each part.",
+}
 _ID_PARAMETERS: Final = ("id", "device_id")
 
 
@@ -99,10 +105,21 @@ def error_schema(codes: list[str]) -> dict[str, Any]:
                     "code": {"type": "string", "enum": codes},
                     "message": {"type": "string", "description": "For a person; says what to do."},
                     "request_id": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
-                    "details": {"description": "Each bad field with its sentences, or what else the code explains."},
+                    "details": _details_schema(codes),
                 },
             },
         },
+    }
+
+
+def _details_schema(codes: list[str]) -> dict[str, Any]:
+    """What `error.details` may hold; only `/healthz` has more in it, what each of its checks found."""
+    sentences = {"type": "array", "items": {"type": "string"}}
+    return {
+        "type": "object",
+        "description": "Each bad field with its sentences, or what else the code explains.",
+        "additionalProperties": sentences,
+        **({"properties": {"checks": _CHECKS}} if _PINGED.intersection(codes) else {}),
     }
 
 

@@ -186,7 +186,7 @@ def _fail(conversion: Conversion, why: str, now: dt.datetime) -> None:
 def _ended(conversion_id: uuid.UUID) -> DomainError:
     """`details.status` tells this refusal from that of bytes that are missing, after which one may try again."""
     status = Conversion.objects.filter(id=conversion_id).values_list("status", flat=True).first()
-    return DomainError("INVALID_STATE", _("This conversion has ended; drop it."), details={"status": status})
+    return DomainError("INVALID_STATE", _("This conversion has ended; drop it."), details={"status": [str(status)]})
 
 
 def _version(conversion: Conversion) -> str:

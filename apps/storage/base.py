@@ -30,7 +30,7 @@ class StorageError(DomainError):
 
     def __init__(self, *, full: bool = False) -> None:
         text = _("The storage of models has no room left.") if full else _("The storage of models cannot be reached.")
-        super().__init__("DATABASE_UNAVAILABLE", text, details={"part": "storage"}, retry_after=30 if full else 5)
+        super().__init__("DATABASE_UNAVAILABLE", text, details={"part": ["storage"]}, retry_after=30 if full else 5)
 
 
 class Mismatch(Exception):

@@ -107,7 +107,8 @@ def answer(request: HttpRequest, grant: Grant, file: FileIO, done: Callable[[], 
         "Content-Disposition": content_disposition_header(as_attachment=True, filename=grant.filename) or "attachment",
     }
     if _unchanged(request, tag, modified):
-        return _bare(304, common, file, done)
+        # RFC 9110 §8.6: the length that a 200 would have, or none. Without this line Django would say 0.
+        return _bare(304, {**common, "Content-Length": str(grant.size)}, file, done)
     spans = _wanted(request, grant.size, tag, modified)
     if spans is None:
         return _one(request, Span(0, grant.size), 200, common, file, done)

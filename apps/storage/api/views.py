@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from django.conf import settings
 from django.http.response import HttpResponseBase
+from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
@@ -116,7 +117,9 @@ class StorageView(PublicApiView):
             raise DomainError("BAD_REQUEST") from None
         finally:
             room.leave()
-        return ok({"size": stored.size, "sha256": stored.sha256}, status=201)
+        sent = ok({"size": stored.size, "sha256": stored.sha256}, status=201)
+        sent["ETag"] = f'"{stored.sha256}"'  # as the download has it, and as S3 answers a PUT
+        return sent
 
     @extend_schema(
         operation_id="storage_download",
@@ -155,4 +158,4 @@ class StorageView(PublicApiView):
 
     @staticmethod
     def _too_large(grant: Grant) -> DomainError:
-        return DomainError("PAYLOAD_TOO_LARGE", details={"limit": grant.size})
+        return DomainError("PAYLOAD_TOO_LARGE", details={"size": [_("At most %d bytes.") % grant.size]})

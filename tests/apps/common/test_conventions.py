@@ -76,6 +76,23 @@ def test_a_body_over_the_limit_is_413(anonymous, db):
     assert (over.status, over.code) == (413, "PAYLOAD_TOO_LARGE")
 
 
+class Unread(io.BytesIO):
+    """A body of which nobody may ask a byte, as one whose client still waits for `100 Continue`."""
+
+    def read(self, *_size):
+        raise AssertionError("the body was asked for")
+
+
+@pytest.mark.parametrize("length", [MAX_JSON_BYTES + 1, 10**24])
+def test_a_body_that_is_announced_too_large_is_413_unread(db, length):
+    answer = Client().generic(
+        "POST",
+        "/api/auth/login",
+        **{"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(length), "wsgi.input": Unread()},
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
 @pytest.mark.urls("tests.apps.common.crashing_urls")
 @pytest.mark.parametrize("kind", FAILURES)
 @pytest.mark.parametrize("where", ["/api/test/", "/plain/"])

@@ -13,6 +13,11 @@ def view(request: HttpRequest, **kwargs: str) -> HttpResponse:
     return HttpResponse()
 
 
+def test_the_admin_is_found_without_its_slash(client) -> None:
+    answer = client.get("/admin")
+    assert (answer.status_code, answer["Location"]) == (302, "/admin/")
+
+
 PATTERNS = [
     path("one", view, name="one"),
     path("things/", include([path("all", view, {"extra": "1"}), path("<str:id>", view, name="thing")])),

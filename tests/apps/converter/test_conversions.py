@@ -235,7 +235,7 @@ def test_it_could_not_be_converted(alice_api, converter, model, local):
     assert shown(alice_api, conversion)["error"] == "no such layer"
     for late in ({"status": "running"}, MADE, {"status": "done"}):
         answer = report(conversion.id, late)
-        assert (answer.code, answer.error["details"]) == ("INVALID_STATE", {"status": "failed"})
+        assert (answer.code, answer.error["details"]) == ("INVALID_STATE", {"status": ["failed"]})
 
 
 # --- races ------------------------------------------------------------------------------------------------------------

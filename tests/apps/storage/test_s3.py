@@ -159,7 +159,7 @@ def test_a_server_that_is_away(own_moto, small_parts, alice, alice_api, tmp_path
     ]  # fmt: skip
     for refused in refusals:
         assert (refused.status, refused.code) == (503, "DATABASE_UNAVAILABLE")
-        assert refused.error["details"] == {"part": "storage"}
+        assert refused.error["details"] == {"part": ["storage"]}
         assert refused.headers["Retry-After"] == "5"
         assert "127.0.0.1" not in str(refused.json)
     with pytest.raises(s3.StorageError):

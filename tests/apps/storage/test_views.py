@@ -52,7 +52,7 @@ def code(sent):
 def test_sent(sending):
     slot, upload, _promise = sending
     sent = request("PUT", upload.url, DATA, upload.headers)
-    assert sent.status == 201
+    assert (sent.status, sent.headers["etag"]) == (201, f'"{sha256(DATA)}"')
     assert [path.name for path in slot.iterdir()] == [sha256(DATA)]
     assert next(slot.iterdir()).read_bytes() == DATA
 
@@ -61,6 +61,7 @@ def test_a_byte_too_many(sending):
     slot, upload, _promise = sending
     sent = request("PUT", upload.url, DATA + b"x")
     assert (sent.status, code(sent)) == (413, "PAYLOAD_TOO_LARGE")
+    assert json.loads(sent.body)["error"]["details"] == {"size": [f"At most {len(DATA)} bytes."]}
     assert list(slot.iterdir()) == []
 
 
@@ -119,7 +120,7 @@ def test_a_disk_that_is_full_amid_the_bytes(sending, monkeypatch):
         patch.setattr("apps.storage.local._private", lambda _path, _flags: os.open("/dev/full", os.O_WRONLY))
         sent = request("PUT", upload.url, DATA)
     assert (sent.status, code(sent)) == (503, "DATABASE_UNAVAILABLE")
-    assert json.loads(sent.body)["error"]["details"] == {"part": "storage"}
+    assert json.loads(sent.body)["error"]["details"] == {"part": ["storage"]}
     assert list(slot.iterdir()) == []
     assert request("PUT", upload.url, DATA).status == 201
 
@@ -292,6 +293,7 @@ def test_what_the_caller_has_already(kept, settings):
         got = fetch(kept, settings, **headers)
         assert (got.status, got.body) == (304, b"")
         assert got.headers["etag"] == tag
+        assert got.headers["content-length"] == str(len(DATA))  # that of a 200 (RFC 9110 §8.6), never 0
     assert fetch(kept, settings, If_None_Match='"x"').status == 200
     assert fetch(kept, settings, If_None_Match='"x"', If_Modified_Since=modified).status == 200
 

@@ -166,6 +166,20 @@ class TestSchema:
                 error = response["content"]["application/json"]["schema"]["properties"]["error"]
                 assert {ERROR_STATUS[code] for code in error["properties"]["code"]["enum"]} == {int(status)}, where
 
+    def test_details_map_a_name_to_strings(self, schema):
+        """For each status of each operation; `checks` of `/healthz` is the one thing of another form."""
+        seen = 0
+        for item in schema["paths"].values():
+            for operation in item.values():
+                for answer in operation["responses"].values():
+                    held = answer.get("content", {}).get("application/json", {}).get("schema", {}).get("properties", {})
+                    if "error" in held:
+                        details = held["error"]["properties"]["details"]
+                        assert details["additionalProperties"] == {"type": "array", "items": {"type": "string"}}
+                        assert set(details.get("properties", {})) <= {"checks"}
+                        seen += 1
+        assert seen > 400
+
     def test_each_operation_has_a_line_beside_its_path(self, schema):
         """One short sentence, which the documents page shows before anything is opened."""
         verbs = {"get", "post", "put", "patch", "delete"}
