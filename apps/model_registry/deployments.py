@@ -61,7 +61,7 @@ def begin_deployment(
         raise DomainError(
             "CONFLICT",
             _("This model is being deployed to this device already."),
-            details={"deployment": str(there.id)} if there is not None else None,
+            details={"deployment": [str(there.id)]} if there is not None else None,
         ) from error
 
 

@@ -128,7 +128,7 @@ def test_one_at_a_time_for_a_model_and_a_device(deployment, alice, alice_api):
     path, body = f"/api/models/{deployment.model_id}/deploy", {"device_id": str(deployment.device_id)}
     answer = alice_api("POST", path, body)
     assert (answer.status, answer.code) == (409, "CONFLICT")
-    assert answer.error["details"] == {"deployment": str(deployment.pk)}
+    assert answer.error["details"] == {"deployment": [str(deployment.pk)]}
     other = Device.objects.create(owner=alice, name="other")
     assert alice_api("POST", path, {"device_id": str(other.pk)}).status == 201
     assert alice_api("DELETE", f"/api/deployments/{deployment.pk}").status == 200
