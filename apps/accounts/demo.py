@@ -20,6 +20,7 @@ def static_user_id() -> str:
 
 
 def is_demo(user: User) -> bool:
+    """Whether it is the demo user, whatever case its e-mail is in."""
     return user.email.lower() == DEMO_EMAIL.lower()
 
 
@@ -29,6 +30,7 @@ def public_user_id(user: User) -> str:
 
 
 def find_demo_user() -> User | None:
+    """The demo user; None if nobody made one."""
     return User.objects.filter(email__iexact=DEMO_EMAIL).first()
 
 

@@ -16,12 +16,14 @@ class UserManager(BaseUserManager["User"]):
         return self.annotate(email_lower=Lower("email")).get(email_lower=(username or "").lower())
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":
+        """A user; without a password one that none logs in. Raises IntegrityError for an e-mail that is taken."""
         user = self.model(email=email, **fields)
         user.set_password(password)
         user.save(using=self._db)
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":
+        """A user with all rights, for `manage.py createsuperuser`."""
         return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
 
 

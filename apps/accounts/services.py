@@ -165,6 +165,7 @@ def cut_off(actor: Actor, *, users: Sequence[str] = (), logins: Sequence[str] = 
 
 
 def record_of(actor: Actor, action: str, user: User, now: dt.datetime, detail: dict[str, Any] | None = None) -> None:
+    """An audit row about a user, in the caller's transaction; where nobody is logged in the user is who acts."""
     who = actor
     if not actor.user_id:
         who = Actor(str(user.pk), user.email, actor.address, actor.request_id)

@@ -34,6 +34,7 @@ class Rule:
 
     @property
     def days(self) -> int:
+        """How long its rows are kept."""
         days: int = settings.VISIONA[self.setting]
         return days
 

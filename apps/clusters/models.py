@@ -14,6 +14,8 @@ MAX_WEIGHT: Final = 100
 
 
 class Cluster(BaseModel):
+    """A name for devices of one owner; its members are `ClusterMember`s."""
+
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="clusters")
     name = models.CharField(max_length=200)
 

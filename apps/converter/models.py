@@ -10,6 +10,8 @@ from apps.model_registry.models import AIModel
 
 
 class ConversionStatus(models.TextChoices):
+    """`queued` and `running` are under way (`OPEN`); the others are ends."""
+
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"

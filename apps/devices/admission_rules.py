@@ -38,6 +38,7 @@ class Refusal:
 
     @classmethod
     def of(cls, code: str, message: str = "", retry_after: int | None = None) -> Refusal:
+        """As DomainError takes them; `retry_after` in seconds."""
         return cls(DomainError(code, message, retry_after=retry_after))
 
 
@@ -61,6 +62,7 @@ class Ask:
 
     @classmethod
     def of(cls, credential: Credential) -> Ask:
+        """The credential, cleaned; with `fault` if it can be refused as it stands."""
         serial, instance = credential.get("serial", "").strip(), credential.get("instance", "").strip()
         prefix = token_prefix(credential["token"])
         fault: Refusal | None = None
@@ -123,6 +125,7 @@ class Book:
     paired: list[Grant] = field(default_factory=list)
 
     def add_devices(self, devices: Iterable[Device]) -> None:
+        """Rows that the caller has locked."""
         for device in devices:
             self.devices[device.id] = device
 

@@ -9,11 +9,15 @@ from apps.common.models import BaseModel
 
 
 class LinkStatus(models.TextChoices):
+    """Whether the device has a tunnel."""
+
     ONLINE = "online"
     OFFLINE = "offline"
 
 
 class DeviceStatus(models.TextChoices):
+    """The state of its accelerators, as the last scan told; `unknown` where it told of none."""
+
     UNKNOWN = "unknown"
     READY = "ready"
     BUSY = "busy"

@@ -9,6 +9,8 @@ from apps.common.models import BaseModel
 
 
 class DeploymentStatus(models.TextChoices):
+    """`queued` and `sending` change into each other as workers and the device come and go; the others are ends."""
+
     QUEUED = "queued"
     SENDING = "sending"
     DONE = "done"

@@ -12,12 +12,16 @@ LIVE = models.Q(deleted_at=None)
 
 
 class ModelStatus(models.TextChoices):
+    """`pending`: promised, its bytes not yet checked; `ready`: they are there; `failed`: data.md's, set by nobody."""
+
     PENDING = "pending"
     READY = "ready"
     FAILED = "failed"
 
 
 class ModelSource(models.TextChoices):
+    """Where its bytes came from."""
+
     UPLOAD = "upload"
     CONVERTED = "converted"
     BUILTIN = "builtin"

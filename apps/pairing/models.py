@@ -7,6 +7,8 @@ from apps.common.ids import uuid7
 
 
 class PairingStatus(models.TextChoices):
+    """`issued`: not used yet; `paired`: in use by an agent without a session token; `consumed`: exchanged for one."""
+
     ISSUED = "issued"
     PAIRED = "paired"
     CONSUMED = "consumed"

@@ -28,6 +28,8 @@ PING = "ping"
 
 
 class DeliveryStatus(models.TextChoices):
+    """`pending`: an attempt is due; `failed`: given up."""
+
     PENDING = "pending"
     DELIVERED = "delivered"
     FAILED = "failed"

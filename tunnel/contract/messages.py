@@ -86,12 +86,16 @@ class Heartbeat(TypedDict):
 
 
 class CloseOrder(TypedDict):
+    """A session that the daemon is to close, with a WebSocket close code."""
+
     session: str
     code: int
     reason: str
 
 
 class HeartbeatAnswer(TypedDict):
+    """The answer `data` to a heartbeat."""
+
     close: list[CloseOrder]
     send_sessions: bool  # the next heartbeat, sent at once, carries the full list
 
