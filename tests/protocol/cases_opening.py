@@ -153,12 +153,13 @@ def _(delivery: str) -> None:
 
 @case(16, "D[SYN] over")
 def _(delivery: str) -> None:
-    lab = Lab(delivery)
-    lab.feed(raw_header(0, 0, SYN, 1, WIN + 1))
-    assert lab.error is not None
-    assert lab.sent() == [G1]
-    assert lab.session.buffered == 0
-    assert lab.session.streams_open == 0
+    for accept_streams in (True, False):  # refused streams have no window to judge by
+        lab = Lab(delivery, accept_streams=accept_streams)
+        lab.feed(raw_header(0, 0, SYN, 1, WIN + 1))
+        assert lab.error is not None
+        assert lab.sent() == [G1]
+        assert lab.session.buffered == 0
+        assert lab.session.streams_open == 0
 
 
 @case(17, "all-in-one")

@@ -261,6 +261,12 @@ def _(delivery: str) -> None:
     assert frames[-1] == G1
     assert lab.session.ending is not None
     assert lab.session.ending.kind is EndKind.ABUSE
+    lab = Lab(delivery)
+    lab.feed(*(ping(n) for n in range(31 if delivery == "tail" else 32)))  # the tail is a ping too
+    assert sum(frame.kind == 2 for frame in lab.sent()) == (31 if delivery == "tail" else 32)
+    assert lab.session.ending is None
+    lab.feed(ping(32))
+    assert lab.sent() == [G1]
 
 
 @case(51, "rapid reset")

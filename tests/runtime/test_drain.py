@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import OTHER, TOKEN, dial, echo, parse, read_all, world
+from tunnel.runtime import departures
 from tunnel.runtime.transport import HandshakeRefused
 
 
@@ -224,6 +225,68 @@ async def test_a_handover_outside_of_a_drain_ends_the_old_tunnel_too() -> None:
         agent, _ = await w.agent(headers=HANDS_OVER)
         session = w.daemon.sessions.all()[0]
         await w.http(f"/internal/session/{session.id}?code=1012&handover=1", method="DELETE")
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1012
+
+
+async def test_a_handover_to_the_same_daemon_cuts_nothing() -> None:
+    async with world() as w:
+        agent, _ = await w.agent(headers=HANDS_OVER)
+        await w.serve(agent, echo)
+        session = w.daemon.sessions.all()[0]
+        _, _, held, _ = await w.forward()
+        successor, _ = await w.agent(headers=[*HANDS_OVER, ("X-VisionA-Handover", session.id)])
+        await w.serve(successor, echo)
+        status, fields, raw, rest = await w.forward(first=b"new", headers=[("X-Device-Id", "device-0")])
+        assert (status, fields["x-tunnel-session"]) == (101, w.daemon.sessions.all()[-1].id)
+        raw.send_eof()
+        assert rest + await read_all(raw) == b"new"
+        assert (await w.forward(headers=[("X-Tunnel-Session", session.id)]))[0] == 503
+        assert agent.end_reason is None
+        await held.send_all(b"in flight")
+        held.send_eof()
+        assert await read_all(held) == b"in flight"
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 1012
+        assert successor.end_reason is None
+
+
+@pytest.mark.parametrize("named", ["another", "itself"])
+async def test_only_an_agent_that_hands_over_its_own_session_is_spared(named: str) -> None:
+    plain = [("Authorization", f"Bearer {TOKEN}"), ("X-VisionA-Agent", "visiona-agent/1; features=keepalive")]
+    async with world() as w:
+        agent, _ = await w.agent(headers=HANDS_OVER if named == "another" else plain)
+        said = "another" if named == "another" else w.daemon.sessions.all()[0].id
+        await w.agent(headers=[*HANDS_OVER, ("X-VisionA-Handover", said)])
+        await w.until(lambda: agent.end_reason is not None)
+        assert agent.end_reason is not None
+        assert agent.end_reason.close_code == 4409
+
+
+@pytest.mark.parametrize("hands_over", [True, False])
+async def test_a_tunnel_whose_stream_ids_run_out_is_replaced_in_time(
+    hands_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(departures, "_LOOK_SECONDS", 0.02)
+    async with world() as w:
+        agent, _ = await w.agent(headers=HANDS_OVER if hands_over else None)
+        await w.serve(agent, echo)
+        session = w.daemon.sessions.all()[0]
+        _, _, held, _ = await w.forward()
+        await trio.sleep(0.1)
+        assert not agent.peer_going_away
+        session.connection.session._core.next_id = 0xF000_0001
+        await w.until(lambda: agent.peer_going_away)
+        status = (await w.forward(headers=[("X-Tunnel-Session", session.id)]))[0]
+        assert status == (101 if hands_over else 503)  # where a successor is to be expected, it serves until then
+        assert agent.end_reason is None
+        await held.send_all(b"in flight")
+        held.send_eof()
+        assert await read_all(held) == b"in flight"
+        if hands_over:
+            await w.agent(headers=[*HANDS_OVER, ("X-VisionA-Handover", session.id)])
         await w.until(lambda: agent.end_reason is not None)
         assert agent.end_reason is not None
         assert agent.end_reason.close_code == 1012

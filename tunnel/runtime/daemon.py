@@ -214,6 +214,7 @@ class Daemon:
             metrics=self.metrics,
             log=self._log,
             spawn=self._spawn,
+            handed_over=self._departures.handed_over,
             fast=fast,
             watchdog=watchdog,
         )
@@ -244,6 +245,7 @@ class Daemon:
                     accepting.start_soon(hands.run, partial(_adopt, public, listener))
                 accepting.start_soon(heart.run)
                 accepting.start_soon(self.switch.watch, self.sessions.all)
+                accepting.start_soon(self._departures.watch, self.sessions.all)
                 self._log.info(
                     "listening",
                     public=f"{config.public_host}:{self._ports.public_port}",

@@ -21,6 +21,8 @@ _AT_LEAST: Final = 5
 """Tunnels told to go in a turn, at least: a hundred a second. Of very many all are told within half of the grace."""
 _TAKING_OVER_SECONDS: Final = 2.0
 """How long a tunnel without streams waits for its successor: its agent may find no other daemon."""
+_LOOK_SECONDS: Final = 60.0
+"""Between two looks for tunnels whose stream ids run out: 134 million are left then."""
 
 
 class Departures:
@@ -42,6 +44,24 @@ class Departures:
         if session not in self._leaving:  # else the drain looks after it
             session.connection.go_away(0)
             self._spawn(self._finish, session)
+
+    def worn_out(self, session: TunnelSession) -> None:
+        """Its stream ids run out, and none comes twice: let the agent connect anew before they have (yamux.md §3)."""
+        if session.parting:
+            return
+        if FEATURE_HANDOVER in session.identity.features:
+            session.parting = True
+            session.connection.go_away(0)
+        else:
+            self.handed_over(session)
+
+    async def watch(self, sessions: Callable[[], list[TunnelSession]]) -> None:
+        """Once a minute: whose ids run out."""
+        while True:
+            await trio.sleep(_LOOK_SECONDS)
+            for session in sessions():
+                if session.connection.session.ids_running_out:
+                    self.worn_out(session)
 
     async def _finish(self, session: TunnelSession) -> None:
         deadline = trio.current_time() + self._grace

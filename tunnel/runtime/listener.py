@@ -17,6 +17,7 @@ from tunnel.config import TunnelConfig
 from tunnel.contract import (
     CLOSE_REPLACED,
     CLOSE_RESTART,
+    FEATURE_HANDOVER,
     H_ANSWER_DEVICE_ID,
     H_ANSWER_SESSION,
     H_ANSWER_SESSION_TOKEN,
@@ -67,6 +68,7 @@ class Listener:
         metrics: Metrics,
         log: JsonLog,
         spawn: Callable[..., None],
+        handed_over: Callable[[TunnelSession], None],
         fast: FastLane,
         watchdog: Watchdog,
     ) -> None:
@@ -79,6 +81,7 @@ class Listener:
         self._metrics = metrics
         self._log = log
         self._spawn = spawn
+        self._handed_over = handed_over
         self._fast = fast
         self._watchdog = watchdog
         self._role = Role.CLIENT if config.role == "client" else Role.SERVER
@@ -199,7 +202,10 @@ class Listener:
         )
         session = TunnelSession(identity, connection, self._spawn)
         for older in self._sessions.add(session):
-            older.close(CLOSE_REPLACED, "replaced by a newer connection")
+            if older.id == identity.handover and FEATURE_HANDOVER in older.identity.features:
+                self._handed_over(older)
+            else:
+                older.close(CLOSE_REPLACED, "replaced by a newer connection")
         if admitted["replaced"]:
             self._close_replaced(admitted["replaced"])
         self._metrics.connects.inc()
@@ -261,6 +267,7 @@ def identity_of(asked: Credential, admitted: Admitted) -> Identity:
         agent=asked.get("agent", ""),
         features=tuple(asked.get("features", ())),
         request_id=asked.get("request_id", ""),
+        handover=asked.get("handover", ""),
     )
 
 

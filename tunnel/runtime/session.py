@@ -46,7 +46,10 @@ def rfc3339(at: datetime) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a session is, as admitted. `features` are what the agent announced; `request_id` that of its connect."""
+    """Who a session is, as admitted. `features` are what the agent announced; `request_id` that of its connect.
+
+    `handover` is the session that the agent says it takes over from, "" for none.
+    """
 
     session: str
     device_id: str
@@ -56,6 +59,7 @@ class Identity:
     agent: str
     features: tuple[str, ...]
     request_id: str
+    handover: str = ""
 
 
 class TunnelSession:
