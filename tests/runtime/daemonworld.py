@@ -313,8 +313,12 @@ async def echo(stream: Stream) -> None:
 
 
 @asynccontextmanager
-async def world(*, start_control: bool = True, crashes: int = 0, **settings: Any) -> AsyncIterator[World]:
-    """A running daemon. `settings` are fields of TunnelConfig; `crashes`: connections that are meant to crash."""
+async def world(
+    *, start_control: bool = True, crashes: int = 0, seconds: float = 30, **settings: Any
+) -> AsyncIterator[World]:
+    """A running daemon. `settings` are fields of TunnelConfig; `crashes`: connections that are meant to crash;
+    `seconds`: how long the test may take by its clock.
+    """
     control = Control()
     control.open()
     if not start_control:
@@ -332,7 +336,7 @@ async def world(*, start_control: bool = True, crashes: int = 0, **settings: Any
     )
     out = io.BytesIO()
     daemon = Daemon(config, bind(config), JsonLog(out, level="debug", node=config.node), version="test")
-    with trio.fail_after(30):
+    with trio.fail_after(seconds):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(control.run)
             this = World(daemon, control, out, nursery)
