@@ -4,14 +4,19 @@
 import os
 import sys
 
+from django.conf import settings
 from django.core.management import execute_from_command_line
 from dotenv import dotenv_values
 
+from cloud import startup
 from cloud.embedded import EmbeddedError, ensure
 from cloud.environment import BASE_DIR, SettingError
 
 # Commands that read the code alone: they start no database (an image is built with none at hand).
 OFFLINE = {"--help", "--version", "collectstatic", "diffsettings", "help", "makemessages", "spectacular", "version"}
+# Those that work on the data, as a job of an installation: they wait for its servers as the API does.
+ON_DATA = {"add_builtin_model", "migrate", "reap", "retain", "seed"}
+WORKER = ["procrastinate", "worker"]
 
 
 def main() -> None:
@@ -24,9 +29,21 @@ def main() -> None:
             execute_from_command_line(sys.argv)
             return
         with ensure(BASE_DIR / "var", os.environ, who=f"manage.py {command}", below=file):
+            wait_for_servers(sys.argv[1:])
             execute_from_command_line(sys.argv)
-    except (SettingError, EmbeddedError) as error:
+    except (SettingError, EmbeddedError, startup.StartupError) as error:
         sys.exit(f"visiona: {error}")
+
+
+def wait_for_servers(command: list[str]) -> None:
+    """Returns once the servers that the command's work needs answer. Raises StartupError with the address of one."""
+    if {"-h", "--help"}.intersection(command):
+        return
+    worker = command[:2] == WORKER
+    if worker or ON_DATA.intersection(command[:1]):
+        startup.wait_for_database(settings.VISIONA)
+    if worker:
+        startup.wait_for_redis(settings.VISIONA)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import psycopg
 import pytest
 from dotenv import dotenv_values
 
+import manage
 from cloud import environment, startup
 from tunnel.contract import PREFIX, SETTINGS, SettingError, read_settings
 
@@ -127,6 +129,40 @@ class TestStartup:
             startup.wait_for_redis({"REDIS_URL": f"redis://:hush@127.0.0.1:{port}/0"})
         assert str(caught.value).startswith(f"Redis at redis://:***@127.0.0.1:{port}/0 cannot be reached: ")
         assert "hush" not in str(caught.value)
+
+    @pytest.mark.parametrize("command", [["migrate"], ["seed"], ["procrastinate", "worker"]])
+    def test_a_command_on_the_data_ends_with_the_same_line(self, monkeypatch, settings, free_port, command):
+        """The migrate step and the worker of an installation are started beside its servers, and may be there first."""
+        port = free_port()
+        address = {"DB_HOST": "127.0.0.1", "DB_PORT": port, "DB_USER": "me", "DB_PASSWORD": "hush", "DB_NAME": "mine"}
+        settings.VISIONA = {**settings.VISIONA, **address}
+        assert self.end_of(monkeypatch, command).startswith(f"visiona: PostgreSQL at me@127.0.0.1:{port}/mine cannot")
+
+    def test_the_worker_waits_for_redis_too(self, monkeypatch, settings, free_port):
+        port = free_port()
+        settings.VISIONA = {**settings.VISIONA, "REDIS_URL": f"redis://:hush@127.0.0.1:{port}/0"}
+        monkeypatch.setattr(startup, "wait_for_database", lambda _values: None)
+        said = self.end_of(monkeypatch, ["procrastinate", "worker"])
+        assert said.startswith(f"visiona: Redis at redis://:***@127.0.0.1:{port}/0 cannot be reached: ")
+
+    @pytest.mark.parametrize("command", [["check"], ["migrate", "--help"], ["procrastinate", "healthchecks"]])
+    def test_others_do_not_wait(self, monkeypatch, settings, free_port, command):
+        settings.VISIONA = {**settings.VISIONA, "DB_HOST": "127.0.0.1", "DB_PORT": free_port()}
+        assert self.end_of(monkeypatch, command) == "it runs"
+
+    def end_of(self, monkeypatch, command: list[str]) -> str:
+        """What `manage.py` with this command ends with; `it runs` once Django has it."""
+
+        def run_it(_argv: list[str]) -> None:
+            sys.exit("it runs")
+
+        monkeypatch.setattr(sys, "argv", ["manage.py", *command])
+        monkeypatch.setattr(manage, "ensure", lambda *_args, **_kwargs: nullcontext())
+        monkeypatch.setattr(manage, "execute_from_command_line", run_it)
+        with pytest.raises(SystemExit) as ended:
+            manage.main()
+        assert "hush" not in str(ended.value)
+        return str(ended.value)
 
     @pytest.mark.parametrize(
         ("url", "shown"),
