@@ -79,44 +79,53 @@ def holds(stack: Stack, internal: int) -> set[str]:
     return {one["device_id"] for one in answer.data}
 
 
+CUTS = frozenset({"IncompleteRead", "RemoteDisconnected", "ConnectionResetError"})
+"""How a caller sees that an answer was broken off."""
+CALL_SECONDS = 120.0
+"""For one answer: a box on its way is waited for, on a busy machine longer than elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What went wrong with a call, and when that was begun (monotonic seconds)."""
+
+    asked: float
+    what: str
+
+
 @dataclass
 class Seen:
-    """What one caller saw: good answers, and what went wrong, with the seconds since the load began."""
+    """What one caller saw: good answers, and what went wrong."""
 
     good: int = 0
-    problems: list[tuple[float, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
-    def note(self, at: float, problem: str) -> None:
-        self.problems.append((round(at, 2), problem))
-
-    def kinds(self) -> set[str]:
-        """What went wrong, each once."""
-        return {problem for _, problem in self.problems}
-
-    def outage(self) -> float:
-        """Seconds from the first problem to the last."""
-        return self.problems[-1][0] - self.problems[0][0] if self.problems else 0.0
+    def but_one_cut(self, killed: float) -> list[Problem]:
+        """The problems, but for one answer that was under way when the process that passed it on was dead: begun before
+        that, and broken off."""
+        first = self.problems[:1]
+        return self.problems[1:] if first and first[0].what in CUTS and first[0].asked < killed else self.problems
 
 
 @contextmanager
 def load(stack: Stack, calls: dict[str, tuple[int, str]]) -> Iterator[dict[str, Seen]]:
     """Within it, one caller for each of `calls` (name → port, path) asks again and again; what each saw."""
     seen = {name: Seen() for name in calls}
-    done, began = Event(), time.monotonic()
+    done = Event()
 
     def ask(name: str, port: int, path: str) -> None:
         while not done.is_set():
+            asked = time.monotonic()
             try:
-                answer = stack.call("GET", path, port=port, seconds=20)
+                answer = stack.call("GET", path, port=port, seconds=CALL_SECONDS)
+                problem = "" if answer.status == 200 else f"{answer.status} {answer.code}"
             except (OSError, http.client.HTTPException) as error:
-                seen[name].note(time.monotonic() - began, type(error).__name__)
+                problem = type(error).__name__
+            if problem:
+                seen[name].problems.append(Problem(asked, problem))
                 done.wait(0.05)
-                continue
-            if answer.status == 200:
-                seen[name].good += 1
             else:
-                seen[name].note(time.monotonic() - began, f"{answer.status} {answer.code}")
-                done.wait(0.05)
+                seen[name].good += 1
             done.wait(0.01)
 
     threads = [Thread(target=ask, args=(name, *call)) for name, call in calls.items()]
@@ -127,7 +136,7 @@ def load(stack: Stack, calls: dict[str, tuple[int, str]]) -> Iterator[dict[str, 
     finally:
         done.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(CALL_SECONDS)
 
 
 def end(*started: Started) -> None:

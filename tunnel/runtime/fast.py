@@ -314,11 +314,11 @@ class FastLane:
 
         One on its way is waited for, `until` that moment. Raises ProxyError TUNNEL_DISCONNECTED.
         """
-        here = self._here(grant)
-        if here is not None and here.session != line.session:
+        if (here := self._here(grant)) is not None and here.session != line.session:
             return here
         fresh = await self._fresh(grant, line.session, until)
-        return None if fresh is None else await self.wait_reach(fresh, until)
+        found = None if fresh is None else await self.wait_reach(fresh, until)
+        return None if found is None or found.session == line.session else found
 
     async def _fresh(self, grant: Grant, than: str, until: float) -> Grant | None:
         """What Django says now about the same caller; None: nothing better than session `than` is known."""
