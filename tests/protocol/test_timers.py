@@ -20,6 +20,31 @@ def test_ping_when_idle_and_death_when_silent() -> None:
     assert lab.sent() == []
 
 
+@pytest.mark.parametrize("delay", [0.001, 0.3])
+def test_each_ping_comes_15_seconds_after_the_last_answer(delay: float) -> None:
+    """However it is looked after: at the dates that it names, and at no more of them than two a ping."""
+    lab, pings, looks = Lab(), list[float](), 0
+    begun = lab.now
+    while lab.now - begun < 80:
+        lab.tick(max(lab.session.next_deadline() - lab.now, 0.01))
+        looks += 1
+        for frame in lab.sent():
+            pings.append(lab.now - begun)
+            lab.now += delay
+            lab.feed(ping(frame.length, ACK))
+    assert pings == pytest.approx([n * 15 + (n - 1) * delay for n in range(1, 7)], abs=0.02)
+    assert looks <= 2 * len(pings) + 1
+
+
+def test_a_ping_without_an_answer_is_not_looked_after_all_the_time() -> None:
+    lab, looks = Lab(), 0
+    while lab.session.ending is None:
+        lab.tick(max(lab.session.next_deadline() - lab.now, 0.01))
+        lab.sent()
+        looks += 1
+    assert looks == 3  # the ping, when the next would be due, the end
+
+
 def test_any_byte_is_life_and_a_pong_measures() -> None:
     lab = Lab()
     lab.tick(15)

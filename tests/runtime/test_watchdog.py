@@ -15,7 +15,7 @@ from tests.runtime.mux_pipes import PipeTransport, transport_pair
 from tests.runtime.test_isolation import still_fine
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind
-from tunnel.protocol.frames import HEADER, PING, SYN
+from tunnel.protocol.frames import ACK, HEADER, PING, SYN
 from tunnel.runtime.connection import Connection
 from tunnel.runtime.watchdog import Schedule, Watchdog
 
@@ -218,6 +218,23 @@ async def test_many_tunnels_share_one_and_each_keeps_its_times(autojump_clock: M
         assert sum(one.end_reason is not None for one, _ in held) == 5
         await trio.sleep(3.0)  # they close
         assert len(watchdog) == 45
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_tunnel_whose_pings_are_answered_is_asked_each_15_seconds(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        watchdog, (ours, peer) = await looking(nursery), transport_pair()
+        one = Connection(ours, role=Role.CLIENT, accept_streams=False, watchdog=watchdog)
+        await nursery.start(one.run)
+        begun, moments = trio.current_time(), list[float]()
+        while len(moments) < 5:
+            asked = await peer.receive_some()
+            moments.append(trio.current_time() - begun)
+            kind, flags, _, value = HEADER.unpack(asked)
+            assert (kind, flags) == (PING, SYN)
+            await trio.sleep(0.03)
+            await peer.send_all(HEADER.pack(PING, ACK, 0, value))
+        assert moments == pytest.approx([15.0, 30.0, 45.0, 60.0, 75.0], abs=0.4)
         nursery.cancel_scope.cancel()
 
 

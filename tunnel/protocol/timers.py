@@ -59,6 +59,10 @@ def next_deadline(core: Core, inbound: Inbound) -> float:
             due = min(due, core.last_ping + config.rtt_interval)
     else:
         due = min(due, core.last_ping + config.liveness_timeout)
+        # Once its answer has come, silence is counted from there. No second look if it does not come.
+        answered = core.last_ping + (core.rtt or 0.0) + config.ping_idle
+        if core.now < answered:
+            due = min(due, answered)
     if core.bulk:
         due = min(due, core.reviewed_at + REVIEW_SECONDS)
     for stream in core.opening.values():
