@@ -18,6 +18,7 @@ class Effort:
     bulk: int  # the body of the bulk figures
     tunnels: tuple[int, ...]  # held at once, growing
     settle: float  # before memory is read
+    idle: float  # of watching what the most tunnels cost by themselves
     storm: int  # agents that come back at once
     storm_rounds: int
     events: int  # first events awaited, each on a connection of its own
@@ -39,6 +40,7 @@ FULL = Effort(
     bulk=100_000_000,
     tunnels=(1, 10, 100, 1_000, 5_000),
     settle=5.0,
+    idle=30.0,
     storm=5_000,
     storm_rounds=3,
     events=20,
@@ -60,6 +62,7 @@ QUICK = Effort(
     bulk=20_000_000,
     tunnels=(1, 100, 500),
     settle=1.0,
+    idle=4.0,
     storm=500,
     storm_rounds=1,
     events=3,
@@ -81,6 +84,7 @@ BRIEF = Effort(
     bulk=100_000_000,
     tunnels=(1, 100, 1_000, 5_000),
     settle=2.0,
+    idle=30.0,
     storm=5_000,
     storm_rounds=1,
     events=5,

@@ -1,23 +1,26 @@
 """Tunnels held, more and more of them: memory of each, and what a request costs beside them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from benchmarks.bench import NO_FAST_LANE, Bench
-from benchmarks.figures import alone, growing
-from benchmarks.outcome import RATIO, Figure, Outcome, Sample, at_most
+from benchmarks.figures import against, alone, growing
+from benchmarks.outcome import RATIO, Figure, Goal, Outcome, Sample, at_most
 from benchmarks.peers import Reference
 from benchmarks.processes import cpu_seconds, memory
 from benchmarks.sides import Ask, Side, measure, warm
 from benchmarks.stats import Spread, slope
+from benchmarks.system import running_system
 
 NAME, TITLE = "tunnels", "Idle tunnels: memory, and the cost of a request beside them"
 
+ONE = "one_"  # before a value's name: the same of the daemon that holds one tunnel, in the same round
 Steps = dict[float, list[Sample]]
 
 
 def run(bench: Bench) -> Outcome:
-    """A fresh daemon and a fresh Go relay, each with the same numbers of tunnels."""
+    """A fresh daemon and a fresh Go relay, each with the same numbers of tunnels, each beside its like with one."""
     outcome = Outcome(NAME, TITLE)
     ours = _ours(bench, outcome)
     theirs = _reference(bench)
@@ -28,10 +31,12 @@ def run(bench: Bench) -> Outcome:
     outcome.figures += [
         Figure("memory a tunnel", Spread(value, value, value), at_most(0.7), RATIO, mine, its, "KB"),
         Figure(f"memory with {max(ours):g}", *_whole(ours, theirs)),
-        _flat("CPU a request, most tunnels by one", ours, "net_cpu_us"),
+        _flat("CPU a request, most tunnels by one", ours, "net_cpu_us", "µs", at_most(1.1)),
+        _flat("the same, pings included", ours, "relay_cpu_us", "µs"),
+        _flat("the same, Go reference, pings included", theirs, "relay_cpu_us", "µs"),
         alone(f"CPU of {max(ours):g} idle tunnels, a second", [ours[max(ours)][0]["idle_ms_s"]], "ms"),
         alone("the same, Go reference", [theirs[max(theirs)][0]["idle_ms_s"]], "ms"),
-        _flat("p50, most tunnels by one", ours, "p50_ms"),
+        _flat("p50, most tunnels by one", ours, "p50_ms", "ms", at_most(1.1)),
     ]
     lines = {"ours": ours, "Go reference": theirs}
     outcome.curves += [
@@ -47,10 +52,11 @@ def _whole(ours: Steps, theirs: Steps) -> tuple[Spread, None, str, float, float,
     return Spread(mine / its, mine / its, mine / its), None, RATIO, mine, its, "MB"
 
 
-def _flat(name: str, steps: Steps, key: str) -> Figure:
-    few, many = min(steps), max(steps)
-    values = [b[key] / a[key] for a, b in zip(steps[few], steps[many], strict=True)]
-    return alone(name, values, RATIO, at_most(1.1))
+def _flat(name: str, steps: Steps, key: str, absolute: str, goal: Goal | None = None) -> Figure:
+    """`key` beside the most tunnels by that beside one, measured in turns: the rate follows the machine's other work,
+    and what a request costs follows the rate."""
+    samples = steps[max(steps)]
+    return against(name, samples, [{key: sample[ONE + key]} for sample in samples], key, absolute, goal)
 
 
 def _each(steps: Steps) -> float:
@@ -60,41 +66,61 @@ def _each(steps: Steps) -> float:
     return slope(grown if len(grown) > 1 else points)
 
 
-def _idle(pid: int, seconds: float) -> float:
-    """Seconds of CPU a second while nobody asks for anything."""
-    before, begun = cpu_seconds([pid]), time.monotonic()
+def _idle(pids: Sequence[int], seconds: float) -> list[float]:
+    """Seconds of CPU a second of each while nobody asks for anything."""
+    before, begun = [cpu_seconds([pid]) for pid in pids], time.monotonic()
     time.sleep(seconds)
-    return (cpu_seconds([pid]) - before) / (time.monotonic() - begun)
+    passed = time.monotonic() - begun
+    return [(cpu_seconds([pid]) - was) / passed for pid, was in zip(pids, before, strict=True)]
 
 
-def _steps(bench: Bench, side: Side, pid: int, more: Callable[[int, int], None]) -> Steps:
-    """Memory at rest first, then the load: what the load leaves behind belongs to no tunnel, so it ran once before."""
-    ask, steps, held = Ask(connections=16), Steps(), 1
-    warm(side, ask, bench.effort.warm_up)
-    for count in bench.effort.tunnels:
+def _steps(bench: Bench, few: Side, side: Side, more: Callable[[int, int], None]) -> Steps:
+    """Memory at rest first, then the load: what the load leaves behind belongs to no tunnel, so it ran once before.
+
+    `few` keeps its one tunnel; `side` is the one that `more` gives tunnels to.
+    """
+    effort, ask, steps, held = bench.effort, Ask(connections=16), Steps(), 1
+    for one in (few, side):
+        warm(one, ask, effort.warm_up)
+    for count in effort.tunnels:
         if count > held:
             more(held, count)
             held = count
-        time.sleep(bench.effort.settle)
-        resting, idle = memory(pid) / 1e6, _idle(pid, 2 * bench.effort.settle)
-        rounds = [measure(side, ask, bench.effort.seconds) for _ in range(bench.effort.rounds)]
-        steps[count] = [
-            # Pings and their answers go on beside the requests: they belong to the tunnels
-            sample
-            | {
-                "memory_mb": resting,
-                "idle_ms_s": idle * 1000,
-                "net_cpu_us": sample["relay_cpu_us"] - idle / sample["rps"] * 1e6,
-            }
-            for sample in rounds
-        ]
+        time.sleep(effort.settle)
+        resting = memory(side.relay[0]) / 1e6
+        # A tunnel pings after 15 s, so that only a longer look sees what many cost.
+        seconds = effort.idle if count == max(effort.tunnels) else 2 * effort.settle
+        rests = _idle((few.relay[0], side.relay[0]), seconds)
+        steps[count] = []
+        for _ in range(effort.rounds):
+            one, many = (
+                _less_idle(measure(each, ask, effort.seconds), idle)
+                for each, idle in zip((few, side), rests, strict=True)
+            )
+            steps[count].append(many | {"memory_mb": resting} | {ONE + name: value for name, value in one.items()})
         bench.say(f"{side.name}: {count} tunnels, {resting:.0f} MB")
     return steps
 
 
+def _less_idle(sample: Sample, idle: float) -> Sample:
+    """Pings and their answers go on beside the requests: they belong to the tunnels."""
+    return sample | {"idle_ms_s": idle * 1000, "net_cpu_us": sample["relay_cpu_us"] - idle / sample["rps"] * 1e6}
+
+
 def _ours(bench: Bench, outcome: Outcome) -> Steps:
+    with running_system(bench.var / "one", bench.upstream) as alike:
+        (device, token), *_ = alike.devices(1, "box")
+        agent = alike.go_agent([token], local=bench.upstream)
+        agent.wait_online()
+        few = alike.fast(device, agent.pid, "fast lane, one tunnel")
+        if alike.answers(few) != 200:
+            few = alike.drf(device, agent.pid)
+        return _beside(bench, outcome, few)
+
+
+def _beside(bench: Bench, outcome: Outcome, few: Side) -> Steps:
     system = bench.system
-    daemon = system.restart_daemon()
+    system.restart_daemon()
     side = bench.ours()
     if side.name != "fast lane":
         outcome.notes.append(NO_FAST_LANE)
@@ -107,20 +133,20 @@ def _ours(bench: Bench, outcome: Outcome) -> Steps:
         agent.wait_online(120)
 
     try:
-        return _steps(bench, side, daemon.pid, more)
+        return _steps(bench, few, side, more)
     finally:
         for agent in agents:
             agent.running.stop()
 
 
 def _reference(bench: Bench) -> Steps:
-    relay = Reference(bench.var)
-    try:
-        side = relay.side("box", relay.agent(["box"], bench.upstream))
+    with ExitStack() as stack:
+        relays = Reference(bench.var), Reference(bench.var)
+        for relay in relays:
+            stack.callback(relay.close)
+        few, side = (relay.side("box", relay.agent(["box"], bench.upstream)) for relay in relays)
 
         def more(held: int, count: int) -> None:
-            relay.agent([f"idle-{index}" for index in range(held, count)], bench.upstream)
+            relays[1].agent([f"idle-{index}" for index in range(held, count)], bench.upstream)
 
-        return _steps(bench, side, relay.running.pid, more)
-    finally:
-        relay.close()
+        return _steps(bench, few, side, more)
