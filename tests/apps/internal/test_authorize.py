@@ -108,7 +108,9 @@ def test_a_disabled_user(ask, online, alice, bob, named):
     assert refusal(ask(token=token, device=devices[named])) == (401, "UNAUTHENTICATED")
 
 
-def test_what_is_not_the_users_looks_like_nothing(ask, online, alice, bob):
+@pytest.mark.parametrize("staff", [False, True])
+def test_what_is_not_the_users_looks_like_nothing(ask, online, alice, bob, staff):
+    User.objects.filter(pk=alice.pk).update(is_staff=staff, is_superuser=staff)
     online(alice)
     theirs, gone = online(bob), online(alice)
     Device.objects.filter(pk=gone.pk).update(deleted_at=timezone.now())

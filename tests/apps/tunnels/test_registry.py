@@ -40,6 +40,15 @@ def expire(node: str) -> None:
     client.zadd(f"{registry.PREFIX}nodes", {node: 1})
 
 
+def test_a_node_is_gone_thirty_seconds_after_its_last_heartbeat():
+    """With the worker's job of every 5 s, the devices of a daemon that was killed are offline within 40 s."""
+    beat("n1")
+    redis.client().pexpire(f"{registry.PREFIX}node:n1", 5)
+    beat("n1")  # pushed
+    for key in ("node:n1", f"url:{URL}"):
+        assert 20_000 < redis.client().pttl(registry.PREFIX + key) <= 30_000
+
+
 def test_a_written_session_is_found_by_device_and_by_user():
     beat("n1")
     (put,) = registry.put("n1", [session("d1")])
