@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.protocol.lab import RST, SYN, decode, window
+from tests.protocol.lab import ACK, FIN, RST, SYN, Frame, decode, ping, window
 from tests.runtime.mux_pipes import against_raw, connected, echo_forever, transport_pair
 from tunnel.protocol.errors import EndKind
 from tunnel.runtime.connection import (
@@ -221,6 +221,33 @@ async def test_case_61_cancel_mid_send() -> None:
         assert client.end_reason is None
         assert client.session.counters.glitches == server.session.counters.glitches == 0
         await server.aclose()
+
+
+async def test_case_41_never_fin_twice_whatever_is_cancelled() -> None:
+    async with trio.open_nursery() as nursery:
+        connection, peer = await against_raw(nursery)
+
+        async def close_thrice(stream: Stream) -> None:
+            await stream.send_all(b"all")
+            await stream.send_eof()
+            await stream.send_eof()
+            await stream.aclose()
+
+        for turns in range(60):
+            stream = await connection.open_stream(wait_ack=False)
+            async with trio.open_nursery() as closing:
+                closing.start_soon(_cancel_after, turns % 6, closing.cancel_scope)
+                closing.start_soon(close_thrice, stream)
+            await stream.aclose()
+            await stream.aclose()
+        await peer.send_all(ping(7))
+        frames: list[Frame] = []
+        while Frame(2, ACK, 0, 7) not in frames:
+            frames += decode(await peer.receive_some())
+        ends = [frame.stream_id for frame in frames if frame.flags == FIN]
+        assert sorted(ends) == list(range(1, 121, 2))
+        assert not [frame for frame in frames if frame.flags == RST]
+        await connection.aclose()
 
 
 async def _cancel_after(turns: int, scope: trio.CancelScope) -> None:
