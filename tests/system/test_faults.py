@@ -6,10 +6,11 @@ import psutil
 import psycopg
 import pytest
 
+from apps.common.breaker import OPEN_SECONDS
 from cloud.environment import database_address
 from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import DemoError
-from tests.system.stack import Stack, Stream, eventually
+from tests.system.stack import BUSY, Stack, Stream, eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -75,13 +76,16 @@ def timed_refusal(stack: Stack, method: str, path: str, *, token: str | None = N
 
 def assert_down(stack: Stack, code: str, check: str) -> None:
     """Calls are refused with the promised code in under 2.5 s, and the health check tells which part is down."""
+    asked = []
     for path in ("/api/devices", "/api/pairing/tokens"):
         times = []
-        for _ in range(5):
+        for _ in range(3):
             status, seen, seconds = timed_refusal(stack, "GET", path)
             assert (status, seen) == (503, code)
             times.append(seconds)
-        assert min(times) < 2.5  # the promise; on a busy machine one of them may have waited for the processor
+        asked.append(times[0])  # those behind it fail fast, and tell nothing of the deadline
+        time.sleep(OPEN_SECONDS + 0.1)  # until the part is asked again
+    assert min(asked) < 2.5 * BUSY
     health = stack.call("GET", "/healthz", token="", seconds=30)
     assert (health.status, health.code) == (503, code)
     assert health.json["error"]["details"]["checks"][check] != "ok"
