@@ -32,6 +32,39 @@ def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
         replace(SessionConfig(), **wrong)
 
 
+def test_the_limits_are_those_of_the_specification() -> None:
+    """yamux.md §9, §12 and §7, written down anew: most tests bring limits of their own."""
+    wanted = {
+        "max_inbound_streams": 256,
+        "accept_backlog": 256,
+        "max_unacked": 256,
+        "receive_window": 262_144,
+        "max_receive_window": 1_048_576,
+        "soft_buffered": 16_777_216,
+        "hard_buffered": 67_108_864,
+        "max_batch": 65_536,
+        "quantum": 16_384,
+        "syn_rate": Rate(200, 512),
+        "rapid_reset_rate": Rate(50, 200),
+        "rapid_reset_age": 1.0,
+        "ping_rate": Rate(10, 32),
+        "glitch_rate": Rate(100, 1000),
+        "late_ids": 1024,
+        "max_pending_resets": 1024,
+        "open_timeout": 10.0,
+        "open_failures": 3,
+        "unacked_timeout": 15.0,
+        "close_timeout": 300.0,
+        "partial_frame_timeout": 30.0,
+        "write_timeout": 30.0,
+        "ping_idle": 15.0,
+        "liveness_timeout": 40.0,
+        "flush_timeout": 1.0,
+    }
+    assert {name: getattr(SessionConfig(), name) for name in wanted} == wanted
+    assert SessionConfig().accept_timeout <= 10.0
+
+
 def test_a_bucket_refills_with_time_and_no_further() -> None:
     bucket = TokenBucket(Rate(10, 3), 0.0)
     assert [bucket.take(0.0) for _ in range(4)] == [True, True, True, False]
