@@ -8,7 +8,6 @@ a second at what moved.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from operator import attrgetter
 from typing import Final
 
 import trio
@@ -33,7 +32,6 @@ from tunnel.runtime.sockets import ByteStream, shared_buffer
 _UP: Final = AHEAD  # read from the client at once: as much as a stream's send buffer takes
 _DOWN: Final = 128 * 1024
 _LOOK_SECONDS: Final = 1.0
-_buffered: Final = attrgetter("connection.session.buffered")  # asked of every tunnel, once a second
 
 
 Tell = Callable[["Forward", Facts], None]
@@ -259,11 +257,11 @@ class Switch:
 
     def _hold_budget(self, sessions: list[TunnelSession]) -> None:
         """Refuse new streams from the budget on; over it, break off the streams of whoever holds most."""
-        excess = sum(map(_buffered, sessions)) - self._buffer_bytes
+        excess = sum(one.connection.session.buffered for one in sessions) - self._buffer_bytes
         self._over_budget = excess >= 0
         if excess <= 0:
             return
-        for session in sorted(sessions, key=_buffered, reverse=True):
+        for session in sorted(sessions, key=lambda one: one.connection.session.buffered, reverse=True):
             for forward in [one for one in self._forwards if one.session is session]:
                 forward.end("overloaded")
             if self.shed is not None:
