@@ -72,10 +72,11 @@ lock: ## Lock requirements/*.in into hashed *.txt, all of one version each
 			--custom-compile-command "make lock" requirements/$$name.in $$constraint -o requirements/$$name.txt || exit 1; \
 	done
 
+# Strict: a package that could not be looked up is not taken for a safe one.
 .PHONY: audit
 audit: ## Look for known vulnerabilities in what is locked
 	$(INSTALL) dev
-	.venv/bin/pip-audit --require-hashes --disable-pip -r requirements/dev.txt
+	.venv/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/dev.txt
 
 .PHONY: bench
 bench: ## Measure, side by side with peers

@@ -18,7 +18,6 @@ Keys below the prefix `{visiona}:tunnel:` (times in Unix ms)
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -134,7 +133,9 @@ def _run(source: str, args: Sequence[str | int]) -> list[Any]:
 
 
 def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    """By Redis' own clock: those of the hosts that share it may be hours apart, or be set while they run."""
+    seconds, microseconds = redis.client().time()
+    return seconds * 1000 + microseconds // 1000
 
 
 def _moment(milliseconds: str) -> datetime:
@@ -358,10 +359,11 @@ def request_close(held: Sequence[Held], *, code: int, reason: str) -> None:
     """Note closes for the heartbeats of the nodes that hold the sessions."""
     if not held:
         return
+    now = _now_ms()
     pipe = redis.client().pipeline(transaction=False)
     for item in held:
         key = f"{PREFIX}closing:{item.node}"
-        pipe.hset(key, item.session, f"{_now_ms()}|{code}|{reason}")
+        pipe.hset(key, item.session, f"{now}|{code}|{reason}")
         pipe.expire(key, CLOSING_MS // 1000)
     pipe.execute()
 

@@ -12,6 +12,10 @@ from apps.common import redis, throttle
 from apps.common.breaker import OPEN_SECONDS, Breaker
 from apps.common.errors import DomainError
 from apps.common.ids import uuid7
+from apps.devices import presence
+from apps.devices.models import Device
+from apps.tunnels import registry
+from tests.apps.internal.kit import NODE, Daemon, issue, named
 
 HOUR = dt.timedelta(hours=1)
 
@@ -77,3 +81,46 @@ def test_ids_are_uuids_of_version_7_that_sort_by_their_time(monkeypatch):
     assert {(each.version, each.variant) for each in made} == {(7, uuid.RFC_4122)}
     assert made == sorted(made)
     assert [each.int >> 80 for each in made] == list(range(1_800_000_000_000, 1_800_000_000_010))
+
+
+# --- who is connected -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def daemon(db):
+    node = Daemon()
+    node.beat()
+    return node
+
+
+def set_clock(monkeypatch, off):
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + int(off.total_seconds()) * 1_000_000_000)
+
+
+@pytest.mark.parametrize("off", [-HOUR, HOUR])
+def test_the_devices_of_a_killed_daemon_are_offline_though_the_clock_was_set(daemon, alice, monkeypatch, off):
+    monkeypatch.setattr(registry, "SETTLE_MS", 0)  # the registry has stood for long
+    daemon.ask(issue(alice))
+    presence.follow_registry(now=timezone.now())
+    redis.client().delete(f"{registry.PREFIX}node:{NODE}")  # as when its 30 s are over
+    set_clock(monkeypatch, off)
+    presence.follow_registry(now=timezone.now())
+    assert Device.objects.get().link_status == "offline"
+
+
+@pytest.mark.parametrize("off", [-HOUR, HOUR])
+def test_a_close_is_told_by_a_host_whose_clock_is_off(daemon, alice, monkeypatch, off):
+    ask = named(issue(alice))
+    device = daemon.ask_all(ask)[0]["device_id"]
+    held = registry.Held(device, NODE, ask["session"], daemon.url)
+    registry.request_close([held], code=1012, reason="kicked")
+    set_clock(monkeypatch, off)
+    assert [order["session"] for order in daemon.beat(count=1)["close"]] == [ask["session"]]
+
+
+@pytest.mark.parametrize("off", [-HOUR, HOUR])
+def test_an_admission_under_way_stays_though_the_host_that_admitted_has_another_time(daemon, alice, monkeypatch, off):
+    with monkeypatch.context() as there:
+        set_clock(there, off)
+        admitted = daemon.ask(issue(alice))
+    daemon.beat(sessions=[])  # its agent is still shaking hands
+    assert registry.lookup([admitted["device_id"]]) != {}
