@@ -95,6 +95,28 @@ async def test_a_reused_stream_that_ends_unanswered(method: str, status: int) ->
         assert streams == (2 if method == "GET" else 1)
 
 
+async def test_a_request_that_no_stream_answers_is_made_twice_and_no_more() -> None:
+    """The one more time is for a stream that had been at rest; a box that answers neither is told of."""
+    async with fast_world() as w:
+        streams = 0
+
+        async def one_answer_in_all(wire: Wire) -> None:
+            nonlocal streams
+            streams += 1
+            await wire.head()
+            if streams == 1:
+                await wire.send(OK)
+                await wire.head()
+
+        await box(w, one_answer_in_all)
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+            got = await visitor.ask(f"GET /d/{DEVICE}/x")
+            assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
+        assert streams == 2
+        assert w.logged("forward")[-1]["attempts"] == 2
+
+
 def resting(w: World) -> int:
     """Streams that are kept for the next request."""
     assert w.daemon.fast is not None

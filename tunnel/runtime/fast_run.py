@@ -348,6 +348,7 @@ class Carried(Progress):
         self._drop()
         self.exchange.restart()
         self._fresh_only = True
+        self._reused = False  # of the next stream: one that ends unanswered too is the last
         self._lane.spawn(self._again)
 
     async def _again(self) -> None:
