@@ -59,6 +59,9 @@ class ScriptedTransport:
     def try_send(self, data: bytes | bytearray | memoryview) -> bool:
         return False
 
+    def unsent(self) -> int | None:
+        return None
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         self.closed_with = self.closed_with or (code, reason)
         self._closed.set()

@@ -61,6 +61,9 @@ class PipeTransport:
     def try_send(self, data: bytes | bytearray | memoryview) -> bool:
         return False
 
+    def unsent(self) -> int | None:
+        return None
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         if self.closed_with is None:
             self.closed_with = (code, reason)

@@ -51,6 +51,12 @@ class SlowLink:
             await trio.sleep_until(self._free_at)
         await self._into.send((self._free_at + DELAY, bytes(data)))
 
+    def try_send(self, data: bytes | bytearray | memoryview) -> bool:
+        return False
+
+    def unsent(self) -> int | None:
+        return None
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await self._pipe.aclose(code, reason)
 

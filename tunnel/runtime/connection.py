@@ -39,22 +39,12 @@ from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport, TransportProtocolError
 from tunnel.runtime.watchdog import Watchdog
 from tunnel.runtime.wire import Payload
+from tunnel.runtime.writing import Writing
 
 __all__ = [
-    "Connection",
-    "ConnectionStatistics",
-    "EndReason",
-    "GoingAway",
-    "OpenTimeout",
-    "Role",
-    "SessionConfig",
-    "SessionEnded",
-    "Stream",
-    "StreamRefused",
-    "StreamReset",
-    "TooManyStreams",
-    "TunnelError",
-]
+    "Connection", "ConnectionStatistics", "EndReason", "GoingAway", "OpenTimeout", "Role", "SessionConfig",
+    "SessionEnded", "Stream", "StreamRefused", "StreamReset", "TooManyStreams", "TunnelError",
+]  # fmt: skip
 
 _DEFAULTS = SessionConfig()
 # Looking more often than this is not worth a wake-up; nothing that the watchdog does is more exact.
@@ -91,7 +81,8 @@ class Connection:
         self._transport = transport
         self._config = config
         self._writer = Seat()  # while there is nothing to say
-        self._writing_since: float | None = None
+        self._writing = Writing()
+        self._hurried = False  # the next `kick` need not wait for the writer's turn
         self._left: Payload = b""  # the writer's first message: the socket did not take it at once
         self._read_scope = trio.CancelScope()
         self._watchdog = watchdog
@@ -247,10 +238,17 @@ class Connection:
 
     # For the streams
 
+    def hurry(self) -> None:
+        """What is handed over next is short and alone: said at once if the writer rests. Of many it gathers more."""
+        self._hurried = self._writer.task is not None
+
     def kick(self) -> None:
         """Wake the writer if it rests and there is something to say."""
         if self._writer.task is not None and (self.session.wants_to_send or self.session.ending is not None):
-            self._writer.wake()
+            if self._hurried:
+                self._say_at_once()
+            else:
+                self._writer.wake()
 
     # Inside
 
@@ -289,9 +287,9 @@ class Connection:
                 if touched:
                     self._dispatch(touched)
                 if data:
-                    self._writing_since = now
+                    self._writing.since = now
                     await self._transport.send_all(data)
-                    self._writing_since = None
+                    self._writing.since = None
                 elif session.ending is not None:
                     return
                 # Unless a listener has spoken while the touched streams were told.
@@ -306,9 +304,9 @@ class Connection:
 
     def look(self, now: float) -> float:
         """Do what time alone brings: pings, liveness, timeouts. When to look again; infinity once the session ended."""
-        since = self._writing_since
-        if since is not None and now - since >= self._config.write_timeout:
-            self._dispatch(self.session.fail(EndKind.LIVENESS, f"no progress in writing for {now - since:.0f} s"))
+        stuck = self._writing.stuck(now, self._transport)
+        if stuck >= self._config.write_timeout:
+            self._dispatch(self.session.fail(EndKind.LIVENESS, f"no progress in writing for {stuck:.0f} s"))
         else:
             self._dispatch(self.session.tick(now))
         return self._due(now)
@@ -322,7 +320,7 @@ class Connection:
         if self.session.ending is not None:
             return math.inf
         due = self.session.next_deadline()
-        self._resting = not self.session.streams_open and self._writing_since is None
+        self._resting = not self.session.streams_open and self._writing.since is None
         if not self._resting:
             due = min(due, now + _TICK)
         return max(due, now + _LEAST)
@@ -358,18 +356,21 @@ class Connection:
         self.kick()
 
     def _say_at_once(self) -> None:
-        """Say what an idle tunnel says, a ping or its answer, without the writer where the socket takes it."""
+        """Say a little, as an idle tunnel's ping or its answer, without the writer where the socket takes it."""
+        self._hurried = False
         session = self.session
         if self._writer.task is None or not session.wants_to_send:
             return  # the writer is at it, or there is nothing
         data = session.data_to_send(_LITTLE, trio.current_time())
+        touched = session.take_touched()
         try:
             if not self._transport.try_send(data):
                 self._left = data
                 self._writer.wake()
-                return
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._lost(error)
+        if touched:
+            self._wake(touched)
         self.kick()
 
     def _lost(self, error: Exception) -> None:
@@ -380,12 +381,11 @@ class Connection:
         if self.end_reason is not None or ending is None:
             return
         remote = ending.kind in (EndKind.REMOTE, EndKind.TRANSPORT)
-        close_code = self._transport.close_code
-        if remote and close_code is not None:
-            text = f"{ending.text} with code {close_code} {self._transport.close_reason}".rstrip()
-            self.end_reason = EndReason(ending.kind, text, close_code, remote)
-        else:
-            self.end_reason = EndReason(ending.kind, ending.text, self._closing()[0], remote)
+        text, code = ending.text, self._closing()[0]
+        if remote and self._transport.close_code is not None:
+            code = self._transport.close_code
+            text = f"{text} with code {code} {self._transport.close_reason}".rstrip()
+        self.end_reason = EndReason(ending.kind, text, code, remote)
         self._read_scope.cancel()
         self._acceptors.unpark_all()
         self._idlers.unpark_all()

@@ -20,11 +20,13 @@ AVAILABLE: Final = hasattr(select, "epoll")
 class Poller:
     """Sockets, each with what is called as long as it is readable, at its end or broken. `run` it."""
 
-    __slots__ = ("_calls", "_epoll")
+    __slots__ = ("_calls", "_epoll", "alone")
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._calls: dict[int, Callable[[], None]] = {}
+        self.alone = False
+        """Whether who is called now is the only one that has something to read."""
 
     def __repr__(self) -> str:
         return f"<Poller {len(self._calls)} resting>"
@@ -49,7 +51,9 @@ class Poller:
         try:
             while True:
                 await trio.lowlevel.wait_readable(descriptor)
-                for ready, _ in epoll.poll(0, _BATCH):
+                found = epoll.poll(0, _BATCH)
+                self.alone = len(found) == 1
+                for ready, _ in found:
                     call = calls.get(ready)
                     if call is not None:
                         call()

@@ -6,8 +6,11 @@ so it drives plain non-blocking sockets and waits only when the kernel says that
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from typing import Final
 
 import trio
@@ -47,6 +50,14 @@ def tune(sock: socket.socket) -> None:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def unsent(sock: socket.socket) -> int | None:
+    """Bytes that were written and that the peer's kernel has not acknowledged; None where the system does not tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):  # not a TCP socket, closed, or no Linux
+        return None
 
 
 def listen(host: str, port: int, backlog: int = 4096) -> socket.socket:

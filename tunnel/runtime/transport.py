@@ -17,7 +17,8 @@ import trio_websocket
 import wsproto.utilities
 
 from tunnel.runtime.sockets import tune
-from tunnel.runtime.websocket import PlainTransport, SocketTransport, StreamTransport
+from tunnel.runtime.websocket import SocketTransport, StreamTransport
+from tunnel.runtime.websocket_plain import PlainTransport
 from tunnel.runtime.wire import MAX_FRAME, Payload, TransportProtocolError, Wire
 
 __all__ = [
@@ -75,6 +76,10 @@ class Transport(Protocol):
 
         False: it was not written, or not to its end, and `send_all` of the same message must be the next.
         """
+        ...
+
+    def unsent(self) -> int | None:
+        """Bytes of what is being written that the peer's system has not taken yet; None: nobody can tell."""
         ...
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:

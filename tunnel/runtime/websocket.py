@@ -1,4 +1,4 @@
-"""WebSocket transports: the hot path on a non-blocking socket, one on any Trio stream, one on trio-websocket.
+"""WebSocket transports: the hot path on a non-blocking socket, and one on any Trio stream. See also `websocket_plain`.
 
 The socket is read into one buffer of 256 KiB that all transports of a Trio run share: what is read is decoded before
 the next await, so that an idle tunnel holds no buffer. There is no task, no lock and no cancel scope per message.
@@ -12,9 +12,8 @@ import socket
 from typing import Final
 
 import trio
-import trio_websocket
 
-from tunnel.runtime.sockets import READ_SIZE, shared_buffer
+from tunnel.runtime.sockets import READ_SIZE, shared_buffer, unsent
 from tunnel.runtime.wire import Payload, TransportProtocolError, Wire
 
 CLOSE_SECONDS: Final = 1.0
@@ -126,6 +125,10 @@ class _WireTransport:
         """As `send_all` if that need not wait; False: `send_all` of the same message must be the next."""
         return False
 
+    def unsent(self) -> int | None:
+        """Not known of any transport but a socket."""
+        return None
+
     async def _write_marked(self, prefix: bytes, body: Payload) -> None:
         self._sending = self._torn = True
         try:
@@ -215,6 +218,7 @@ class SocketTransport(_WireTransport):
         self._buffer = shared_buffer()
         self._full = False  # the last read filled the buffer: there is more, so do not ask epoll
         self._runs = 0  # writes in a row that did not have to wait
+        self._rest = 0  # bytes of the message under way that the kernel has not taken
 
     async def _read(self) -> Payload:
         if self._initial:
@@ -259,11 +263,18 @@ class SocketTransport(_WireTransport):
         self._runs = 0
         rest = memoryview(rest)
         while rest:
+            self._rest = len(rest)
             await trio.lowlevel.wait_writable(sock)
             try:
                 rest = rest[sock.send(rest) :]
             except BlockingIOError:
                 continue
+        self._rest = 0
+
+    def unsent(self) -> int | None:
+        """What the kernel holds, and what it has not taken of the message that is being written."""
+        held = unsent(self._sock)
+        return None if held is None else held + self._rest
 
     def try_send(self, data: Payload) -> bool:
         """As `send_all` if the socket takes it at once. False: `send_all` of the same message must be the next."""
@@ -338,53 +349,3 @@ class StreamTransport(_WireTransport):
 
     async def _release(self) -> None:
         await trio.aclose_forcefully(self._stream)
-
-
-class PlainTransport:
-    """The plain path, kept as the check of the others: trio-websocket's own messages.
-
-    The connection's reader runs in the nursery that made it; that nursery's owner ends it.
-    """
-
-    def __init__(self, connection: trio_websocket.WebSocketConnection) -> None:
-        self._connection = connection
-        self.close_code: int | None = None
-        self.close_reason = ""
-
-    def _note(self, closed: trio_websocket.ConnectionClosed) -> None:
-        self.close_code = closed.reason.code if closed.reason else 1006
-        self.close_reason = (closed.reason.reason if closed.reason else "") or ""
-
-    async def receive_some(self) -> Payload:
-        """As of `_WireTransport`, message by message."""
-        while True:
-            try:
-                message = await self._connection.get_message()
-            except trio_websocket.ConnectionClosed as closed:
-                self._note(closed)
-                return b""
-            if isinstance(message, str):
-                await self.aclose(1003, "binary messages only")
-                raise TransportProtocolError(1003, "text message")
-            if message:
-                return message
-
-    def try_send(self, data: Payload) -> bool:  # noqa: ARG002 - the interface's; this one always waits
-        """As of `_WireTransport`."""
-        return False
-
-    async def send_all(self, data: Payload) -> None:
-        """Write one binary message."""
-        try:
-            await self._connection.send_message(bytes(data))
-        except trio_websocket.ConnectionClosed as closed:
-            self._note(closed)
-            raise trio.BrokenResourceError("the connection is closed") from closed
-
-    async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """As of `_WireTransport`."""
-        with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS, shield=True):
-            await self._connection.aclose(code, reason[:120])
-        if self.close_code is None:
-            closed = self._connection.closed
-            self.close_code = closed.code if closed is not None else 1006
