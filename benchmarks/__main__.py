@@ -79,10 +79,16 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--brief", action="store_true", help="the goals' sizes in fewer rounds: about fifteen minutes")
     parser.add_argument("--only", action="append", metavar="NAME", choices=SCENARIOS, help="this scenario; repeatable")
     parser.add_argument("--list", action="store_true", help="the scenarios")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="the folder of results")
+    parser.add_argument(
+        "--output", type=Path, help="the folder of results; benchmarks/results, or var/benchmarks with --only or --quick"
+    )
     parser.add_argument("--keep", action="store_true", help="keep data and logs of the run, and say where")
     parser.add_argument("--pure", action="store_true", help="the tunnel as pure Python, not its compiled core")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.output is None:  # the results that are kept are whole ones
+        part = arguments.only or arguments.quick
+        arguments.output = ROOT / "var" / "benchmarks" if part else ROOT / "benchmarks" / "results"
+    return arguments
 
 
 def facts(effort: Effort, began: dt.datetime) -> dict[str, str]:
