@@ -79,9 +79,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--brief", action="store_true", help="the goals' sizes in fewer rounds: about fifteen minutes")
     parser.add_argument("--only", action="append", metavar="NAME", choices=SCENARIOS, help="this scenario; repeatable")
     parser.add_argument("--list", action="store_true", help="the scenarios")
-    parser.add_argument(
-        "--output", type=Path, help="the folder of results; benchmarks/results, or var/benchmarks with --only or --quick"
-    )
+    parser.add_argument("--output", type=Path, help="where results go; with --only or --quick else var/benchmarks")
     parser.add_argument("--keep", action="store_true", help="keep data and logs of the run, and say where")
     parser.add_argument("--pure", action="store_true", help="the tunnel as pure Python, not its compiled core")
     arguments = parser.parse_args(words)
