@@ -213,11 +213,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True, scope="session")
 def _tables_can_be_emptied() -> Iterator[None]:
-    """Transactional tests end by emptying all tables: those of events let themselves be emptied by retention alone."""
+    """Transactional tests end by emptying all tables: those of events let themselves be emptied by retention alone.
+
+    The jobs are no table of Django's, and those that one test leaves are not another's.
+    """
     plain = DatabaseOperations.execute_sql_flush
 
     def flush(self: DatabaseOperations, sql_list: Iterable[str]) -> None:
-        plain(self, [LIFT, *sql_list])
+        plain(self, [LIFT, *sql_list, "TRUNCATE procrastinate_jobs CASCADE"])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatabaseOperations, "execute_sql_flush", flush)

@@ -117,5 +117,6 @@ TABLE: Final[dict[str, Row]] = {
     "GET /api/auth/oidc/callback": Row(PUBLIC, 404),
     "POST /api/auth/oidc/token": Row(PUBLIC, 404, body={}),
     "GET /": Row(PAGE),
+    "GET /admin": Row(PAGE, 302),
     "GET /favicon.ico": Row(PAGE, 302),
 }  # fmt: skip

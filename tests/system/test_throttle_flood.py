@@ -141,6 +141,13 @@ def test_the_metrics_are_of_all_processes_together(stack: Stack) -> None:
         name = 'visiona_api_requests_total{method="GET",route="healthz",status="200"}'
         return sum(float(line.rpartition(" ")[2]) for line in told if line.startswith(name))
 
+    def at_rest() -> bool:
+        """Whoever asked before, and gave up waiting, has been answered."""
+        then = counted()
+        time.sleep(1.0)
+        return counted() == then
+
+    eventually(at_rest, 30, "nobody else asks")
     before = counted()
     for _ in range(40):  # a new connection each: both workers get some
         assert stack.call("GET", "/healthz", token="").status == 200
