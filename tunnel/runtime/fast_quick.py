@@ -33,7 +33,8 @@ ANSWER_BYTES: Final = 32 * 1024
 """Longer answers are not ordinary: the client may not take them at once."""
 _TAKEN: Final = 128 * 1024  # taken from the box at once
 _OLD_SECONDS: Final = 1.0
-_FEW: Final = 4  # under way at once: of more the tunnel's writer gathers what comes, at less cost for each
+_FEW: Final = 4  # ordinary exchanges at once: of more the tunnel's writer gathers what comes, at less cost for each
+_MANY: Final = 32  # of any kind: not worth counting
 _LETTERS: Final = 65
 _ID_FIELD: Final = b"\r\nX-Request-ID: "  # as the shipped nginx spells it
 
@@ -171,8 +172,8 @@ class Quick:
         self.over = self._late = False
         client.served_by(self, now)
         self._lane.running.add(self)
-        poller, running = self._lane.poller, self._lane.running
-        if idle is not None and len(running) <= _FEW and poller is not None and poller.alone:
+        poller = self._lane.poller
+        if idle is not None and poller is not None and poller.alone and self._few():
             line.tunnel.connection.hurry()
         try:
             sent = stream.send_nowait(head)
@@ -184,6 +185,11 @@ class Quick:
             else:
                 stream.listener = self._hear
         return True
+
+    def _few(self) -> bool:
+        """Whether few others ask as this one does; what takes long, bulk and events, does not count."""
+        running = self._lane.running
+        return len(running) <= _MANY and sum(isinstance(each, Quick) for each in running) <= _FEW
 
     # --- from the box -------------------------------------------------------------------------------------------------
     def _heard(self) -> None:
