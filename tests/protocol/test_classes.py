@@ -135,9 +135,12 @@ def outstanding(stream: MuxStream) -> int:
     return stream.receive_window.remaining + len(stream.received)
 
 
-def beside(count: int, config: SessionConfig | None = None) -> tuple[Lab, list[MuxStream], MuxStream]:
-    """`count` bulk downloads, and an interactive stream that has just asked something."""
+def beside(
+    count: int, config: SessionConfig | None = None, *, rtt: float = 0.0
+) -> tuple[Lab, list[MuxStream], MuxStream]:
+    """`count` bulk downloads, and an interactive stream that has just asked something. `rtt` 0: not measured."""
     lab = daemon(config)
+    lab.session._core.rtt_least = rtt
     bulks = [lab.open_outbound() for _ in range(count)]
     for stream in bulks:
         assert download(lab, stream, 1 << 20) == 1 << 20
@@ -148,7 +151,7 @@ def beside(count: int, config: SessionConfig | None = None) -> tuple[Lab, list[M
     return lab, bulks, small
 
 
-@pytest.mark.parametrize(("count", "share"), [(1, 64), (2, 32), (4, 16), (8, 8), (64, 8)])
+@pytest.mark.parametrize(("count", "share"), [(1, 128), (2, 128), (4, 64), (8, 32), (64, 32)])
 def test_bulk_gets_smaller_credit_beside_an_interactive_stream(count: int, share: int) -> None:
     lab, bulks, _ = beside(count)
     for stream in bulks:
@@ -157,10 +160,20 @@ def test_bulk_gets_smaller_credit_beside_an_interactive_stream(count: int, share
         assert outstanding(stream) >= share * KIB // 2
 
 
+@pytest.mark.parametrize(("rtt", "count", "share"), [
+    (0.0003, 1, 64), (0.0003, 8, 8), (0.0003, 64, 8), (0.0039, 8, 8), (0.004, 8, 32), (0.02, 8, 41), (0.02, 1, 128),
+])  # fmt: skip
+def test_a_near_peer_gets_a_quarter_and_a_far_one_what_its_line_takes(rtt: float, count: int, share: int) -> None:
+    lab, bulks, _ = beside(count, rtt=rtt)
+    for stream in bulks:
+        assert download(lab, stream, 1 << 20) == 1 << 20
+        assert share * KIB // 2 <= outstanding(stream) <= share * KIB
+
+
 def test_the_full_window_returns_when_nobody_interactive_speaks() -> None:
     lab, (bulk, *_), _ = beside(2)
     download(lab, bulk, 512 * KIB)
-    assert outstanding(bulk) <= 32 * KIB
+    assert outstanding(bulk) <= 128 * KIB
     for _ in range(4):
         lab.tick(1.0)
         download(lab, bulk, 1 << 20)
@@ -172,7 +185,7 @@ def test_credit_that_was_held_back_is_given_as_soon_as_it_is_free() -> None:
     lab, (bulk,), _ = beside(1)
     download(lab, bulk, (1 << 20) + 63 * KIB)  # between two credits
     held = bulk.receive_window.withheld
-    assert held == WIN - 64 * KIB
+    assert held == WIN - 128 * KIB
     frames = []
     for _ in range(5):
         lab.tick(1.0)
@@ -190,7 +203,7 @@ def test_what_a_peer_says_of_its_own_accord_counts_too() -> None:
         lab.feed(data(events.stream_id, b"data: x\n\n"))
         lab.read_all(events)
         download(lab, bulk, 1 << 20)
-    assert outstanding(bulk) <= 64 * KIB
+    assert outstanding(bulk) <= 128 * KIB
 
 
 def test_alone_a_bulk_stream_is_not_held_back() -> None:
@@ -220,7 +233,7 @@ def test_a_bulk_stream_that_ends_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"bulk_window": WIN + 1}, {"bulk_window_least": 1}, {"bulk_window": 1024, "bulk_window_least": 2048}]
+    "change", [{"bulk_window": WIN + 1}, {"bulk_window_least": 7}, {"bulk_window": 1024, "bulk_window_least": 2048}]
 )
 def test_sizes_that_make_no_sense_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="bulk_window"):

@@ -14,6 +14,9 @@ _FAST: Final = 256 * 1024
 # Bytes are counted in steps of 64 KiB: four of them between the first and the last of five stamps.
 _STAMPS: Final = _FAST // STEP + 1
 _SECOND: Final = 1.0
+_NEAR: Final = 0.004
+"""Round trip in seconds below which a peer is near: it is fast with less under way, and what waits is felt more."""
+_NEAR_PART: Final = 4  # so it gets a quarter
 REVIEW_SECONDS: Final = 1.0
 """Between two looks at the bulk streams of a session, while there are any."""
 
@@ -52,8 +55,9 @@ def hold_back(core: Core) -> None:
     config = core.config
     if not config.bulk_window or not core.bulk:
         return
-    budget = max(config.bulk_budget, int(config.bulk_speed * core.rtt_least))
-    share = max(config.bulk_window_least, min(config.bulk_window, budget // len(core.bulk)))
+    part = _NEAR_PART if 0 < core.rtt_least < _NEAR else 1
+    budget = max(config.bulk_budget // part, int(config.bulk_speed * core.rtt_least))
+    share = max(config.bulk_window_least // part, min(config.bulk_window, budget // len(core.bulk)))
     for stream in core.bulk.values():
         _withhold(core, stream, share)
 

@@ -45,9 +45,11 @@ class SessionConfig:
     quantum: int = 16 * KIB  # bytes of one stream before the next has its turn
     # Bulk beside interactive streams (`classes`): bytes that the peer may have under way
     bulk_window: int = 128 * KIB  # for a bulk stream; 0 holds no credit back
-    bulk_budget: int = 64 * KIB  # for all of them together, or what bulk_speed fills in a round trip …
+    bulk_budget: int = (
+        256 * KIB
+    )  # for all together (a near peer: a quarter), or what bulk_speed fills in a round trip …
     bulk_speed: int = 16 * MIB  # … in bytes a second: more than that on a long line is the price of a short queue
-    bulk_window_least: int = 8 * KIB  # never less for one
+    bulk_window_least: int = 32 * KIB  # never less for one (a near peer: a quarter)
     crowded_seconds: float = 2.0  # after an interactive stream last spoke
     # Rates
     syn_rate: Rate = Rate(200, 512)  # more: RST; as many again: the session ends
@@ -77,8 +79,8 @@ class SessionConfig:
             raise ValueError("max_batch must be at least 64, quantum and send_buffer at least 1")
         if self.max_unacked < 1 or self.accept_backlog < 1 or self.late_ids < 1:
             raise ValueError("max_unacked, accept_backlog and late_ids must be at least 1")
-        if self.bulk_window and not 2 <= self.bulk_window_least <= self.bulk_window <= INITIAL_WINDOW:
-            raise ValueError("need 2 <= bulk_window_least <= bulk_window <= 262144, or no bulk_window")
+        if self.bulk_window and not 8 <= self.bulk_window_least <= self.bulk_window <= INITIAL_WINDOW:
+            raise ValueError("need 8 <= bulk_window_least <= bulk_window <= 262144, or no bulk_window")
         if not 0 < self.soft_buffered <= self.hard_buffered:
             raise ValueError("need 0 < soft_buffered <= hard_buffered")
         if not 0 < self.ping_idle < self.liveness_timeout:
