@@ -129,6 +129,18 @@ async def test_a_connection_that_is_gone_ends_the_session() -> None:
         assert client.end_reason is not None
 
 
+async def test_a_hurry_that_nothing_followed_delays_no_end(autojump_clock: trio.testing.MockClock) -> None:
+    """What was to be sent met a closed stream, say; then the connection goes, and the writer has to hear of it."""
+    async with connected() as (client, server):
+        await opened(client, server)
+        transport = willing(client, takes=9)
+        client.hurry()
+        began = trio.current_time()
+        transport.break_()
+        await client._finished.wait()
+        assert trio.current_time() - began < 0.5 * client._config.flush_timeout
+
+
 @pytest.mark.skipif(not AVAILABLE, reason="epoll is Linux's")
 async def test_the_poller_tells_who_came_alone() -> None:
     poller = Poller()

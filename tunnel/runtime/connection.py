@@ -245,7 +245,7 @@ class Connection:
     def kick(self) -> None:
         """Wake the writer if it rests and there is something to say."""
         if self._writer.task is not None and (self.session.wants_to_send or self.session.ending is not None):
-            if self._hurried:
+            if self._hurried and self.session.ending is None:
                 self._say_at_once()
             else:
                 self._writer.wake()
