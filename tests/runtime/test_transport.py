@@ -13,6 +13,7 @@ import trio_websocket
 import wsproto.utilities
 
 from tests.runtime.transport_kit import (
+    beside_a_raw_peer,
     dial,
     echo,
     masked,
@@ -179,14 +180,8 @@ async def test_bytes_right_behind_the_answer_are_not_lost() -> None:
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[t.SocketTransport, ByteStream]]:
     """A server-side transport and the raw socket of its peer."""
-    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    left.setblocking(False)
-    right.setblocking(False)
-    transport, peer = t.SocketTransport(left, Wire(client=False)), ByteStream(right)
-    with trio.fail_after(20):
-        yield transport, peer
-        peer.close()
-        await transport.aclose()
+    async with beside_a_raw_peer(20) as made:
+        yield made
 
 
 async def test_fragments_arrive_before_their_message_ends(pair: tuple[t.SocketTransport, ByteStream]) -> None:

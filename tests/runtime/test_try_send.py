@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import AsyncIterator
 
@@ -10,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.runtime.transport_kit import masked
+from tests.runtime.transport_kit import beside_a_raw_peer, masked
 from tunnel.runtime import transport as t
 from tunnel.runtime.sockets import ByteStream
 from tunnel.runtime.wire import Wire
@@ -19,14 +18,8 @@ from tunnel.runtime.wire import Wire
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[t.SocketTransport, ByteStream]]:
     """A server-side transport and the raw socket of its peer."""
-    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    left.setblocking(False)
-    right.setblocking(False)
-    transport, peer = t.SocketTransport(left, Wire(client=False)), ByteStream(right)
-    with trio.fail_after(60):
-        yield transport, peer
-        peer.close()
-        await transport.aclose()
+    async with beside_a_raw_peer(60) as made:
+        yield made
 
 
 @pytest.mark.parametrize("size", [20, 1 << 20])

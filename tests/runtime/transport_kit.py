@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import trio.testing
 
 from tunnel.runtime import transport as t
 from tunnel.runtime.sockets import ByteStream, accept, listen
+from tunnel.runtime.wire import Wire
 
 SERVER_HEADERS = [("X-VisionA-Device-Id", "d1")]
 Serve = Callable[[t.Transport], Awaitable[None]]
@@ -51,6 +53,19 @@ async def serving(serve: Serve, *, plain: bool = False) -> AsyncIterator[int]:
                 yield listener.getsockname()[1]
             finally:
                 listener.close()
+
+
+@asynccontextmanager
+async def beside_a_raw_peer(seconds: float) -> AsyncIterator[tuple[t.SocketTransport, ByteStream]]:
+    """A server-side transport and the raw socket of its peer, for so many seconds at most."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    left.setblocking(False)
+    right.setblocking(False)
+    transport, peer = t.SocketTransport(left, Wire(client=False)), ByteStream(right)
+    with trio.fail_after(seconds):
+        yield transport, peer
+        peer.close()
+        await transport.aclose()
 
 
 async def dial(port: int) -> tuple[t.Transport, list[tuple[str, str]]]:
