@@ -23,7 +23,7 @@ from tunnel.agent.settings import AgentSettings
 from tunnel.agent.verdict import EXIT_BUSY, EXIT_OK, EXIT_USAGE
 from tunnel.agent.version import VERSION
 from tunnel.contract import SettingError
-from tunnel.runtime.garbage import calm_collector
+from tunnel.runtime.garbage import calm_collector, return_memory
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -199,6 +199,7 @@ def _run(main: Callable[[], Awaitable[int]]) -> int:
     """`trio.run`, with what the user can mend told in one line."""
     code = EXIT_OK
     calm_collector()
+    return_memory()
     try:
         code = trio.run(_logged, main)
     except* AgentBusyError as group:

@@ -14,6 +14,7 @@ _NEW: Final = 10_000  # objects, some megabytes at most, that may wait to be loo
 _OLDER: Final = 20
 _TRIM_THRESHOLD: Final = -1  # the names that mallopt has for them
 _MMAP_THRESHOLD: Final = -3
+_ARENA_MAX: Final = -8
 _MAPPED_FROM: Final = 1024 * 1024  # bytes; a read and what becomes of it is less
 _KEPT: Final = 8 * 1024 * 1024  # bytes at the heap's end that stay ours
 
@@ -31,3 +32,15 @@ def keep_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _MAPPED_FROM) and mallopt(_TRIM_THRESHOLD, _KEPT))
+
+
+def return_memory() -> bool:
+    """Give back what the imports left over, and let all threads take from one heap; whether the C library can (glibc).
+
+    For a program on a small machine, whose other threads only look names up: each would else begin a heap of its own.
+    """
+    library = ctypes.CDLL(None)
+    mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
+    if mallopt is None or trim is None:
+        return False
+    return bool(mallopt(_ARENA_MAX, 1)) and trim(0) >= 0
