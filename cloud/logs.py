@@ -1,36 +1,26 @@
 """JSON log lines on stderr, ours and everybody else's alike, with the request's id and without secrets.
 
-No line holds a query string or a token: ours log paths alone, and what libraries say is masked here.
+No line holds a query string or a token: ours log paths alone, and what libraries say is masked
+(apps.common.log_line, which writes the two lines of each request itself).
 """
 
 import logging
 import logging.config
-import re
 from typing import Any, Final
 
-import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-_TOKEN: Final = re.compile(r"(vA[ucs]_)[0-9a-f]{8,}")
-_SIGNED: Final = re.compile(r"(/storage/)[^\s/?\"'<>]+")
-_QUERY: Final = re.compile(r"(/[^\s?\"'<>]*)\?[^\s\"'<>]*")
-
-
-def mask(text: str) -> str:
-    """The text without the secret part of our tokens and signed paths, and without any URL's query."""
-    return _QUERY.sub(r"\1", _SIGNED.sub(r"\1***", _TOKEN.sub(r"\1***", text)))
+from apps.common.log_line import dumps, mask_values
 
 
 def _mask_values(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    for key, value in event.items():
-        if isinstance(value, str) and ("?" in value or "vA" in value or "/storage/" in value):
-            event[key] = mask(value)
+    mask_values(event)
     return event
 
 
 def _dumps(event: EventDict, **_options: Any) -> str:
-    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode(errors="replace")
+    return dumps(event).decode(errors="replace")
 
 
 _SHARED: Final[list[Processor]] = [

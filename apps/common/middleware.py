@@ -14,11 +14,12 @@ from django.urls import Resolver404, resolve
 
 from apps.common import metrics
 from apps.common.errors import DomainError
+from apps.common.log_line import HotLog
 from apps.common.responses import error_response
 from tunnel.contract import H_REQUEST_ID, request_id_from
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
-logger = structlog.get_logger("visiona.request")
+log = HotLog("visiona.request")
 
 API_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY: Final = (
@@ -52,14 +53,15 @@ class RequestContextMiddleware:
         seconds = time.perf_counter() - started
         match = request.resolver_match
         metrics.observe(request.method or "", match.route if match else "unmatched", response.status_code, seconds)
-        logger.info(
-            "request",
-            method=request.method,
-            path=request.path,  # never the query: it may hold a ticket
-            status=response.status_code,
-            ms=round(seconds * 1000, 1),
-            address=request.client_address,  # type: ignore[attr-defined]  # set by believe_proxy
-        )
+        if getattr(request, "carried", None) is not response:  # what a box answers has its line when it has ended
+            log.info(
+                "request",
+                method=request.method,
+                path=request.path,  # never the query: it may hold a ticket
+                status=response.status_code,
+                ms=round(seconds * 1000, 1),
+                address=request.client_address,  # type: ignore[attr-defined]  # set by believe_proxy
+            )
         return response
 
 

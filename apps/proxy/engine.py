@@ -22,6 +22,7 @@ from django.http.response import HttpResponseBase
 from apps.clusters.load import leases
 from apps.common.database import release_database
 from apps.common.errors import DomainError
+from apps.common.log_line import HotLog
 from apps.common.responses import request_id_of
 from apps.proxy import raw, selectors
 from apps.proxy.answer import BoxAnswer
@@ -42,6 +43,7 @@ from apps.tunnels.forwarder import (
 from apps.tunnels.registry import Entry
 
 logger = structlog.get_logger("visiona.forward")
+_LINE: Final = HotLog("visiona.forward")
 
 CLIENT_CLOSED: Final = 499
 """The status in logs for a client that left before its answer; nobody receives it (nginx's convention)."""
@@ -296,7 +298,7 @@ def log(request: HttpRequest, forwarded: Forward) -> None:
     """The one line of an exchange (tunnel.md, "Running it"): never the query, which may hold a ticket."""
     now = time.monotonic()
     head = forwarded.exchange.answer
-    logger.info(
+    _LINE.info(
         "forward",
         lane="drf",
         outcome=forwarded.outcome,
@@ -313,4 +315,5 @@ def log(request: HttpRequest, forwarded: Forward) -> None:
         bytes_down=forwarded.bytes_down,
         head_ms=None if forwarded.head_at is None else round((forwarded.head_at - forwarded.started) * 1000, 1),
         ms=round((now - forwarded.started) * 1000, 1),
+        address=request.client_address,  # type: ignore[attr-defined]  # set by believe_proxy
     )

@@ -13,7 +13,7 @@ from django.test import Client
 from psycopg.sql import SQL, Identifier
 from structlog.stdlib import ProcessorFormatter
 
-from apps.common import redis
+from apps.common import log_line, redis
 from apps.pairing.services import hash_token
 from tests.apps.accounts.mail_kit import deliver, token_in
 from tests.apps.conftest import PASSWORD, Api
@@ -105,6 +105,7 @@ def log(monkeypatch):
     handler = logging.StreamHandler(told)
     handler.setFormatter(formatter)
     monkeypatch.setattr(root, "handlers", [*root.handlers, handler])
+    monkeypatch.setattr(log_line, "write", lambda line: told.write(line.decode()))
     before = root.level
     root.setLevel(logging.DEBUG)
     yield told

@@ -69,6 +69,7 @@ def test_one_request_id_on_all_hops(shared_system: Stack) -> None:
 
     for name, event in (("api", "forward"), ("tunnel", "forward"), ("agent", "request")):
         eventually(lambda name=name, event=event: sorted(told(name, event)) == mine, 3, f"{mine} in {name}'s log")
+    assert told("api", "request") == [], "one line an exchange, at its end"
 
 
 def test_no_secret_in_any_log(shared_system: Stack) -> None:

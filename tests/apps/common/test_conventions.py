@@ -10,6 +10,7 @@ import pytest
 import structlog
 from django.test import Client, RequestFactory
 
+from apps.common import log_line
 from apps.common.middleware import believe_proxy
 from apps.common.parsers import MAX_JSON_BYTES
 from tests.apps.common.crashing_urls import FAILURES
@@ -256,7 +257,7 @@ class TestTrustedProxies:
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What would stand on stderr."""
     root = logging.getLogger()
     real = next(h for h in root.handlers if isinstance(h.formatter, structlog.stdlib.ProcessorFormatter))
@@ -264,6 +265,7 @@ def log() -> Iterator[io.StringIO]:
     copy = logging.StreamHandler(sink)
     copy.setFormatter(real.formatter)
     root.addHandler(copy)
+    monkeypatch.setattr(log_line, "write", lambda line: sink.write(line.decode()))
     yield sink
     root.removeHandler(copy)
 
