@@ -207,6 +207,8 @@ _addresses = _Addresses()
 
 def open_stream(route: Route, watch: Watch, *, secret: str, request_id: str, open_seconds: float) -> BoxStream:
     """Open a stream in `route`'s session. Raises OpenFailed, ClientLeft or Ended."""
+    if not route.session:
+        raise OpenFailed("TUNNEL_DISCONNECTED", "the device is between two daemons", elsewhere=True)
     netloc, addresses = _addresses.of(route.node_url)
     sock = _connect(addresses, watch)
     try:

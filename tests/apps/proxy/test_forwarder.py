@@ -352,7 +352,7 @@ def test_one_that_does_not_come_back_is_waited_for_as_long_as_an_open_takes(clie
     away = Route("device-1", "", "", 1, moving=True)
     with pytest.raises(ProxyError) as caught:
         make(client, away, limits=limits).to_head()
-    assert caught.value.code in ("TUNNEL_DISCONNECTED", "TUNNEL_UNAVAILABLE")
+    assert (caught.value.code, caught.value.retry_after) == ("TUNNEL_DISCONNECTED", 5)
 
 
 def test_nobody_waits_for_a_client_that_left(client: FakeClient) -> None:
