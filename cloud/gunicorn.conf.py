@@ -8,6 +8,7 @@ import os
 import resource
 from typing import Any
 
+from apps.common.cores import cores, free_number
 from cloud import master
 from tunnel.contract import BY_NAME, PREFIX, SettingError, parse_setting
 
@@ -63,6 +64,17 @@ proc_name = "visiona-api"
 def on_starting(server: Any) -> None:  # noqa: ARG001 - gunicorn's interface
     """Before the sockets are opened: what cannot start ends here, with one line."""
     master.prepare()
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """In the master: the number by which the worker chooses its core."""
+    worker.core_number = free_number(each.core_number for each in server.WORKERS.values())
+
+
+def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn's interface
+    """In the worker, before it has threads."""
+    if _setting("API_PINNED"):
+        cores.stay(worker.core_number)
 
 
 def on_exit(server: Any) -> None:  # noqa: ARG001 - gunicorn's interface

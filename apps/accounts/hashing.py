@@ -12,6 +12,7 @@ from typing import Final
 
 from django.conf import settings
 
+from apps.common.cores import cores
 from apps.common.errors import DomainError
 
 PATIENCE_SECONDS: Final = 5.0
@@ -39,7 +40,8 @@ class Turns:
                 raise DomainError("OVERLOADED")
             self._mine.held = True
             try:
-                yield
+                with cores.anywhere():
+                    yield
             finally:
                 self._mine.held = False
                 self._free.release()

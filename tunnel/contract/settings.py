@@ -118,6 +118,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("REDIS_TIMEOUT_SECONDS", "float", "1", "to wait for any answer of Redis", low=0.1, high=600),
     _S("API_WORKERS", "int", "2", "API processes", low=1, high=128),
     _S("API_THREADS", "int", "64", "threads an API process", low=4, high=1024),
+    _S("API_PINNED", "bool", "true", "an API process keeps its threads on one core; false: the kernel spreads them"),
     _S(
         "API_LONG_EXCHANGES",
         "int",
