@@ -150,10 +150,10 @@ def apply_events(events: Sequence[TunnelEvent], *, now: dt.datetime) -> int:
 
     A batch that is sent again (its answer was lost) is not noted twice.
     """
-    registry.expect_back(
-        event["device_id"] for event in events if event["type"] == "disconnected" and event["reason"] == "drain"
-    )
-    registry.remove([(event["device_id"], event["session"]) for event in events if event["type"] == "disconnected"])
+    ended = [event for event in events if event["type"] == "disconnected"]
+    for drained in (True, False):
+        told = [event for event in ended if (event["reason"] == "drain") is drained]
+        registry.remove([(event["device_id"], event["session"]) for event in told], drained=drained)
     with transaction.atomic():
         ids = {event["device_id"] for event in events}
         rows = Device.objects.select_for_update(no_key=True).filter(id__in=ids).order_by("id")

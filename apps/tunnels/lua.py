@@ -24,11 +24,18 @@ local function forget(device, entry)
   end
   if entry[4] then redis.call('SREM', P .. 'user:' .. entry[4], device) end
 end
-local function bury(device, entry, epoch)
+local function expect_back(device, drained)
+  if drained then
+    redis.call('SET', P .. 'moving:' .. device, '1', 'PX', MOVING_MS)
+  else
+    redis.call('DEL', P .. 'moving:' .. device)
+  end
+end
+local function bury(device, entry, epoch, last)
   local key = P .. 'device:' .. device
   forget(device, entry)
   redis.call('DEL', key)
-  redis.call('HSET', key, 'n', '', 's', '', 'e', epoch)
+  redis.call('HSET', key, 'n', '', 's', '', 'e', epoch, 'l', last)
   redis.call('EXPIRE', key, TOMBSTONE_SECONDS)
 end
 local function drop_node(node)
@@ -38,7 +45,7 @@ local function drop_node(node)
     local key = P .. 'device:' .. held[i + 1]
     local entry = redis.call('HMGET', key, 'n', 's', 'e', 'u')
     if entry[1] == node and entry[2] == held[i] then
-      if drained then redis.call('SET', P .. 'moving:' .. held[i + 1], '1', 'PX', MOVING_MS) end
+      expect_back(held[i + 1], drained)
       if entry[4] then redis.call('SREM', P .. 'user:' .. entry[4], held[i + 1]) end
       redis.call('DEL', key)
     end
@@ -113,6 +120,8 @@ for i = 3, #ARGV, 9 do
     redis.call('HSET', P .. 'sessions:' .. node, session, device)
     redis.call('SADD', P .. 'user:' .. user, device)
     redis.call('ZADD', P .. 'nodes', 'NX', now, node)
+    -- at a daemon that has not told of itself yet it is still on its way, as LOOKUP has it
+    if redis.call('EXISTS', P .. 'node:' .. node) == 1 then expect_back(device, false) end
   end
   answer[#answer + 1] = verdict
   answer[#answer + 1] = was_node
@@ -127,13 +136,21 @@ return answer
 REMOVE: Final = (
     _COMMON
     + """
--- written_before_ms, then 2 a session: device, session; returns how many were removed
+-- written_before_ms, whether a drain ended them (1, 0; empty: nobody has said, but their node may drain), then 2 a
+-- session: device, session; returns how many were removed. A reason that comes when the session is gone already (a full
+-- list was quicker) counts too, by `l`, the last session
 local removed = 0
-for i = 2, #ARGV, 2 do
-  local entry = redis.call('HMGET', P .. 'device:' .. ARGV[i], 'n', 's', 'e', 'u', 'w')
-  if entry[2] and entry[2] == ARGV[i + 1] and tonumber(entry[5] or '0') <= tonumber(ARGV[1]) then
-    bury(ARGV[i], entry, entry[3])
+for i = 3, #ARGV, 2 do
+  local device, session = ARGV[i], ARGV[i + 1]
+  local entry = redis.call('HMGET', P .. 'device:' .. device, 'n', 's', 'e', 'u', 'w', 'l')
+  if entry[2] and entry[2] == session and tonumber(entry[5] or '0') <= tonumber(ARGV[1]) then
+    local drained = ARGV[2]
+    if drained == '' then drained = redis.call('HGET', P .. 'node:' .. entry[1], 'draining') end
+    bury(device, entry, entry[3], session)
+    expect_back(device, drained == '1')
     removed = removed + 1
+  elseif entry[2] == '' and entry[6] == session and ARGV[2] ~= '' then
+    expect_back(device, ARGV[2] == '1')
   end
 end
 return removed
@@ -155,7 +172,8 @@ for i = 1, #ARGV, 2 do
       answer[#answer + 1] = entry[3]
       answer[#answer + 1] = redis.call('HGET', P .. 'node:' .. entry[1], 'url') or ''
     end
-    bury(ARGV[i], entry, ARGV[i + 1])
+    bury(ARGV[i], entry, ARGV[i + 1], '')
+    expect_back(ARGV[i], false)
   end
 end
 return answer

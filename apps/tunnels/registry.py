@@ -8,8 +8,9 @@ Keys below the prefix `{visiona}:tunnel:` (times in Unix ms)
   `node:<node>`       hash of url, version, started, sessions, streams, draining, seen; ends 30 s after its heartbeat
   `url:<url>`         the node that holds this internal URL
   `device:<device>`   hash of n(ode), s(ession), e(poch), u(ser), c(onnected_at), a(ddress), (a)g(ent), f(eatures),
-                      w(ritten), b(ase): the oldest epoch whose streams may go on, since it was handed over
-  `moving:<device>`   there for some seconds after a daemon that drains closed its tunnel: it comes back elsewhere
+                      w(ritten), b(ase): the oldest epoch whose streams may go on, since it was handed over;
+                      of one without a session: e(poch), l(ast session)
+  `moving:<device>`   there for some seconds after a daemon that drains closed its tunnel, until it is back elsewhere
   `sessions:<node>`   hash, session → device
   `user:<user>`       set of the user's devices with a tunnel
   `since`             when it was first looked at: after a loss of Redis it is young
@@ -244,12 +245,18 @@ def put(node: str, sessions: Sequence[Session]) -> list[Put]:
     return results
 
 
-def remove(pairs: Sequence[tuple[str, str]], *, written_before_ms: int | None = None) -> int:
-    """Take (device, session) pairs out, each only if the device is still held by that session. Returns how many."""
+def remove(
+    pairs: Sequence[tuple[str, str]], *, drained: bool | None = False, written_before_ms: int | None = None
+) -> int:
+    """Take (device, session) pairs out, each only if the device is still held by that session. Returns how many.
+
+    `drained`: their daemon drains (None: if it says so of itself), so the devices are on their way to another; who asks
+    for one meanwhile may wait for it. Said of the session that a device lost last, it is noted too.
+    """
     removed = 0
     limit = written_before_ms if written_before_ms is not None else 1 << 52
     for start in range(0, len(pairs), _CHUNK):
-        args: list[str | int] = [limit]
+        args: list[str | int] = [limit, "" if drained is None else int(drained)]
         for device, session in pairs[start : start + _CHUNK]:
             args += [device, session]
         removed += int(_run(lua.REMOVE, args)[0])
@@ -260,7 +267,7 @@ def remove_missing(node: str, listed: Iterable[str]) -> int:
     """Take out what the registry holds of `node` and its full list does not name, but for admissions under way."""
     there = set(listed)
     gone = [(device, session) for session, device in sessions_of(node).items() if session not in there]
-    return remove(gone, written_before_ms=_now_ms() - ADMISSION_GRACE_MS)
+    return remove(gone, drained=None, written_before_ms=_now_ms() - ADMISSION_GRACE_MS)
 
 
 def end(devices: Mapping[str, int]) -> list[Held]:
@@ -314,14 +321,6 @@ def _entries(flat: Sequence[Any]) -> dict[str, Entry]:
             moving=draining == "1",
         )
     return found
-
-
-def expect_back(devices: Iterable[str]) -> None:
-    """Note that these lost their tunnel to a daemon that drains: who asks for one meanwhile may wait for it."""
-    pipe = redis.client().pipeline(transaction=False)
-    for device in devices:
-        pipe.set(f"{PREFIX}moving:{device}", "1", px=lua.MOVING_MS)
-    pipe.execute()
 
 
 def bases(devices: Iterable[str]) -> dict[str, tuple[int, int]]:

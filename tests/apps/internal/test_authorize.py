@@ -257,8 +257,7 @@ def test_a_device_that_changes_daemons_is_told_as_such(online, ask, alice):
     token, _ = log_in(alice)
     assert "moving" not in ask(token=token, device=str(device.pk)).data
     entry = registry.lookup([str(device.pk)])[str(device.pk)]
-    registry.expect_back([str(device.pk)])
-    registry.remove([(str(device.pk), entry.session)])
+    registry.remove([(str(device.pk), entry.session)], drained=True)
     told = ask(token=token, device=str(device.pk)).data
     assert (told["allowed"], told["session"], told["moving"], told["epoch"]) == (True, "", True, 3)
 

@@ -10,6 +10,7 @@ import pytest
 
 from apps.accounts.models import User
 from apps.common import redis
+from apps.common.errors import DomainError
 from apps.devices import selectors as devices
 from apps.devices.models import Device
 from apps.proxy import engine, selectors
@@ -108,6 +109,22 @@ def test_a_device_whose_daemon_drained_can_be_waited_for(daemon: Daemon, alice: 
     route = selectors.route_of(str(device.pk))
     assert route is not None
     assert (route.moving, route.session != "") == (False, True)
+
+
+def test_the_last_words_of_one_that_was_handed_over_change_nothing(daemon: Daemon, other: Daemon, alice: User) -> None:
+    """They come when its streams have ended; a box that is lost after that is offline at once, for every caller."""
+    first, session = admit(daemon, alice)
+    ask = named(first["session_token"], handover=session)
+    moved = other.ask_all(ask)[0]
+    assert daemon.tell(event("disconnected", first, session, reason="drain", code=1012)) == 0
+    route = selectors.route_of(first["device_id"])
+    assert route is not None
+    assert (route.session, route.moving) == (ask["session"], False)
+    assert other.tell(event("disconnected", moved, ask["session"], reason="liveness", code=4408)) == 1
+    assert selectors.route_of(first["device_id"]) is None
+    with pytest.raises(DomainError) as caught:
+        devices.target_of(Device.objects.get())
+    assert (caught.value.code, caught.value.retry_after) == ("TUNNEL_DISCONNECTED", 5)
 
 
 def test_one_that_was_lost_cannot(daemon: Daemon, alice: User) -> None:

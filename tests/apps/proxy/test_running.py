@@ -173,7 +173,9 @@ def test_who_may_no_longer_is_ended(device: Device, alice: User, what: str, code
 def test_who_waits_for_a_box_is_not_ended_by_its_coming_back(device: Device) -> None:
     """An admission raises the epoch first and tells the registry a moment later."""
     each = of(Gate(threads=64, long_limit=4), device_id=str(device.pk), epoch=3)
-    registry.expect_back([str(device.pk)])
+    beat("old", draining=True)
+    registry.put("old", [registry.Session(str(device.pk), "gone", 3, "u", "2026-01-01T00:00:00Z")])
+    registry.remove([(str(device.pk), "gone")], drained=True)
     found = engine._find_route(each, "gone")
     assert found is not None
     assert (found.session, found.moving) == ("", True)

@@ -250,12 +250,15 @@ def moving(device: str) -> tuple[str, bool] | None:
     return None if entry is None else (entry.session, entry.moving)
 
 
+def drain(device: str, epoch: int) -> None:
+    """It had a tunnel at n1, and lost it to a drain."""
+    registry.put("n1", [session(device, epoch)])
+    assert registry.remove([(device, f"{device}-s{epoch}")], drained=True) == 1
+
+
 def test_a_device_whose_daemon_drained_is_on_its_way_until_it_is_back():
     beat("n1")
-    registry.put("n1", [session("d1", 3)])
-    registry.expect_back(["d1"])
-    assert moving("d1") == ("d1-s3", False)
-    registry.remove([("d1", "d1-s3")])
+    drain("d1", 3)
     assert moving("d1") == ("", True)
     assert registry.lookup(["d1"], moving=True)["d1"].epoch == 3
     assert registry.lookup(["d1"]) == {}
@@ -264,12 +267,70 @@ def test_a_device_whose_daemon_drained_is_on_its_way_until_it_is_back():
     assert moving("d2") is None
 
 
-def test_it_is_on_its_way_too_while_its_new_daemon_has_not_told_of_itself():
-    registry.expect_back(["d1"])
-    registry.put("n1", [session("d1"), session("d2")])
-    assert (moving("d1"), moving("d2")) == (("", True), None)
+def test_an_older_session_that_a_drain_ended_says_nothing_of_the_device():
+    """The last words of one that was handed over come when its successor has been there for seconds."""
     beat("n1")
-    assert (moving("d1"), moving("d2")) == (("d1-s1", False), ("d2-s1", False))
+    registry.put("n1", [session("d1", 1)])
+    registry.put("n1", [session("d1", 2)])
+    assert registry.remove([("d1", "d1-s1")], drained=True) == 0
+    registry.remove([("d1", "d1-s2")])
+    assert moving("d1") is None
+
+
+@pytest.mark.parametrize("what", ["lost", "revoked", "killed"])
+def test_one_that_came_back_and_is_lost_then_is_not_on_its_way(what):
+    """What is lost within the time that an agent may take to come back from a drain."""
+    beat("n1")
+    drain("d1", 1)
+    registry.put("n2", [session("d1", 2)])  # a daemon that has not told of itself: it is on its way until it has
+    beat("n2", "http://127.0.0.1:3901")
+    assert moving("d1") == ("d1-s2", False)
+    if what == "lost":
+        registry.remove([("d1", "d1-s2")])
+    elif what == "revoked":
+        registry.end({"d1": 2})
+    else:
+        expire("n2")
+        registry.reap()
+    assert moving("d1") is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_being_back_ends_its_way(known):
+    beat("n1")
+    drain("d1", 1)
+    registry.put("n1" if known else "n2", [session("d1", 2)])
+    assert redis.client().exists(f"{registry.PREFIX}moving:d1") == (not known)
+
+
+def test_one_that_is_unpaired_on_its_way_is_waited_for_no_more():
+    beat("n1")
+    drain("d1", 1)
+    registry.end({"d1": 1})
+    assert moving("d1") is None
+    registry.remove([("d1", "d1-s1")], drained=True)  # told again: its daemon did not hear the answer
+    assert moving("d1") is None
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_full_list_may_be_quicker_than_the_last_words(drained, monkeypatch):
+    """That the session is gone is known then, why is not: the node drains, so it is as likely as not on its way."""
+    monkeypatch.setattr(registry, "ADMISSION_GRACE_MS", -1)
+    beat("n1", draining=drained)
+    registry.put("n1", [session("d1")])
+    assert registry.remove_missing("n1", []) == 1
+    assert moving("d1") == (("", True) if drained else None)
+    registry.remove([("d1", "d1-s1")], drained=not drained)
+    assert moving("d1") == (None if drained else ("", True))
+
+
+def test_it_is_on_its_way_too_while_its_new_daemon_has_not_told_of_itself():
+    beat("n1")
+    drain("d1", 1)
+    registry.put("n2", [session("d1", 2), session("d2")])
+    assert (moving("d1"), moving("d2")) == (("", True), None)
+    beat("n2", "http://127.0.0.1:3901")
+    assert (moving("d1"), moving("d2")) == (("d1-s2", False), ("d2-s1", False))
 
 
 @pytest.mark.parametrize("drained", [True, False])
