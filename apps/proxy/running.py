@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import structlog
+
 from apps.common.errors import DomainError
+
+logger = structlog.get_logger(__name__)
 
 LONG_SECONDS: Final = 5.0
 STALL_SECONDS: Final = 0.5
@@ -123,7 +127,8 @@ class Gate:
 class Watchdog:
     """Calls `check` with what runs, and `tidy` after it, every 2 s while `snapshot` or `tidy` gives it work.
 
-    `tidy` returns how much is left to tidy. The thread starts with the first `wake` of the process and is its only one.
+    `tidy` returns how much is left to tidy. The thread starts with the first `wake` of the process and is its only one;
+    what either raises is logged, and both are called again 2 s later.
     """
 
     def __init__(
@@ -168,8 +173,20 @@ class Watchdog:
                 return
             # Cleared before the look: an exchange that begins meanwhile sets it again.
             self._work.clear()
-            running = self._snapshot()
+            try:
+                left = self._round()
+            except Exception as error:  # any: nobody else ends what runs here, so no bug may end this thread
+                logger.exception("watchdog_failed", error=repr(error))
+                left = True
+            if left:
+                self._work.set()
+
+    def _round(self) -> bool:
+        """Whether there will be something to look at again. A check that fails does not keep it from tidying."""
+        running = self._snapshot()
+        try:
             if running:
                 self._check(running)
-            if self._tidy(time.monotonic()) or running:
-                self._work.set()
+        finally:
+            left = self._tidy(time.monotonic())
+        return bool(left or running)

@@ -124,6 +124,29 @@ def test_the_watchdog_looks_while_something_runs_and_rests_otherwise() -> None:
     assert tidied.acquire(timeout=5)
 
 
+def test_the_watchdog_outlives_what_its_look_raises(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(threads=4, long_limit=4)
+    looked, tidied = threading.Semaphore(0), threading.Semaphore(0)
+
+    def check(seen: list[Running]) -> None:
+        looked.release()
+        raise ValueError("no hash")
+
+    def tidy(now: float) -> int:
+        tidied.release()
+        raise RuntimeError("no pool")
+
+    dog = Watchdog(gate.running, check, tidy, seconds=0.01)
+    gate.enter(of(gate))
+    dog.wake()
+    for _ in range(3):
+        assert looked.acquire(timeout=30)
+        assert tidied.acquire(timeout=30), "what cannot be checked is tidied all the same"
+    dog.stop()
+    assert "watchdog_failed" in caplog.text
+    assert "no hash" in caplog.text, "with the trace of both"
+
+
 # --- the check itself -------------------------------------------------------------------------------------------------
 @pytest.fixture
 def device(alice: User) -> Device:
