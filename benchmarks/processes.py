@@ -1,6 +1,7 @@
 """Processes of a run: started, watched and ended by their id, and what the kernel says of their cost (Linux)."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 ROOT: Final = Path(__file__).resolve().parents[1]
+_PORTS: Final = (16_384, 32_000)
 
 
 class BenchError(Exception):
@@ -20,10 +22,17 @@ class BenchError(Exception):
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody uses now, nor its neighbour above (the daemon's second process listens there).
+
+    Below those that the kernel gives to clients: a load of thousands of connections leaves such ports taken for a
+    minute, and a daemon that is started again would not get its own.
+    """
+    while True:
+        port = random.randrange(*_PORTS)
+        with socket.socket() as probe, socket.socket() as above, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            above.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def wait_for(look: Callable[[], Any], seconds: float, what: str, pause: float = 0.02) -> Any:

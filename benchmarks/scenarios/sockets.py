@@ -42,7 +42,10 @@ def run(bench: Bench) -> Outcome:
     for name, steps in lines.items():
         outcome.samples |= {f"{name}, {count:g} sockets": samples for count, samples in steps.items()}
         most = steps[max(steps)][0]
-        outcome.figures.append(alone(f"{name}: p99 of {max(steps):g} sockets' echoes", [most["p99_ms"]], "ms"))
+        outcome.figures += [
+            alone(f"{name}: p99 of {max(steps):g} sockets' echoes", [most["p99_ms"]], "ms"),
+            alone(f"{name}: the relay's CPU an echo", [most["relay_cpu_us"]], "µs"),
+        ]
     mine, its = (_each(steps) for steps in lines.values())
     outcome.figures.append(
         Figure("memory a socket", Spread(mine / its, mine / its, mine / its), None, RATIO, mine, its, "KB")

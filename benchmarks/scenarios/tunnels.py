@@ -80,8 +80,8 @@ def _steps(bench: Bench, few: Side, side: Side, more: Callable[[int, int], None]
     `few` keeps its one tunnel; `side` is the one that `more` gives tunnels to.
     """
     effort, ask, steps, held = bench.effort, Ask(connections=16), Steps(), 1
-    for one in (few, side):
-        warm(one, ask, effort.warm_up)
+    for each in (few, side):
+        warm(each, ask, effort.warm_up)
     for count in effort.tunnels:
         if count > held:
             more(held, count)
@@ -94,8 +94,8 @@ def _steps(bench: Bench, few: Side, side: Side, more: Callable[[int, int], None]
         steps[count] = []
         for _ in range(effort.rounds):
             one, many = (
-                _less_idle(measure(each, ask, effort.seconds), idle)
-                for each, idle in zip((few, side), rests, strict=True)
+                _less_idle(measure(asked, ask, effort.seconds), idle)
+                for asked, idle in zip((few, side), rests, strict=True)
             )
             steps[count].append(many | {"memory_mb": resting} | {ONE + name: value for name, value in one.items()})
         bench.say(f"{side.name}: {count} tunnels, {resting:.0f} MB")
