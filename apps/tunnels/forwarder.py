@@ -224,32 +224,38 @@ class Forward:
 
         Each time to a newer one, but all in all within the time that an open may take.
         """
-        if self._elsewhere is not None:
-            other = self._elsewhere(code)
-            if other is not None:
-                self.route = other
-                return True
+        other = self._another(code)
         now = time.monotonic()
-        self._renew_until = self._renew_until or now + self._limits.open_seconds
-        newer = self._newer(watch) if now < self._renew_until else None
-        if newer is None:
+        if other is None:
+            self._renew_until = self._renew_until or now + self._limits.open_seconds
+            other = self._newer(code, watch) if now < self._renew_until else None
+        if other is None:
             return False
-        self.route = newer
+        self.route = other
         return True
 
-    def _newer(self, watch: Watch) -> Route | None:
+    def _another(self, code: str) -> Route | None:
+        return None if self._elsewhere is None else self._elsewhere(code)
+
+    def _newer(self, code: str, watch: Watch) -> Route | None:
         """The device's newer session; one on its way from a daemon that drains is waited for, as an open may take.
 
-        Raises ClientLeft and Ended.
+        Whoever else may take the request is asked again with each look: another of a cluster may be back sooner, and
+        this one is to be counted as theirs. Raises ClientLeft and Ended.
         """
         while True:
             newer = self._find_route(self.route.session)
-            if newer is None or newer.session not in ("", self.route.session):
-                return newer
-            now = time.monotonic()
-            if not newer.moving or now >= self._renew_until:
+            if newer is None:
                 return None
-            watch.wait(0, 0, min(self._renew_until, now + LOOK_SECONDS))
+            back = newer.session not in ("", self.route.session)
+            if not back:
+                now = time.monotonic()
+                if not newer.moving or now >= self._renew_until:
+                    return None
+                watch.wait(0, 0, min(self._renew_until, now + LOOK_SECONDS))
+            other = self._another(code)
+            if other is not None or back:
+                return other or newer
 
     # --- the answer ---------------------------------------------------------------------------------------------------
     def to_end(self, extra: list[Field]) -> None:

@@ -14,6 +14,7 @@ from apps.clusters.models import Cluster, ClusterMember
 from apps.clusters.selectors import Share, shares_of
 from apps.common.errors import DomainError
 from apps.devices.models import Device
+from apps.tunnels import registry
 from tests.apps.internal.kit import issue, named
 
 SHARES = [Share("a", 1), Share("b", 3)]
@@ -147,6 +148,25 @@ def test_each_member_is_offered_a_request_once(served, alice):
     again.over()
     seen = load.look(str(served.pk), shares, load._now_ms()).members
     assert sorted(one.failures for one in seen) == [0, 1, 1]
+
+
+def test_while_all_are_on_their_way_whoever_is_back_first_is_given_and_counted(served, alice):
+    entries = registry.lookup(str(one.device_id) for one in served.members.all())
+    registry.remove([(entry.device_id, entry.session) for entry in entries.values()], drained=True)
+    way = Dispatcher(alice.pk, served.pk)
+    waited_for = way.first()
+    assert waited_for.session == ""
+    assert way.next("TUNNEL_DISCONNECTED") is None
+    back = next(entry for entry in entries.values() if entry.device_id != waited_for.device_id)
+    again = registry.Session(back.device_id, "again", back.epoch + 1, back.user_id, back.connected_at)
+    assert registry.put(back.node, [again])[0].verdict == "ok"
+    found = way.next("TUNNEL_DISCONNECTED")
+    assert found is not None
+    assert (found.device_id, found.session) == (back.device_id, "again")
+    seen = load.look(str(served.pk), shares_of(alice.pk, served.pk), load._now_ms()).members
+    assert {one.device_id: (one.outstanding, one.failures) for one in seen}[back.device_id] == (1, 0)
+    assert way.next("AGENT_UNREACHABLE") is None, "it is asked once"
+    way.over()
 
 
 def test_what_is_no_fault_of_the_member_benches_nobody(served, alice):

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from apps.tunnels.forwarder import (
+    Elsewhere,
     Exchange,
     Forward,
     Limits,
@@ -64,6 +65,7 @@ def make(
     newer: Route | None = None,
     limits: Limits | None = None,
     control: Any = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Forward:
     own = limits or Limits(open_seconds=2, head_seconds=2, idle_seconds=2)
     head = RequestHead(method, target, [(b"Host", b"box.example"), *fields], http11=True)
@@ -77,6 +79,7 @@ def make(
         control=control or FakeControl(),
         limits=own,
         secret="s3cret",
+        elsewhere=elsewhere,
     )
 
 

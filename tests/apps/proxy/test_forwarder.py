@@ -347,6 +347,30 @@ def test_one_that_changes_daemons_twice_is_found(box: Box, daemon: StandInDaemon
     assert instead_of == [first, "session-2", "session-2"]
 
 
+def test_of_several_on_their_way_the_first_that_is_back_is_asked(
+    box: Box, daemon: StandInDaemon, client: FakeClient
+) -> None:
+    """Members of a cluster: it is not the one that the request would have gone to."""
+    away = Route("device-1", "", "", 1, moving=True)
+    told = iter([None, None, replace(route(daemon), device_id="device-2")])
+    forward = make(client, away, elsewhere=lambda _code: next(told))
+    assert run(forward, client).status == 200
+    assert forward.route.device_id == "device-2"
+
+
+def test_a_member_that_is_back_is_counted_as_one(box: Box, daemon: StandInDaemon, client: FakeClient) -> None:
+    """Who knows of it is asked before it is used; where he takes no more, it is used all the same."""
+    away = Route("device-1", "", "", 1, moving=True)
+    asked: list[str] = []
+
+    def nobody(code: str) -> None:
+        asked.append(code)
+
+    forward = make(client, away, newer=route(daemon, "session-1"), elsewhere=nobody)
+    assert run(forward, client).status == 200
+    assert asked == ["TUNNEL_DISCONNECTED"] * 2
+
+
 def test_one_that_does_not_come_back_is_waited_for_as_long_as_an_open_takes(client: FakeClient) -> None:
     limits = Limits(open_seconds=0.3, head_seconds=2, idle_seconds=2)
     away = Route("device-1", "", "", 1, moving=True)
