@@ -31,7 +31,7 @@ class Deployment(BaseModel):
         run: raised with each claim and each rescue.
         attempts: failures in a row in which `confirmed` did not grow.
         moved_at: when bytes moved last, or it was made: how long it may go on waiting.
-        beat_at: when its worker was last heard of; None while none has it.
+        beat_at: when its worker was last heard of, by PostgreSQL's clock; None while none has it.
         request_id: of the call that asked for it.
     """
 

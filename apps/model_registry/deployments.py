@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from django.db import IntegrityError, transaction
 from django.db.models import F, QuerySet
+from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 
@@ -28,7 +29,8 @@ from apps.webhooks.services import emit
 TASK: Final = "model_registry.deploy"
 ONE_ACTIVE: Final = "deployments_one_active"
 STALE: Final = dt.timedelta(seconds=10)
-"""A worker that was not heard of for so long (it beats every second) has lost its deployment to another."""
+"""A worker that was not heard of for so long (it beats every second) has lost its deployment to another. PostgreSQL's
+clock tells when it was and how long that is: those of the hosts may be further apart."""
 RESCUED_AT_ONCE: Final = 100
 
 
@@ -102,7 +104,7 @@ def cancel_deployment(*, actor: Actor, owner_id: uuid.UUID, deployment_id: uuid.
 def claim(*, deployment_id: uuid.UUID, run: int, now: dt.datetime) -> Deployment | None:
     """Take it, if `run` is still its; None: another has it, or it is over. The row with its model, device, owner."""
     mine = Deployment.objects.filter(id=deployment_id, run=run, status__in=ACTIVE)
-    if not mine.update(run=F("run") + 1, status=DeploymentStatus.SENDING, beat_at=now, updated_at=now):
+    if not mine.update(run=F("run") + 1, status=DeploymentStatus.SENDING, beat_at=Now(), updated_at=now):
         return None
     Deployment.objects.filter(id=deployment_id, started_at=None).update(started_at=now)
     return Deployment.objects.select_related("model", "device", "owner").filter(id=deployment_id, run=run + 1).first()
@@ -113,7 +115,7 @@ def beat(*, deployment_id: uuid.UUID, run: int, bytes_done: int, confirmed: int,
 
     False: it must stop, for another has it, it is over, or its model, its device or its owner's account is gone.
     """
-    facts: dict[str, Any] = {"beat_at": now, "bytes_done": bytes_done, "confirmed": confirmed, "updated_at": now}
+    facts: dict[str, Any] = {"beat_at": Now(), "bytes_done": bytes_done, "confirmed": confirmed, "updated_at": now}
     if moved:
         facts |= {"moved_at": now, "error_code": "", "error_message": ""}
     still = _held(deployment_id, run).filter(model__deleted_at=None, device__deleted_at=None, owner__is_active=True)
@@ -187,10 +189,10 @@ def wait_for_place(*, deployment_id: uuid.UUID, run: int, seconds: int) -> None:
 def rescue(*, now: dt.datetime) -> int:
     """Queue again what a worker left behind that was killed. Safe on every host; returns how many."""
     rescued = 0
-    stale = Deployment.objects.filter(status=DeploymentStatus.SENDING, beat_at__lt=now - STALE).order_by("beat_at")
+    stale = Deployment.objects.filter(status=DeploymentStatus.SENDING, beat_at__lt=Now() - STALE).order_by("beat_at")
     for deployment_id, run in list(stale.values_list("id", "run")[:RESCUED_AT_ONCE]):
         with transaction.atomic():
-            left = _held(deployment_id, run).filter(beat_at__lt=now - STALE)
+            left = _held(deployment_id, run).filter(beat_at__lt=Now() - STALE)
             if left.update(status=DeploymentStatus.QUEUED, run=F("run") + 1, beat_at=None, updated_at=now):
                 _defer(deployment_id, run=run + 1, seconds=0)
                 rescued += 1

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Iterator
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
 from procrastinate.contrib.django.models import ProcrastinateJob
 
@@ -204,13 +205,37 @@ def test_a_worker_that_ends_hands_it_on(deployment, online, box, monkeypatch):
     assert turn(deployment).status == "done"
 
 
+def unheard_for(time: dt.timedelta) -> None:
+    """As if the last beat had been so much longer ago."""
+    Deployment.objects.update(beat_at=F("beat_at") - time)
+
+
+@pytest.mark.parametrize("off", [dt.timedelta(hours=-1), dt.timedelta(seconds=-12), dt.timedelta(hours=1)])
+@pytest.mark.parametrize("whose", ["the worker's", "the other's"])
+def test_whose_clock_is_off_does_not_matter(deployment, off, whose):
+    """Neither a worker that beats loses its deployment, nor does one that was killed keep it."""
+    now = timezone.now()
+    theirs, others = (now + off, now) if whose == "the worker's" else (now, now + off)
+    mine = deployments.claim(deployment_id=deployment.pk, run=0, now=theirs)
+    assert mine is not None
+    assert deployments.rescue(now=others) == 0
+    unheard_for(deployments.STALE)
+    held = {"deployment_id": mine.pk, "run": mine.run}
+    assert deployments.beat(**held, bytes_done=1, confirmed=0, moved=True, now=theirs)
+    assert deployments.rescue(now=others) == 0
+    unheard_for(deployments.STALE)
+    assert deployments.rescue(now=others) == 1
+
+
 def test_of_two_workers_one_is_heard(deployment):
     now = timezone.now()
     mine = deployments.claim(deployment_id=deployment.pk, run=0, now=now)
     assert mine is not None
     assert deployments.claim(deployment_id=deployment.pk, run=0, now=now) is None
-    assert deployments.rescue(now=now + dt.timedelta(seconds=9)) == 0
-    assert deployments.rescue(now=now + dt.timedelta(seconds=11)) == 1
+    assert deployments.rescue(now=now) == 0
+    unheard_for(deployments.STALE)
+    assert deployments.rescue(now=now) == 1
+    assert deployments.rescue(now=now) == 0
     late = {"deployment_id": mine.pk, "run": mine.run}
     assert not deployments.beat(**late, bytes_done=1, confirmed=0, moved=True, now=now)
     assert not deployments.finish(**late, status=DeploymentStatus.DONE, now=now)
