@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -182,17 +183,18 @@ def test_an_unread_body_is_out_of_the_way(server: Server) -> None:
 
 
 def test_slow_heads_hold_no_thread(server: Server) -> None:
-    with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(server.connect()) for _ in range(5 * THREADS)]
-        for sock in slow:
-            sock.sendall(b"GET / HTTP/1.1\r\nX-Request-ID: slow\r\nHost:")
-        began = time.monotonic()
-        assert get(server, "/")[2] == b"ok"
-        assert time.monotonic() - began < 0.9
-        fields = check_refusal(read_all(slow[0]), 408, "REQUEST_TIMEOUT")
-        assert fields[b"x-request-id"] == b"slow"
-        check_refusal(read_all(slow[-1]), 408, "REQUEST_TIMEOUT")
-        assert time.monotonic() - began < 5
+    for _ in range(10):  # a busy machine may take as long for one answer as it waits for a head
+        with contextlib.ExitStack() as stack:
+            slow = [stack.enter_context(server.connect()) for _ in range(5 * THREADS)]
+            for sock in slow:
+                sock.sendall(b"GET / HTTP/1.1\r\nX-Request-ID: slow\r\nHost:")
+            assert get(server, "/")[2] == b"ok"
+            answered_first = not select.select(slow, [], [], 0)[0]
+            refusals = [check_refusal(read_all(sock), 408, "REQUEST_TIMEOUT") for sock in (slow[0], slow[-1])]
+            assert [fields[b"x-request-id"] for fields in refusals] == [b"slow", b"slow"]
+            if answered_first:
+                return
+    pytest.fail("nobody is answered until slow heads were given up")
 
 
 def test_a_head_that_trickles_is_late_as_well(server: Server) -> None:

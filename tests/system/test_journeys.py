@@ -137,11 +137,9 @@ def test_unpair_during_a_stream(system: Stack) -> None:
     device = system.device_id()
     with system.stream("/api/cameras/0/stream") as stream:
         assert stream.read()
-        start = time.monotonic()
         assert system.call("DELETE", f"/api/devices/{device}").status == 200
-        assert stream.ends(10) == "cut"
+        assert stream.ends(30) == "cut"
     eventually(lambda: not system.sessions(), 10, "the tunnel is closed")
-    assert time.monotonic() - start < 10
     assert system.processes["agent"].wait(30) == 3  # refused with 401: the agent says so and ends
     assert "4401" in system.log("agent")
     assert system.call("GET", f"/api/devices/{device}").status == 404
