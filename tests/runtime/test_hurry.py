@@ -22,6 +22,7 @@ class Willing(PipeTransport):
 
     def try_send(self, data: bytes | bytearray | memoryview) -> bool:
         if self.broken_at_once:
+            self.broken = True
             raise trio.BrokenResourceError("pipe broke")
         if self.takes:
             self.takes -= 1
@@ -123,10 +124,13 @@ async def test_a_connection_that_is_gone_ends_the_session() -> None:
         stream, _far = await opened(client, server)
         willing(client, takes=0).broken_at_once = True
         client.hurry()
-        stream.send_nowait(WORD)
+        assert stream.send_nowait(WORD) == len(WORD)
+        told: list[str] = []
+        stream.listener = lambda: told.append("something came or ended")
         with pytest.raises(TunnelError):
             await stream.receive_some()
         assert client.end_reason is not None
+        assert told, "whoever listens from then on hears of the end"
 
 
 async def test_a_hurry_that_nothing_followed_delays_no_end(autojump_clock: trio.testing.MockClock) -> None:

@@ -364,11 +364,12 @@ class Connection:
         data = session.data_to_send(_LITTLE, trio.current_time())
         touched = session.take_touched()
         try:
-            if not self._transport.try_send(data):
-                self._left = data
-                self._writer.wake()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._lost(error)
+            said = self._transport.try_send(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            said = False  # the writer meets the same: of an end told in here, whoever hands over could not hear yet
+        if not said:
+            self._left = data
+            self._writer.wake()
         if touched:
             self._wake(touched)
         self.kick()
