@@ -59,10 +59,10 @@ def daemon(box: Box) -> Iterator[StandInDaemon]:
 
 
 @pytest.fixture(scope="module")
-def tunnel(stack: Stack, free_port: Callable[[], int]) -> Iterator[Tunnel]:
-    """The real daemon and agent of a module's tests."""
+def tunnel(request: pytest.FixtureRequest, stack: Stack, free_port: Callable[[], int]) -> Iterator[Tunnel]:
+    """The real daemon and agent of a module's tests, the daemon with the same settings as the API."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Tunnel(stack, Path(folder), (free_port(), free_port(), free_port()), {})
+        made = Tunnel(stack, Path(folder), (free_port(), free_port(), free_port()), api_settings(request))
         yield made
         made.stop()
         if os.environ.get("SHOW_API_LOG"):
@@ -87,10 +87,22 @@ def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
             tunnel.ensure_agent()
             box.heads.clear()
             user, device = tunnel.user_id, tunnel.device_id
-            port, prefix, pid = stack.port, f"/api/devices/{device}/proxy", stack.process.pid
+            port, prefix, front = stack.port, f"/api/devices/{device}/proxy", stack.process
             if request.param == "fast":
-                port, prefix, pid = tunnel.public, f"/d/{device}", tunnel.daemon.pid
-            yield Lane(port, prefix, log_in(user), box, pid, device, user, cut_tunnel=tunnel.kill_agent)
+                port, prefix, front = tunnel.public, f"/d/{device}", tunnel.daemon
+            yield Lane(
+                request.param,
+                port,
+                prefix,
+                log_in(user),
+                box,
+                front.pid,
+                device,
+                user,
+                cut_tunnel=tunnel.kill_agent,
+                log=front.text,
+                streams=tunnel.streams,
+            )
         finally:
             box.close()
         return
@@ -100,6 +112,7 @@ def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
     put_online(device, user, daemon)
     prefix = f"/api/devices/{device}/proxy"
     yield Lane(
+        request.param,
         stack.port,
         prefix,
         log_in(user),
@@ -108,5 +121,7 @@ def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
         device,
         user,
         cut_tunnel=daemon.kill_all,
+        log=stack.process.text,
+        streams=lambda: len(daemon.live),
         stand_in=daemon,
     )

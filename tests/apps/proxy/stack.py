@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from django.utils import timezone
 
 from apps.accounts import sessions
 from apps.tunnels import registry
-from tests.apps.proxy.kit import Box, Got, Wire
+from tests.apps.proxy.kit import WAIT, Box, Got, Wire
 from tests.apps.proxy.stand_in import StandInDaemon
 from tests.conftest import ROOT, Started
 
@@ -30,8 +31,13 @@ NODE = "node-of-the-tests"
 
 @dataclass
 class Lane:
-    """One way to the box. `prefix` is stripped before the box sees a path; `mount` is what `Location` gets."""
+    """One way to the box. `prefix` is stripped before the box sees a path and put before a `Location`.
 
+    `api_pid` is the process in front: gunicorn's master, or the daemon. `log` is what it has written, `streams` the
+    number of streams to the box that are open, idle ones included.
+    """
+
+    name: str
     port: int
     prefix: str
     token: str
@@ -41,6 +47,8 @@ class Lane:
     user_id: str
     cut_tunnel: Callable[[], object]
     """Let what carries the streams die, as by SIGKILL."""
+    log: Callable[[], str]
+    streams: Callable[[], int]
     stand_in: StandInDaemon | None = None
 
     @property
@@ -74,21 +82,25 @@ class Lane:
 
 
 class Tunnel:
-    """The real daemon and a real agent in front of one local port. The agent is started again when a test killed it."""
+    """The real daemon and a real agent in front of one local port. The agent is started again when a test killed it.
 
-    def __init__(self, stack: Stack, folder: Path, ports: tuple[int, int, int], agent: dict[str, str]) -> None:
+    `settings` are the daemon's, by their names without `VISIONA_`.
+    """
+
+    def __init__(self, stack: Stack, folder: Path, ports: tuple[int, int, int], settings: dict[str, str]) -> None:
         self.stack = stack
         self.folder = folder
         self.public, self.internal, self.box_port = ports
         self.user_id = add_user(stack)
         self.device_id = ""
-        self._agent_settings = agent
-        self.daemon = start_process(
-            "tunnel", folder / "tunnel.log", ["tunnel"],
-            TUNNEL_PORT=str(self.public), PROXY_INTERNAL_PORT=str(self.internal),
-            API_INTERNAL_URL=f"http://127.0.0.1:{stack.port}", NODE_URL=f"http://127.0.0.1:{self.internal}",
-            CORS_ALLOWED_ORIGINS="http://front.example",
-        )  # fmt: skip
+        own = {
+            "TUNNEL_PORT": str(self.public),
+            "PROXY_INTERNAL_PORT": str(self.internal),
+            "API_INTERNAL_URL": f"http://127.0.0.1:{stack.port}",
+            "NODE_URL": f"http://127.0.0.1:{self.internal}",
+            "CORS_ALLOWED_ORIGINS": "http://front.example",
+        }
+        self.daemon = start_process("tunnel", folder / "tunnel.log", ["tunnel"], **(own | settings))
         self.daemon.wait_for_http(f"http://127.0.0.1:{self.internal}/readyz", 30)
         self.agent: Started | None = None
 
@@ -100,7 +112,6 @@ class Tunnel:
                 "agent", self.folder / "agent.log", ["tunnel.agent", "run"],
                 AGENT_URL=f"http://127.0.0.1:{self.public}", AGENT_LOCAL=f"127.0.0.1:{self.box_port}",
                 AGENT_CREDENTIALS=str(self.folder / "credentials.json"), AGENT_PAIRING_TOKEN=pairing,
-                **self._agent_settings,
             )  # fmt: skip
         self.agent.wait_for(self._online, "device online")
 
@@ -134,6 +145,13 @@ class Tunnel:
         """SIGKILL."""
         assert self.agent is not None
         self.agent.kill()
+
+    def streams(self) -> int:
+        """The streams that the daemon has open, by its own metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.internal}/metrics", timeout=WAIT) as answer:
+            lines = answer.read().decode().splitlines()
+        (value,) = [line.split()[1] for line in lines if line.startswith("visiona_tunnel_streams ")]
+        return int(float(value))
 
     def stop(self) -> None:
         if self.agent is not None:
@@ -188,7 +206,7 @@ def start_api(database: str, port: int, log: Path, **settings: str) -> Started:
 
 
 def api_settings(request: pytest.FixtureRequest) -> dict[str, str]:
-    """What the test module wants set otherwise: its dict `API_SETTINGS`."""
+    """What the test module wants set otherwise, of the API and of the real daemon: its dict `API_SETTINGS`."""
     return dict(getattr(request.module, "API_SETTINGS", {}))
 
 
