@@ -46,13 +46,26 @@ main()
 """Our agent as one that knows nothing of handing over."""
 
 
-def agent(stack: Stack, name: str, url: str, folder: Path, *, hands_over: bool = True) -> Started:
-    """A demo box of the demo user that dials `url`; it is paired unless its credential lies in `folder` already."""
+def agent(
+    stack: Stack,
+    name: str,
+    url: str,
+    folder: Path,
+    *,
+    hands_over: bool = True,
+    local: int = 0,
+    token: str | None = None,
+) -> Started:
+    """A demo box of the demo user that dials `url`; it is paired unless its credential lies in `folder` already.
+
+    With `local` an agent before that port of this machine, with `token` a box of the user whose login that is.
+    """
     credential = folder / f"{name}.json"
     program = ("-m", "tunnel.agent") if hands_over else ("-c", STAYS)
-    argv = [sys.executable, *program, "demo", "--url", url, "--credentials", str(credential)]
+    what = ["run", "--local", f"127.0.0.1:{local}"] if local else ["demo"]
+    argv = [sys.executable, *program, *what, "--url", url, "--credentials", str(credential)]
     if not credential.exists():
-        made = stack.call("POST", "/api/pairing/token", {"name": name})
+        made = stack.call("POST", "/api/pairing/token", {"name": name}, token=token)
         assert made.status == 201, made.body
         argv += ["--pairing-token", made.data["token"]]
     log = folder / f"{name}.log"

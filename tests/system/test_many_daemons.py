@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cloud.supervisor import plan as plans
-from tests.apps.proxy.kit import Wire
+from tests.apps.proxy.kit import Box, Peer, Wire
 from tests.conftest import Started
-from tests.system.many import agent, daemon, end, holds, load, online
+from tests.system.many import CALL_SECONDS, agent, daemon, end, holds, load, online
 from tests.system.nginx import need_nginx, running
 from tests.system.stack import Stack, Stream, eventually, run_stack
 
@@ -117,10 +119,7 @@ def test_a_request_goes_on_to_the_daemon_that_holds_the_box(fleet: Fleet) -> Non
         answer = stack.call("GET", f"/d/{device}{PICTURE}", port=port)
         assert answer.status == 200, answer.body
         assert answer.body.startswith(b"\xff\xd8")
-    body = b"x" * 3_000_000
-    echoed = stack.call("POST", f"/d/{device}/api/inference/echo", body, port=here)
-    assert echoed.status == 200
-    assert body in echoed.body or len(echoed.body) < len(body)
+    uploads_pass_whole(fleet, {device})
     with Wire(here) as wire:  # a moving picture, and a client that leaves
         head = f"GET /d/{device}/api/cameras/0/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stack.token}"
         wire.send(f"{head}\r\n\r\n".encode())
@@ -134,6 +133,29 @@ def test_a_request_goes_on_to_the_daemon_that_holds_the_box(fleet: Fleet) -> Non
     fleet.boxes.clear()
     eventually(lambda: not online(stack), 40, "the box is gone")
     assert stack.call("GET", f"/d/{device}{PICTURE}", port=here).code == "TUNNEL_DISCONNECTED"
+
+
+def give_back(peer: Peer) -> bool:
+    """Answers with the body that came."""
+    peer.answer(b"".join(peer.body()))
+    return True
+
+
+def uploads_pass_whole(fleet: Fleet, known: set[str]) -> None:
+    """What a further box reads and what the caller reads, byte for byte, by each daemon and by the API."""
+    stack, sent = fleet.stack, random.Random(7).randbytes(3_000_000)
+    with closing(Box()) as local:
+        local.on("/back", give_back)
+        url = f"ws://127.0.0.1:{fleet.daemons['tunnel1'][0]}"
+        fleet.boxes.append(agent(stack, "files", url, fleet.folder, local=local.port))
+        (device,) = set(fleet.settle(len(known) + 1)) - known
+        ways = [(public, f"/d/{device}") for public, _ in fleet.daemons.values()]
+        for port, prefix in (*ways, (stack.port, f"/api/devices/{device}/proxy")):
+            said = stack.call("PUT", f"{prefix}/up", sent, port=port, seconds=CALL_SECONDS)
+            assert (said.status, said.json["size"]) == (200, len(sent)), said.body
+            assert said.json["sha256"] == hashlib.sha256(sent).hexdigest()
+            back = stack.call("PUT", f"{prefix}/back", sent, port=port, seconds=CALL_SECONDS)
+            assert (back.status, back.body == sent) == (200, True)
 
 
 @pytest.mark.parametrize("fleet", [2], indirect=True)
