@@ -102,5 +102,5 @@ class Dispatcher:
             logger.warning("load_not_told", cluster=self._cluster, error=type(error).__name__)
 
 
-def _decide(seen: Load, now_ms: int) -> Choice | None:
-    return choose(seen.members, time=seen.time, now_ms=now_ms)
+def _decide(seen: Load) -> Choice | None:
+    return choose(seen.members, time=seen.time, now_ms=seen.now_ms)

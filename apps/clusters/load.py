@@ -1,6 +1,6 @@
 """What the members of clusters bear, shared by all processes through Redis (Redis or Valkey 7).
 
-Keys below the prefix `{visiona}:cluster:` (times in Unix ms)
+Keys below the prefix `{visiona}:cluster:` (times in Unix ms, by Redis' own clock: those of the hosts may differ)
   `out:<device>`     sorted set, lease → when it ends: the requests under way at a device, of whatever cluster
   `health:<device>`  hash of f(ailures in a row), u(ntil when it is benched); ends 10 minutes after its last failure
   `queue:<cluster>`  hash of time, v(ersion), and `tag:<device>` of each member (`apps.clusters.dispatch`)
@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,12 +33,19 @@ _TRIES: Final = 4
 """How often a choice is made anew because another process was quicker; then it is taken as it is."""
 _BENCHES: Final = tuple(bench_ms(failures) for failures in range(1, 7))
 
-# ARGV: cluster, now, devices … Answers time, version, then outstanding, tag, failures, benched until of each.
+_CLOCK: Final = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+"""
+"""Ahead of each script."""
+
+# ARGV: cluster, devices … Answers time, version, now, then outstanding, tag, failures, benched until of each.
 _LOOK: Final = """
-local P, now = KEYS[1], ARGV[2]
+local P = KEYS[1]
 local queue = P .. 'queue:' .. ARGV[1]
 local answer = redis.call('HMGET', queue, 'time', 'v')
-for i = 3, #ARGV do
+answer[3] = now
+for i = 2, #ARGV do
   local out = P .. 'out:' .. ARGV[i]
   redis.call('ZREMRANGEBYSCORE', out, '-inf', now)
   local health = redis.call('HMGET', P .. 'health:' .. ARGV[i], 'f', 'u')
@@ -51,33 +57,42 @@ end
 return answer
 """
 
-# ARGV: cluster, version seen (empty: whatever it is), device, lease, when it ends, start, tag, probed until (0: no
-# probe), seconds that the queue is kept, ms that a lease lasts. Answers 1, or 0 if the queue has moved.
+# ARGV: cluster, version seen (empty: whatever it is), device, lease, start, tag, ms that a probe may take (0: it is
+# none), seconds that the queue is kept, ms that a lease lasts. Answers 1, or 0 if the queue has moved.
 _TAKE: Final = """
 local P = KEYS[1]
 local queue, out = P .. 'queue:' .. ARGV[1], P .. 'out:' .. ARGV[3]
 if ARGV[2] ~= '' and (redis.call('HGET', queue, 'v') or '0') ~= ARGV[2] then return 0 end
-redis.call('HSET', queue, 'time', ARGV[6], 'tag:' .. ARGV[3], ARGV[7])
+redis.call('HSET', queue, 'time', ARGV[5], 'tag:' .. ARGV[3], ARGV[6])
 redis.call('HINCRBY', queue, 'v', 1)
-redis.call('EXPIRE', queue, ARGV[9])
-redis.call('ZADD', out, ARGV[5], ARGV[4])
-redis.call('PEXPIRE', out, 2 * ARGV[10])
+redis.call('EXPIRE', queue, ARGV[8])
+redis.call('ZADD', out, now + ARGV[9], ARGV[4])
+redis.call('PEXPIRE', out, 2 * ARGV[9])
 local health = P .. 'health:' .. ARGV[3]
-if ARGV[8] ~= '0' and redis.call('EXISTS', health) == 1 then redis.call('HSET', health, 'u', ARGV[8]) end
+if ARGV[7] ~= '0' and redis.call('EXISTS', health) == 1 then redis.call('HSET', health, 'u', now + ARGV[7]) end
 return 1
+"""
+
+# ARGV: ms that a lease lasts, then device, lease of each.
+_RENEW: Final = """
+for i = 2, #ARGV, 2 do
+  local out = KEYS[1] .. 'out:' .. ARGV[i]
+  redis.call('ZADD', out, now + ARGV[1], ARGV[i + 1])
+  redis.call('PEXPIRE', out, 2 * ARGV[1])
+end
 """
 
 # ARGV: device, lease. The request is over; or, without a lease, a probe went well.
 _LEAVE: Final = "return redis.call('ZREM', KEYS[1] .. 'out:' .. ARGV[1], ARGV[2])"
 
-# ARGV: device, now, 1 for a probe, seconds to keep it, then the benches. Of requests that fail together one counts.
+# ARGV: device, 1 for a probe, seconds to keep it, then the benches. Of requests that fail together one counts.
 _BENCH: Final = """
-local health, now = KEYS[1] .. 'health:' .. ARGV[1], tonumber(ARGV[2])
+local health = KEYS[1] .. 'health:' .. ARGV[1]
 local till = tonumber(redis.call('HGET', health, 'u') or '0')
-if till > now and ARGV[3] == '0' then return 0 end
+if till > now and ARGV[2] == '0' then return 0 end
 local failures = redis.call('HINCRBY', health, 'f', 1)
-redis.call('HSET', health, 'u', now + ARGV[4 + math.min(failures, #ARGV - 4)])
-redis.call('EXPIRE', health, ARGV[4])
+redis.call('HSET', health, 'u', now + ARGV[3 + math.min(failures, #ARGV - 3)])
+redis.call('EXPIRE', health, ARGV[3])
 return failures
 """
 
@@ -93,42 +108,38 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What was read: the members, the queue's time, and its version."""
+    """What was read: the members, the queue's time, and its version. `now_ms` is Redis' time then, in Unix ms."""
 
     members: tuple[Member, ...]
     time: float
     version: str
+    now_ms: int
 
 
 def _run(source: str, *args: str | float) -> Any:
-    return scripts.run(source, [PREFIX], args)
+    return scripts.run(_CLOCK + source, [PREFIX], args)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def look(cluster_id: str, shares: Sequence[Share], now_ms: int) -> Load:
+def look(cluster_id: str, shares: Sequence[Share]) -> Load:
     """What the devices of `shares` bear. One call to Redis."""
-    answer = _run(_LOOK, cluster_id, now_ms, *(share.device_id for share in shares))
+    answer = _run(_LOOK, cluster_id, *(share.device_id for share in shares))
     members = []
     for index, share in enumerate(shares):
-        out, tag, failures, until = answer[2 + 4 * index : 6 + 4 * index]
+        out, tag, failures, until = answer[3 + 4 * index : 7 + 4 * index]
         members.append(
             Member(share.device_id, share.weight, int(out), float(tag or 0), int(failures or 0), int(until or 0))
         )
-    return Load(tuple(members), float(answer[0] or 0), answer[1] or "0")
+    return Load(tuple(members), float(answer[0] or 0), answer[1] or "0", int(answer[2]))
 
 
-def take(cluster_id: str, shares: Sequence[Share], decide: Callable[[Load, int], Choice | None]) -> Lease | None:
-    """Let `decide` choose from what the members bear (and the time, Unix ms), and count the request there.
+def take(cluster_id: str, shares: Sequence[Share], decide: Callable[[Load], Choice | None]) -> Lease | None:
+    """Let `decide` choose from what the members bear, and count the request there.
 
     None if it chose nobody. Two calls to Redis, two more each time that another process was quicker.
     """
     for left in reversed(range(_TRIES)):
-        now_ms = _now_ms()
-        load = look(cluster_id, shares, now_ms)
-        choice = decide(load, now_ms)
+        load = look(cluster_id, shares)
+        choice = decide(load)
         if choice is None:
             return None
         lease = Lease(choice.device_id, secrets.token_hex(8), choice.probe)
@@ -138,10 +149,9 @@ def take(cluster_id: str, shares: Sequence[Share], decide: Callable[[Load, int],
             load.version if left else "",
             lease.device_id,
             lease.name,
-            now_ms + LEASE_MS,
             repr(choice.start),
             repr(choice.tag),
-            now_ms + PROBE_MS if choice.probe else 0,
+            PROBE_MS if choice.probe else 0,
             QUEUE_SECONDS,
             LEASE_MS,
         )
@@ -159,7 +169,7 @@ def leave(lease: Lease) -> None:
 
 def bench(lease: Lease) -> None:
     """The member failed: it is left out for a while."""
-    _run(_BENCH, lease.device_id, _now_ms(), int(lease.probe), HEALTH_SECONDS, *_BENCHES)
+    _run(_BENCH, lease.device_id, int(lease.probe), HEALTH_SECONDS, *_BENCHES)
 
 
 def clear(lease: Lease) -> None:
@@ -195,13 +205,7 @@ class Leases:
             held = list(self._held)
         if not held:
             return 0
-        until = _now_ms() + LEASE_MS
-        pipe = redis.client().pipeline(transaction=False)
-        for lease in held:
-            key = f"{PREFIX}out:{lease.device_id}"
-            pipe.zadd(key, {lease.name: until})
-            pipe.pexpire(key, 2 * LEASE_MS)
-        pipe.execute()
+        _run(_RENEW, LEASE_MS, *(text for lease in held for text in (lease.device_id, lease.name)))
         with self._lock:
             ended = [lease for lease in held if lease not in self._held]
         for lease in ended:  # it ended while it was renewed: it must not count once more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from apps.clusters.dispatch import BENCH_FIRST_MS, BENCH_MAX_MS, PROBE_MS
 from apps.clusters.dispatcher import Dispatcher
 from apps.clusters.models import Cluster, ClusterMember
 from apps.clusters.selectors import Share, shares_of
+from apps.common import redis
 from apps.common.errors import DomainError
 from apps.devices.models import Device
 from apps.tunnels import registry
@@ -20,12 +22,21 @@ from tests.apps.internal.kit import issue, named
 SHARES = [Share("a", 1), Share("b", 3)]
 
 
+class Clock:
+    """Redis' time in Unix ms, moved by the test."""
+
+    def __init__(self, monkeypatch):
+        self._monkeypatch = monkeypatch
+        self.set(1_000_000)
+
+    def set(self, now):
+        self.now = now
+        self._monkeypatch.setattr(load, "_CLOCK", f"local now = {now} ")
+
+
 @pytest.fixture
 def clock(monkeypatch):
-    """Unix ms, moved by the test."""
-    now = [1_000_000]
-    monkeypatch.setattr(load, "_now_ms", lambda: now[0])
-    yield now
+    yield Clock(monkeypatch)
     load.leases.forget()
 
 
@@ -35,8 +46,8 @@ def take(cluster="c", shares=SHARES):
     return lease
 
 
-def member(name, cluster="c", shares=SHARES, now=None):
-    seen = load.look(cluster, shares, now if now is not None else load._now_ms())
+def member(name, cluster="c", shares=SHARES):
+    seen = load.look(cluster, shares)
     return next(one for one in seen.members if one.device_id == name)
 
 
@@ -59,25 +70,46 @@ def test_a_device_bears_what_all_its_clusters_send(clock):
 def test_the_counts_of_a_killed_process_vanish(clock):
     lost, kept = take(), take()
     load.leases.discard(lost)  # as if its process were gone
-    clock[0] += load.LEASE_MS - 1
+    clock.set(clock.now + load.LEASE_MS - 1)
     assert load.leases.renew() == 1
-    clock[0] += 2
+    clock.set(clock.now + 2)
     assert member(lost.device_id).outstanding + member(kept.device_id).outstanding == 1
     assert member(kept.device_id).outstanding == 1
 
 
 def test_one_that_ends_while_it_is_renewed_is_not_counted_again(clock, monkeypatch):
-    lease = take()
-    until = clock[0]
+    lease, run = take(), load._run
 
-    def late():
-        monkeypatch.setattr(load, "_now_ms", lambda: until)
+    def late(*args):
+        monkeypatch.setattr(load, "_run", run)
         load.leave(lease)
-        return until
+        return run(*args)
 
-    monkeypatch.setattr(load, "_now_ms", late)
-    load.leases.renew()
-    assert member(lease.device_id, now=until).outstanding == 0
+    monkeypatch.setattr(load, "_run", late)
+    assert load.leases.renew() == 1
+    assert member(lease.device_id).outstanding == 0
+
+
+@pytest.mark.parametrize("off", [-3600, 3600])
+def test_a_host_whose_clock_is_off_drops_nobodys_counts_and_ends_no_bench(monkeypatch, off):
+    shares = [Share("a", 1)]
+    lease = take(shares=shares)
+    load.bench(lease)
+    real, real_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: real() + off)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + off * 10**9)
+    try:
+        seen = member("a", shares=shares)
+        assert (seen.outstanding, seen.failures) == (1, 1)
+        until = seen.benched_until
+        assert load.leases.renew() == 1
+        probe = take(shares=shares)
+        load.bench(probe)
+        assert 0 < member("a", shares=shares).benched_until - until < 60_000
+        ends = redis.client().zrange(f"{load.PREFIX}out:a", 0, -1, withscores=True)
+        assert max(end for _, end in ends) - min(end for _, end in ends) < 60_000
+    finally:
+        load.leases.forget()
 
 
 def test_many_threads_at_once_lose_no_count(clock):
@@ -103,19 +135,19 @@ def test_benches_grow_until_a_probe_goes_well(clock):
     shares = [Share("a", 1)]
     first = take(shares=shares)
     load.bench(first)
-    assert (member("a").failures, member("a").benched_until) == (1, clock[0] + BENCH_FIRST_MS)
+    assert (member("a").failures, member("a").benched_until) == (1, clock.now + BENCH_FIRST_MS)
     load.bench(first)  # another request that was under way and fails with it
     assert member("a").failures == 1
-    clock[0] += BENCH_FIRST_MS
+    clock.set(clock.now + BENCH_FIRST_MS)
     probe = take(shares=shares)
     assert probe.probe
-    assert member("a").benched_until == clock[0] + PROBE_MS  # no second one meanwhile
+    assert member("a").benched_until == clock.now + PROBE_MS  # no second one meanwhile
     load.bench(probe)
-    assert (member("a").failures, member("a").benched_until) == (2, clock[0] + 2 * BENCH_FIRST_MS)
+    assert (member("a").failures, member("a").benched_until) == (2, clock.now + 2 * BENCH_FIRST_MS)
     for _ in range(10):
-        clock[0] = member("a").benched_until
+        clock.set(member("a").benched_until)
         load.bench(take(shares=shares))
-    assert member("a").benched_until == clock[0] + BENCH_MAX_MS
+    assert member("a").benched_until == clock.now + BENCH_MAX_MS
     load.clear(first)
     assert (member("a").failures, member("a").benched_until) == (0, 0)
 
@@ -140,13 +172,13 @@ def test_each_member_is_offered_a_request_once(served, alice):
     assert len(asked) == len(set(asked)) == 3
     way.over()
     shares = shares_of(alice.pk, served.pk)
-    seen = load.look(str(served.pk), shares, load._now_ms()).members
+    seen = load.look(str(served.pk), shares).members
     assert [(one.outstanding, one.failures) for one in seen] == [(0, 1)] * 3
     again = Dispatcher(alice.pk, served.pk)
     assert again.first().device_id in asked  # all are benched: one is asked all the same
     again.answered()
     again.over()
-    seen = load.look(str(served.pk), shares, load._now_ms()).members
+    seen = load.look(str(served.pk), shares).members
     assert sorted(one.failures for one in seen) == [0, 1, 1]
 
 
@@ -163,7 +195,7 @@ def test_while_all_are_on_their_way_whoever_is_back_first_is_given_and_counted(s
     found = way.next("TUNNEL_DISCONNECTED")
     assert found is not None
     assert (found.device_id, found.session) == (back.device_id, "again")
-    seen = load.look(str(served.pk), shares_of(alice.pk, served.pk), load._now_ms()).members
+    seen = load.look(str(served.pk), shares_of(alice.pk, served.pk)).members
     assert {one.device_id: (one.outstanding, one.failures) for one in seen}[back.device_id] == (1, 0)
     assert way.next("AGENT_UNREACHABLE") is None, "it is asked once"
     way.over()
@@ -175,7 +207,7 @@ def test_what_is_no_fault_of_the_member_benches_nobody(served, alice):
         way.first()
         way.over(code)
         way.over("TUNNEL_DISCONNECTED")  # it is over already
-    seen = load.look(str(served.pk), shares_of(alice.pk, served.pk), load._now_ms()).members
+    seen = load.look(str(served.pk), shares_of(alice.pk, served.pk)).members
     assert [(one.outstanding, one.failures) for one in seen] == [(0, 0)] * 3
 
 
