@@ -9,14 +9,18 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn
 
 from cloud.gunicorn_head import HeadGate
-from cloud.gunicorn_http import ApiRequest
+from cloud.gunicorn_http import ApiRequest, BodyUnreader
 from cloud.gunicorn_waiting import Waiting
 
 
 class ApiParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's parser with our request class."""
+    """gunicorn's parser with our request class and reader."""
 
     mesg_class = ApiRequest
+
+    def __init__(self, cfg: Any, source: socket.socket, source_addr: Any) -> None:
+        super().__init__(cfg, source, source_addr)
+        self.unreader = BodyUnreader(source)
 
     def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
         """As gunicorn, which sets the socket's timeout for it twice a request, though most have no body."""

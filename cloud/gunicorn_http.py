@@ -14,6 +14,7 @@ from typing import Any, Final
 from gunicorn.http import errors as parse_errors
 from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.message import Request
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import HEADER_VALUE_RE, Response
 from gunicorn.util import http_date
 
@@ -25,8 +26,11 @@ DRAIN_BYTES: Final = 64 * 1024
 ONE_PIECE: Final = 64 * 1024
 """A body up to this is copied once more to be sent with its head."""
 SLOT_SECONDS: Final = 1.0
-BODY_MIN_RATE: Final = 512
-"""Bytes a second that a body must come at, once its grace is over: one byte now and then holds no thread for ever."""
+UPLOADS: Final = "/storage/"
+"""Paths under which a body is a file, as large as its signed URL says. Every other body that is read here is a handful
+of fields: what goes to a box is not, the view takes the connection for it."""
+UPLOAD_MIN_RATE: Final = 512
+"""Bytes a second that an upload must come at, once its grace is over: a byte now and then holds no thread for ever."""
 
 _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _SINGLE: Final = frozenset({"HOST", "CONTENT-TYPE", "CONTENT-LENGTH", "TRANSFER-ENCODING"})
@@ -50,11 +54,27 @@ class StrictChunks(ChunkedReader):  # type: ignore[misc]  # gunicorn has no type
         super().read_into(unreader, buf)
 
 
+class BodyUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's, which asks a body before each wait: gunicorn reads on until it has what it wants, however long."""
+
+    body: WatchedBody | None = None
+    """The one that is just read."""
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """What the socket has, at least a byte; empty at the end. Raises OSError."""
+        if self.body is None:
+            return bytes(super().chunk(size_hint))
+        self.body.about_to_wait()
+        data: bytes = super().chunk(size_hint)
+        self.body.came += len(data)
+        return data
+
+
 class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
     """`wsgi.input`: asks for the body with `100 Continue` when it is first read, bounds it in time, notes its fault."""
 
     grace_seconds = 20.0
-    """From the first read, besides the time that BODY_MIN_RATE allows the bytes received."""
+    """From the first read, for the whole body; to an upload UPLOAD_MIN_RATE adds time for the bytes that came."""
     slots = threading.BoundedSemaphore(16)
     """For threads that wait for a body: a share of all (set by the worker), so that slow bodies never hold them all."""
 
@@ -64,8 +84,13 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         self._sock = sock
         self._length: int | None = getattr(reader, "length", None)
         self._received = 0
-        self._started: float | None = None
+        self._begun = False
+        self._started = 0.0
+        self._waited = False
+        """In this read: it holds a slot, and the socket's timeout is changed."""
         self._idle_timeout = sock.gettimeout()
+        self.came = 0
+        """Bytes from the client, those of the chunks' lines included."""
         self.drain_until: float | None = None
         """Set by the worker when the view left a body behind: the monotonic time by which it must have come."""
 
@@ -73,23 +98,34 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         """As a file. Most requests have no body at all."""
         return b"" if self._length == 0 else bytes(super().read(size))
 
+    def about_to_wait(self) -> None:
+        """Before each recv: most bodies came with their head and need none. Raises BodyFault, TimeoutError."""
+        if not self._waited:
+            asked = time.monotonic()
+            if not self.slots.acquire(timeout=SLOT_SECONDS):
+                raise self._fault(Refusal("OVERLOADED", "too many bodies are waited for"))
+            self._waited = True
+            self._started += time.monotonic() - asked  # that wait was not the client's doing
+        left = self._until() - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+
+    def _until(self) -> float:
+        until = self._started + self.grace_seconds
+        if self._request.path.startswith(UPLOADS):
+            until += self.came / UPLOAD_MIN_RATE
+        return until if self.drain_until is None else min(until, self.drain_until)
+
     def _read_reader(self, size: int) -> bytes:
-        request = self._request
-        now = time.monotonic()
-        if self._started is None:
-            self._started = now
-            if request.expects_continue and not request.continued and self._length != 0:
-                request.continued = True
-                self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        until = self._started + self.grace_seconds + self._received / BODY_MIN_RATE
-        if self.drain_until is not None:
-            until = min(until, self.drain_until)
-        waits = self._would_wait(size)
-        if waits and not self.slots.acquire(timeout=SLOT_SECONDS):
-            raise self._fault(Refusal("OVERLOADED", "too many bodies are waited for"))
+        unreader = self._request.unreader
+        if not self._begun:
+            self._begin()
+        unreader.body = self
         try:
-            self._sock.settimeout(max(0.001, until - now))
             data: bytes = super()._read_reader(size)
+        except BodyFault:
+            raise
         except TimeoutError as error:
             raise self._fault(Refusal("REQUEST_TIMEOUT", "the body came too slowly")) from error
         except parse_errors.ParseException as error:
@@ -97,21 +133,23 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         except OSError as error:
             raise self._fault(Refusal("BAD_REQUEST", "the client left within the body")) from error
         finally:
-            self._sock.settimeout(self._idle_timeout)
-            if waits:
+            unreader.body = None
+            if self._waited:
+                self._waited = False
+                self._sock.settimeout(self._idle_timeout)
                 self.slots.release()
         self._received += len(data)
         if not data and size and self._length is not None and self._received < self._length:
             raise self._fault(Refusal("BAD_REQUEST", "the client left within the body"))
         return data
 
-    def _would_wait(self, size: int) -> bool:
-        """Whether a read may have to wait for the client. Most bodies came with their head."""
-        reader: Any = self.reader
-        held = self._request.unreader.buf.getbuffer()
-        if isinstance(reader, ChunkedReader):
-            return bytes(held[-5:]) != b"0\r\n\r\n"
-        return bool(len(held) < min(size, reader.length))
+    def _begin(self) -> None:
+        request = self._request
+        self._begun, self._started = True, time.monotonic()
+        self.came = request.unreader.buf.getbuffer().nbytes  # with the head
+        if request.expects_continue and not request.continued and self._length != 0:
+            request.continued = True
+            self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _fault(self, refusal: Refusal) -> BodyFault:
         self.failed = True

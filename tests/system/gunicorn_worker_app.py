@@ -87,7 +87,7 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     path = environ["PATH_INFO"]
     if path == "/facts":
         return _facts(environ, start_response)
-    if path == "/read":
+    if path in ("/read", "/storage/read"):
         return _read(environ, start_response)
     if path == "/cut":
         return _cut(environ, start_response)

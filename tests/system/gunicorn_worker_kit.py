@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(5)
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Server]:
+    """A server that is ready, its log in `folder`."""
+    running = Server(folder / "log.jsonl")
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.stop()
 
 
 def read_all(sock: socket.socket) -> bytes:

@@ -8,7 +8,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -28,6 +27,7 @@ from tests.system.gunicorn_worker_kit import (
     read_all,
     read_answer,
     read_until_reset,
+    served,
     talk,
 )
 
@@ -36,12 +36,8 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("gunicorn") / "log.jsonl")
-    try:
-        running.wait_ready()
+    with served(tmp_path_factory.mktemp("gunicorn")) as running:
         yield running
-    finally:
-        running.stop()
 
 
 REFUSED: dict[str, tuple[bytes, int, str]] = {
@@ -234,66 +230,6 @@ def test_a_client_that_leaves_within_the_answer(server: Server) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not [line for line in server.lines() if line.get("request_id") == "left" and line["level"] == "error"]
-
-
-# --- bodies -----------------------------------------------------------------------------------------------------------
-
-
-def test_continue_is_said_when_the_body_is_read(server: Server) -> None:
-    head = b"POST %b HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
-    with server.connect() as sock:
-        sock.sendall(head % b"/read")
-        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        sock.sendall(b"hi")
-        assert read_answer(sock)[2] == b"hi"
-        sock.sendall(head % b"/")  # a view that wants no body: no 100, and the connection ends
-        answer = read_all(sock)
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
-    assert b"100 Continue" not in answer
-
-
-def test_an_answer_before_a_large_body_ends_the_connection(server: Server) -> None:
-    with server.connect() as sock:
-        sock.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n" + b"x" * 100_000)
-        answer = read_all(sock)
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
-
-
-@pytest.mark.parametrize("body", [b"zz\r\nx\r\n", b"2\r\nhix\r\n0\r\n\r\n", b"1\nx\n0\n\n" + b" " * 9000, b"-1\r\n"])
-def test_a_bad_chunk_is_400_whatever_the_app_makes_of_it(server: Server, body: bytes) -> None:
-    raw = talk(server, b"POST /read HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + body)
-    check_refusal(raw, 400, "BAD_REQUEST")
-
-
-def test_a_body_cut_short_is_not_taken_for_whole(server: Server) -> None:
-    with server.connect() as sock:
-        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
-        sock.shutdown(socket.SHUT_WR)
-        check_refusal(read_all(sock), 400, "BAD_REQUEST")
-
-
-def test_a_body_that_comes_too_slowly_is_408(server: Server) -> None:
-    with server.connect() as sock:
-        sock.sendall(b"POST /read HTTP/1.1\r\nX-Request-ID: late\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
-        assert check_refusal(read_all(sock), 408, "REQUEST_TIMEOUT")[b"x-request-id"] == b"late"
-    assert not [line for line in server.lines() if line.get("request_id") == "late" and line["level"] == "error"]
-
-
-def test_slow_bodies_hold_a_share_of_the_threads_only(server: Server) -> None:
-    with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(server.connect()) for _ in range(2 * THREADS)]
-        for sock in slow:
-            sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
-        answers = [read_all(sock) for sock in slow]
-    statuses = sorted(answer.split(b" ", 2)[1] for answer in answers)
-    assert set(statuses) == {b"408", b"503"}
-    told = next(answer for answer in answers if answer.startswith(b"HTTP/1.1 503"))
-    assert check_refusal(told, 503, "OVERLOADED")[b"retry-after"] == b"1"
-    with server.connect() as sock:  # and the slots came back
-        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\nsl")
-        time.sleep(0.1)
-        sock.sendall(b"ow")
-        assert read_answer(sock)[2] == b"slow"
 
 
 def test_a_refused_head_request_gets_no_body(server: Server) -> None:

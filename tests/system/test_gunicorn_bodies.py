@@ -1,0 +1,132 @@
+"""Bodies of requests to the API's worker: how they are read, how long they are waited for, what is left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.gunicorn_worker_kit import HOST, THREADS, Server, check_refusal, read_all, read_answer, served, talk
+
+pytestmark = pytest.mark.system
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("gunicorn")) as running:
+        yield running
+
+
+def test_continue_is_said_when_the_body_is_read(server: Server) -> None:
+    head = b"POST %b HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    with server.connect() as sock:
+        sock.sendall(head % b"/read")
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"hi")
+        assert read_answer(sock)[2] == b"hi"
+        sock.sendall(head % b"/")  # a view that wants no body: no 100, and the connection ends
+        answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
+    assert b"100 Continue" not in answer
+
+
+def test_an_answer_before_a_large_body_ends_the_connection(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\n" + b"x" * 100_000)
+        answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
+
+
+@pytest.mark.parametrize("body", [b"zz\r\nx\r\n", b"2\r\nhix\r\n0\r\n\r\n", b"1\nx\n0\n\n" + b" " * 9000, b"-1\r\n"])
+def test_a_bad_chunk_is_400_whatever_the_app_makes_of_it(server: Server, body: bytes) -> None:
+    raw = talk(server, b"POST /read HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+    check_refusal(raw, 400, "BAD_REQUEST")
+
+
+def test_a_body_cut_short_is_not_taken_for_whole(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
+        sock.shutdown(socket.SHUT_WR)
+        check_refusal(read_all(sock), 400, "BAD_REQUEST")
+
+
+def test_a_body_that_comes_too_slowly_is_408(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"POST /read HTTP/1.1\r\nX-Request-ID: late\r\n" + HOST + b"Content-Length: 10\r\n\r\nhello")
+        assert check_refusal(read_all(sock), 408, "REQUEST_TIMEOUT")[b"x-request-id"] == b"late"
+    assert not [line for line in server.lines() if line.get("request_id") == "late" and line["level"] == "error"]
+
+
+def said_to(sock: socket.socket, piece: bytes, times: int, seconds: float) -> bytes:
+    """What is answered until the end while a piece is sent so many times, so many seconds apart; b"" if nothing is."""
+    sock.settimeout(seconds)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(times):
+            sock.sendall(piece)
+            with contextlib.suppress(TimeoutError):
+                data = sock.recv(65536)
+                sock.settimeout(10)
+                return data + read_all(sock)
+    return b""
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 1000\r\n\r\n", CHUNKED + b"1000\r\n", CHUNKED + b"1;"])
+def test_a_body_that_trickles_is_late_as_well(server: Server, framing: bytes) -> None:
+    """Each byte comes well within the body's time, which is one second, so that they all are one wait."""
+    with server.connect() as sock:
+        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + framing)
+        check_refusal(said_to(sock, b"x", 100, 0.2), 408, "REQUEST_TIMEOUT")
+
+
+def test_a_body_that_nobody_reads_may_not_trickle_on_after_the_answer(server: Server) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\n")
+        assert read_answer(sock)[0] == b"HTTP/1.1 200 OK"
+        sock.settimeout(0.5)
+        for _ in range(40):
+            try:
+                sock.sendall(b"x")
+                assert sock.recv(100) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                pass
+            return
+        raise AssertionError("a thread is held as long as the client likes")
+
+
+def test_only_an_upload_may_take_as_long_as_it_is_large(server: Server) -> None:
+    """Both come evenly, well above the least rate, and for longer than a body's time of one second."""
+    head = b"PUT %b HTTP/1.1\r\n" + HOST + b"Content-Length: 105000\r\n\r\n" + b"x" * 5000
+    with server.connect() as sock:
+        sock.sendall(head % b"/storage/read")
+        for _ in range(20):
+            time.sleep(0.1)
+            sock.sendall(b"x" * 5000)
+        assert len(read_answer(sock)[2]) == 105_000
+    with server.connect() as sock:
+        sock.sendall(head % b"/read")
+        check_refusal(said_to(sock, b"x" * 5000, 20, 0.1), 408, "REQUEST_TIMEOUT")
+
+
+@pytest.mark.parametrize("body", [b"Content-Length: 10\r\n\r\nhello", CHUNKED + b"ff\r\n0\r\n\r\n"])
+def test_slow_bodies_hold_a_share_of_the_threads_only(server: Server, body: bytes) -> None:
+    """Also one whose bytes look like the last chunk."""
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(2 * THREADS)]
+        for sock in slow:
+            sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + body)
+        answers = [read_all(sock) for sock in slow]
+    statuses = sorted(answer.split(b" ", 2)[1] for answer in answers)
+    assert set(statuses) == {b"408", b"503"}
+    told = next(answer for answer in answers if answer.startswith(b"HTTP/1.1 503"))
+    assert check_refusal(told, 503, "OVERLOADED")[b"retry-after"] == b"1"
+    with server.connect() as sock:  # and the slots came back
+        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\nsl")
+        time.sleep(0.1)
+        sock.sendall(b"ow")
+        assert read_answer(sock)[2] == b"slow"
