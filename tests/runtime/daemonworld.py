@@ -41,6 +41,7 @@ class Control:
         self.frozen = False
         self.hold: trio.Event | None = None  # authenticate waits for it
         self.forbid: dict[str, Any] | None = None  # Forbidden: every caller of the fast lane is refused with it
+        self.forbid_tokens: dict[str, dict[str, Any]] = {}  # the same, of callers with such a token or login
         self.ttl = 5.0  # seconds that an authorisation is good for
         self.grant: dict[str, Any] = {}  # keys laid over Authorized
         self.changed = trio.lowlevel.ParkingLot()
@@ -131,8 +132,9 @@ class Control:
         return reply(200, {"success": True, "data": None})
 
     def _authorize(self, asked: dict[str, Any]) -> dict[str, Any]:
-        if self.forbid is not None:
-            return {"allowed": False, **self.forbid}
+        forbid = self.forbid_tokens.get(asked["token"], self.forbid)
+        if forbid is not None:
+            return {"allowed": False, **forbid}
         admitted = {
             "allowed": True,
             "device_id": asked["device"],

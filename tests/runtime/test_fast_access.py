@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 import trio
 
+from tests.runtime.daemonworld import World
 from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, invalidate, ok
 from tunnel.runtime import fast_watch
+from tunnel.runtime.fast_quick import Quick
+from tunnel.runtime.fast_types import Run
+
+
+async def turn(w: World, *, everybody: bool = False) -> None:
+    """A period has passed for one of those who have a question in common, or for everybody."""
+    assert w.daemon.fast is not None
+    await w.until(lambda: all(run.checked > 0 for run in served(w)))  # the answer of the turn before has come
+    seen = set()
+    for run in served(w):
+        if everybody or run.grant.question not in seen:
+            seen.add(run.grant.question)
+            run.checked = -1e12
+
+
+def served(w: World) -> list[Run]:
+    assert w.daemon.fast is not None
+    return [run for run in w.daemon.fast.running if not isinstance(run, Quick)]
 
 
 async def forever(wire: Wire) -> None:
@@ -123,6 +144,68 @@ async def test_a_long_stream_is_asked_about_anew(monkeypatch: pytest.MonkeyPatch
                 w.control.status = 503
                 await w.control.wait(lambda: [path for path, _ in w.control.calls].count("/internal/authorize!refused"))
                 assert len(w.daemon.fast or "") == 1
+
+
+async def many(w: World, stack: AsyncExitStack, count: int, *fields: str, token: str = LOGIN) -> list[Visitor]:
+    """So many endless answers, all begun."""
+    visitors = [await stack.enter_async_context(Visitor(w)) for _ in range(count)]
+    for visitor in visitors:
+        await visitor.send(f"GET /d/{DEVICE}/x", *fields, token=token)
+        await visitor.until(b"x\r\n")
+    return visitors
+
+
+def anew(w: World) -> list[str]:
+    """Whose logins were asked about while they were served."""
+    return [asked["token"] for asked in w.control.authorizations if asked["kind"] == "login"]
+
+
+def asked_so_often(w: World, count: int) -> bool:
+    return len(anew(w)) >= count
+
+
+async def test_all_streams_of_a_login_to_a_device_are_asked_about_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question a period, however many there are and whenever they began; a refusal ends them all, and only them."""
+    monkeypatch.setattr(fast_watch, "REAUTHORIZE_SECONDS", 1e9)
+    async with fast_world() as w, AsyncExitStack() as stack:
+        await box(w, forever)
+        mine = await many(w, stack, 6)
+        mine += await many(w, stack, 6, "Origin: http://front.example")  # of no upgrade: it changes nothing
+        other = "vAu_" + "b" * 32
+        others = await many(w, stack, 3, token=other)
+        for number in (1, 2):
+            await turn(w, everybody=number == 1)
+            await w.control.wait(partial(asked_so_often, w, 2 * number))
+            assert sorted(anew(w)) == sorted(["login-of-" + LOGIN, "login-of-" + other] * number)
+        w.control.forbid_tokens = {"login-of-" + LOGIN: {"status": 401, "code": "UNAUTHENTICATED", "message": "no"}}
+        await turn(w)
+        assert [await visitor.end() for visitor in mine] == ["reset"] * 12
+        assert len(anew(w)) == 6
+        assert len(w.daemon.fast or "") == 3
+        w.control.status = 503  # no word is no refusal
+        await turn(w)
+        await w.control.wait(lambda: [path for path, _ in w.control.calls].count("/internal/authorize!refused"))
+        assert len(w.daemon.fast or "") == len(others)
+
+
+async def test_what_one_page_may_is_asked_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upgrades: the Origin counts, so each page has a question of its own."""
+    monkeypatch.setattr(fast_watch, "REAUTHORIZE_SECONDS", 1e9)
+
+    async def accept(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx\r\n")
+        await wire.gone()
+
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x")
+    async with fast_world() as w, AsyncExitStack() as stack:
+        await box(w, accept)
+        for page in ("http://front.example", "http://other.example"):
+            await many(w, stack, 3, *upgrade, f"Origin: {page}")
+        await turn(w)
+        await w.control.wait(lambda: len(anew(w)) >= 2)
+        asked = [one["origin"] for one in w.control.authorizations if one["kind"] == "login"]
+        assert sorted(asked) == ["http://front.example", "http://other.example"]
 
 
 async def test_the_api_is_told_whose_request_a_trusted_proxy_passes_on() -> None:

@@ -51,12 +51,16 @@ class Denied(ProxyError):
         return self.status < 500 and self.status != 429
 
 
+Question = tuple[str, str, str, tuple[str, str] | None]
+"""Kind, login and device; and, of an upgrade, the Origin and Host that it came with."""
+
+
 class Grant:
     """An allowed caller. `key` is empty for one that may not be kept (a ticket, which is spent)."""
 
     __slots__ = (
         "again", "checked_at", "device_id", "epoch", "expires", "key", "limits", "login", "moving", "node_url",
-        "refresh_at", "session", "user_id", "who",
+        "question", "refresh_at", "session", "user_id", "who",
     )  # fmt: skip
 
     def __init__(self, key: bytes, asked: AuthorizeRequest, said: Authorized, limits: Limits, now: float) -> None:
@@ -65,6 +69,9 @@ class Grant:
         self.again["device"] = said["device_id"]
         self.again["kind"] = "login" if said["login"] else "none"
         self.again["token"] = said["login"]
+        page = (asked["origin"], asked["host"]) if asked["websocket"] else None  # a page is judged for upgrades only
+        self.question: Question = self.again["kind"], said["login"], said["device_id"], page
+        """All of `again` that Django's answer can depend on: who have the same share one answer."""
         self.device_id = said["device_id"]
         self.epoch = said["epoch"]
         self.session = said["session"]
