@@ -31,6 +31,7 @@ class _WireTransport:
         self._initial = initial
         self._pending = b""  # control frames that still have to be written
         self._sending = False
+        self._answering = False  # what is being sent is the reader's answer to a control frame
         self._receiving = False
         self._torn = False  # a message was left half written: nothing may follow it
         self._begun = b""  # … but this, its end
@@ -103,8 +104,10 @@ class _WireTransport:
 
     async def send_all(self, data: Payload) -> None:
         """Write one binary message. If this is cancelled half way, nothing more can be sent."""
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending")
+        while self._sending:
+            if not self._answering:
+                raise trio.BusyResourceError("another task is sending")
+            await self._change()
         prefix, body = self._message(data)
         await self._write_marked(prefix, body)
 
@@ -144,6 +147,12 @@ class _WireTransport:
             self._sending = False
             self._changed.set()
 
+    async def _change(self) -> None:
+        """Return when a task has done what it was at. Several may wait."""
+        if self._changed.is_set():
+            self._changed = trio.Event()
+        await self._changed.wait()
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close frame, the peer's answer, then the socket; at most a second in all. Idempotent."""
         if self._closing:
@@ -161,8 +170,7 @@ class _WireTransport:
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
         while self._sending:
-            self._changed = trio.Event()
-            await self._changed.wait()
+            await self._change()
         if self._torn or self._broken:
             return
         self._wire.close(code, reason)
@@ -175,8 +183,7 @@ class _WireTransport:
         # before the peer reads it. So the rest is read until the peer ends.
         while not self._over():
             if self._receiving:
-                self._changed = trio.Event()
-                await self._changed.wait()
+                await self._change()
                 if self._ended:
                     return
             else:
@@ -340,12 +347,15 @@ class StreamTransport(_WireTransport):
     async def _flush_control(self) -> None:
         if self._pending and not self._sending and not self._torn:
             out, self._pending = self._pending, b""
-            # A stream cannot be written without waiting, so this wait is bounded instead.
-            with trio.move_on_after(_CONTROL_SECONDS):
-                try:
+            self._answering = True
+            try:
+                # A stream cannot be written without waiting, so this wait is bounded instead.
+                with trio.move_on_after(_CONTROL_SECONDS):
                     await self._write_marked(out, b"")
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    self._broken = True
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._broken = True
+            finally:
+                self._answering = False
 
     async def _release(self) -> None:
         await trio.aclose_forcefully(self._stream)
