@@ -31,6 +31,7 @@ from apps.storage.base import Mismatch
 DUMP: Final = "database.dump"
 MANIFEST: Final = "backup.json"
 _CHUNK: Final = 1 << 20
+_ANSWER_SECONDS: Final = 30.0
 _VERSION: Final = re.compile(r"\(PostgreSQL\)\s+(\d+)")
 Say = Callable[[str], None]
 
@@ -162,8 +163,16 @@ def _program(name: str) -> str:
     for program in (shutil.which(name), inside):
         if program is None:
             continue
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
-        version = _VERSION.search(told)
+        version = _VERSION.search(_told_version(str(program)))
         if version is not None and int(version.group(1)) >= server:
             return str(program)
     raise BackupError(f"there is no {name} of PostgreSQL {server} or newer: install postgresql-client-{server}")
+
+
+def _told_version(program: str) -> str:
+    try:
+        return subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS
+        ).stdout
+    except subprocess.TimeoutExpired:
+        raise BackupError(f"{program} --version does not answer") from None
