@@ -124,6 +124,12 @@ async def against_raw(nursery: trio.Nursery, config: SessionConfig | None = None
     return connection, theirs
 
 
+async def wait_idle(connection: Connection) -> None:
+    """Return when no stream is open."""
+    while connection.streams:
+        await trio.sleep(0.001)
+
+
 async def echo_forever(connection: Connection) -> None:
     async def echo(stream: Stream) -> None:
         async with stream:

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.protocol.lab import ACK, FIN, RST, SYN, Frame, decode, ping, window
-from tests.runtime.mux_pipes import against_raw, connected, echo_forever, transport_pair
+from tests.runtime.mux_pipes import against_raw, connected, echo_forever, transport_pair, wait_idle
 from tunnel.protocol.errors import EndKind
 from tunnel.runtime.connection import (
     Connection,
@@ -154,7 +154,7 @@ async def test_a_peer_that_goes_away_keeps_its_streams() -> None:
         await stream.send_all(b"still here")
         assert await stream.receive_some() == b"still here"
         await stream.aclose()
-        await client.wait_idle()
+        await wait_idle(client)
         await server.aclose()
 
 
@@ -289,7 +289,7 @@ async def test_a_thousand_streams_at_once() -> None:
         async with trio.open_nursery() as askers:
             for number in range(1000):
                 askers.start_soon(ask, number)
-        await client.wait_idle()
+        await wait_idle(client)
         assert client.session.streams_unacked == 0
         assert client.session.counters.glitches == 0
         await server.aclose()

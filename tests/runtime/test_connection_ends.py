@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.protocol.lab import FIN, RST, SYN, decode, goaway, window
-from tests.runtime.mux_pipes import against_raw, connected, transport_pair
+from tests.runtime.mux_pipes import against_raw, connected, transport_pair, wait_idle
 from tunnel.protocol.errors import EndKind
 from tunnel.runtime.connection import (
     Connection,
@@ -36,7 +36,7 @@ async def test_a_network_that_dies_silently_is_noticed_within_40_seconds(autojum
         stream = await connection.open_stream(wait_ack=False)
         with pytest.raises((SessionEnded, OpenTimeout)):
             await stream.receive_some()
-        await connection.wait_idle()
+        await wait_idle(connection)
         await trio.sleep_until(begun + 41.5)
         assert connection.end_reason is not None
         assert connection.end_reason.close_code == 4408
@@ -93,7 +93,7 @@ async def test_a_broken_transport_wakes_everyone() -> None:
             with pytest.raises(trio.EndOfChannel):
                 await connection.accept_stream()
 
-        for task in (sender, opener, acceptor, connection.wait_idle):
+        for task in (sender, opener, acceptor):
             nursery.start_soon(task)
         await wait_all_tasks_blocked()
         peer.peer.break_()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import trio
-from trio.lowlevel import ParkingLot, checkpoint
+from trio.lowlevel import ParkingLot
 
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind, OpenRefusal, OpenRefused, RemoteProtocolError
@@ -93,7 +93,6 @@ class Connection:
         self._running = False
         self._finished = trio.Event()
         self._acceptors = ParkingLot()
-        self._idlers = ParkingLot()
 
     # Life
 
@@ -148,12 +147,6 @@ class Connection:
         """Say GoAway. With 0 the peer opens no more streams and open ones go on; other codes end the session."""
         self.session.go_away(code)
         self._dispatch(self.session.take_touched())
-
-    async def wait_idle(self) -> None:
-        """Return when no stream is open (their last bytes may still be in the transport), or the session has ended."""
-        while self.session.streams_open:
-            await self._idlers.park()
-        await checkpoint()
 
     # Streams
 
@@ -346,8 +339,6 @@ class Connection:
                 self._watch_sooner()
             if self._acceptors and self.session.incoming:
                 self._acceptors.unpark(count=self.session.incoming)
-            if self._idlers and not self.session.streams_open:
-                self._idlers.unpark_all()
         if self.session.ending is not None:
             self._shut()
         elif not touched and not self.session.streams_open:
@@ -389,7 +380,6 @@ class Connection:
         self.end_reason = EndReason(ending.kind, text, code, remote)
         self._read_scope.cancel()
         self._acceptors.unpark_all()
-        self._idlers.unpark_all()
 
     def _closing(self) -> tuple[int, str]:
         """Code and reason with which our end of the WebSocket closes."""
