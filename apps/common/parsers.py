@@ -31,7 +31,7 @@ class StrictJsonParser(BaseParser):
         media_type: str | None = None,
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
-        if _announced(parser_context) > MAX_JSON_BYTES:
+        if announced(parser_context) > MAX_JSON_BYTES:
             raise _too_large()  # a client that waits for `100 Continue`, or sends slowly, need not send it all first
         raw = stream.read(MAX_JSON_BYTES + 1)
         if len(raw) > MAX_JSON_BYTES:
@@ -42,7 +42,7 @@ class StrictJsonParser(BaseParser):
             raise DomainError("BAD_REQUEST", _("The body is not valid JSON.")) from None
 
 
-def _announced(parser_context: Mapping[str, Any] | None) -> int:
+def announced(parser_context: Mapping[str, Any] | None) -> int:
     """The request's Content-Length in bytes; 0 without one (a body in chunks)."""
     request = (parser_context or {}).get("request")
     length = request.META.get("CONTENT_LENGTH", "") if request is not None else ""

@@ -18,6 +18,7 @@ from rest_framework.response import Response
 from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404, ordering_field
 from apps.common.errors import DomainError
 from apps.common.fields import UuidField
+from apps.common.parsers import announced
 from apps.common.responses import ok
 from apps.common.schema import describe
 from apps.converter import reports, selectors, services
@@ -95,8 +96,9 @@ class RawParser(BaseParser):
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> dict[str, bytes]:
-        raw: bytes = stream.read(MAX_REPORT_BYTES + 1)
-        if len(raw) > MAX_REPORT_BYTES:
+        large = announced(parser_context) > MAX_REPORT_BYTES  # then nobody waits for it
+        raw: bytes = b"" if large else stream.read(MAX_REPORT_BYTES + 1)
+        if large or len(raw) > MAX_REPORT_BYTES:
             raise DomainError("PAYLOAD_TOO_LARGE", _("A report may have %d bytes at most.") % MAX_REPORT_BYTES)
         return {"raw": raw}
 

@@ -1,9 +1,11 @@
 """Who may report on a conversion, and what a report may say."""
 
+import io
 import time
 import uuid
 
 import pytest
+from django.test import Client
 
 from apps.model_registry import services as registry
 from apps.webhooks.signing import sign, verify
@@ -100,6 +102,22 @@ def test_a_result_that_is_too_large(alice_api, converter, model):
     conversion = order(alice_api, model)
     answer = report(conversion.id, {**MADE, "size": registry.max_size() + 1})
     assert (answer.status, answer.code) == (413, "PAYLOAD_TOO_LARGE")
+
+
+class Unread(io.BytesIO):
+    """A body of which nobody may ask a byte."""
+
+    def read(self, *_size):
+        raise AssertionError("the body was asked for")
+
+
+def test_a_report_that_is_announced_too_large_is_413_unread(db):
+    answer = Client().generic(
+        "POST",
+        f"/api/conversions/{uuid.uuid4()}/callback",
+        **{"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str((1 << 20) + 1), "wsgi.input": Unread()},
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
 def test_progress_goes_forward_alone(alice_api, converter, model):
