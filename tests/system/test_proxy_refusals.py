@@ -22,7 +22,14 @@ def test_a_local_server_that_refuses(lane: Lane) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"HTTP/1.1 2", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
+    "said",
+    [
+        b"HTTP/1.1 2",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: 1\rSet-Cookie: a=b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: 1\0Set-Cookie: a=b\r\n\r\n",
+    ],
 )
 def test_a_local_server_that_speaks_no_http(lane: Lane, said: bytes) -> None:
     lane.box.on("/x", lambda peer: peer.sock.sendall(said))
@@ -47,6 +54,16 @@ def test_a_path_that_climbs_is_refused(lane: Lane, path: str) -> None:
         "X-A: 1\r\n folded: 2",
         "Content-Length: +3",
         "X-A : 1",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: \x0bchunked",
+        "Transfer-Encoding: chunked\x0b",
+        "Transfer-Encoding\x0b: chunked",
+        "X-A: 1\nTransfer-Encoding: chunked",
+        "X-A: 1\n\nGET /smuggled HTTP/1.1\nX-B: 2",
+        "X-A: 1\rTransfer-Encoding: chunked",
+        "X-A: 1\r\rGET /smuggled HTTP/1.1",
+        "X-A: 1\0Transfer-Encoding: chunked",
+        "X\0A: 1",
     ],
 )
 def test_smuggling_is_refused(lane: Lane, raw: str) -> None:
