@@ -249,10 +249,14 @@ class Got:
 
 
 class Wire:
-    """A client's connection, byte by byte."""
+    """A client's connection, byte by byte; with `room`, what its kernel takes while nobody reads, in bytes."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.sock = socket.create_connection((host, port), timeout=WAIT)
+    def __init__(self, port: int, host: str = "127.0.0.1", *, room: int = 0) -> None:
+        self.sock = socket.socket()
+        self.sock.settimeout(WAIT)
+        if room:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        self.sock.connect((host, port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
         self.ended = "open"

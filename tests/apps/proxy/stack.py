@@ -63,8 +63,8 @@ class Lane:
         lines = [f"{method} {where}{path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}"]
         return "\r\n".join([*lines, f"Authorization: Bearer {self.token}", *fields, "", ""]).encode("latin-1")
 
-    def wire(self) -> Wire:
-        return Wire(self.port)
+    def wire(self, *, room: int = 0) -> Wire:
+        return Wire(self.port, room=room)
 
     def ask(
         self, method: str, path: str, *fields: str, body: bytes = b"", prefix: str | None = None, close: bool = True
