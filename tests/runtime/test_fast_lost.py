@@ -13,7 +13,7 @@ import trio
 from tests.runtime.daemonworld import World
 from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, ok
 from tests.runtime.quickworld import ANSWER, met
-from tunnel.runtime.connection import Connection
+from tunnel.runtime.connection import Connection, Stream
 from tunnel.runtime.fast_poll import AVAILABLE
 from tunnel.runtime.transport import SocketTransport
 
@@ -111,3 +111,18 @@ async def test_any_other_is_refused_at_once(how: str) -> None:
         await lose(w, agent, request, how)
         got = await visitor.read()
         assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
+
+
+async def test_the_haste_of_a_request_that_could_not_go_out_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with resting(GET) as (w, visitor, _agent, request):
+        assert w.daemon.fast is not None
+        (held,) = w.daemon.sessions.all()
+        (line,) = w.daemon.fast._lines.values()
+        (idle,) = line.lines.idle
+        assert isinstance(idle.stream, Stream)
+        held.connection.session.half_close(idle.stream._core)  # so that nothing can be sent
+        said: list[bytes] = []
+        monkeypatch.setattr(transport_of(held.connection), "try_send", lambda data: bool(said.append(bytes(data))))
+        request()
+        assert not said, "the reset of that stream has no haste"
+        assert (await visitor.read()).body == b"hi"

@@ -106,6 +106,20 @@ async def test_what_the_socket_does_not_take_is_written_by_the_writer_once_and_i
         assert got == b"one two"
 
 
+async def test_nothing_is_no_message() -> None:
+    """A stream that was opened and reset before its turn came is still on the list, with nothing to say."""
+    async with connected() as (client, server):
+        await opened(client, server)
+        transport = willing(client, takes=9)
+        client.session.reset(client.session.open(trio.current_time()))
+        assert client.session.wants_to_send
+        client.hurry()
+        client.kick()
+        await trio.testing.wait_all_tasks_blocked()
+        assert transport.takes == 9
+        assert not client.session.wants_to_send
+
+
 async def test_a_long_body_goes_out_whole() -> None:
     body = bytes(100_000)
     async with connected() as (client, server):

@@ -235,6 +235,10 @@ class Connection:
         """What is handed over next is short and alone: said at once if the writer rests. Of many it gathers more."""
         self._hurried = self._writer.task is not None
 
+    def calm(self) -> None:
+        """It has been handed over, or could not be."""
+        self._hurried = False
+
     def kick(self) -> None:
         """Wake the writer if it rests and there is something to say."""
         if self._writer.task is not None and (self.session.wants_to_send or self.session.ending is not None):
@@ -355,7 +359,7 @@ class Connection:
         data = session.data_to_send(_LITTLE, trio.current_time())
         touched = session.take_touched()
         try:
-            said = self._transport.try_send(data)
+            said = not data or self._transport.try_send(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             said = False  # the writer meets the same: of an end told in here, whoever hands over could not hear yet
         if not said:

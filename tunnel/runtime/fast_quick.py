@@ -173,10 +173,15 @@ class Quick:
         client.served_by(self, now)
         self._lane.running.add(self)
         poller = self._lane.poller
-        if idle is not None and poller is not None and poller.alone and self._few():
+        hurried = idle is not None and poller is not None and poller.alone and self._few()
+        if hurried:
             line.tunnel.connection.hurry()
         try:
-            sent = stream.send_nowait(head)
+            try:
+                sent = stream.send_nowait(head)
+            finally:
+                if hurried:
+                    line.tunnel.connection.calm()
         except (TunnelError, trio.ClosedResourceError) as error:
             self._carry().broken(error)
         else:
