@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tunnel.contract import BY_NAME, PREFIX, read_settings
+from tunnel.runtime import daemon
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "compose.yaml").read_text()
@@ -122,6 +123,12 @@ def test_the_schema_comes_first() -> None:
     for name in ("api", "worker"):
         assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
         assert SERVICES[name]["image"] == SERVICES["migrate"]["image"]
+
+
+def test_the_daemon_may_end_in_order() -> None:
+    beside = daemon._GOODBYE_SECONDS + daemon._CLOSE_SECONDS + daemon._FLUSH_SECONDS
+    grace = float(SERVICES["tunnel"]["stop_grace_period"].removesuffix("s"))
+    assert grace > float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default) + beside
 
 
 def test_what_must_survive_lies_on_named_volumes() -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tunnel.contract import BY_NAME, PREFIX, read_settings
+from tunnel.runtime import daemon
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 DOCUMENTS: list[dict[str, Any]] = [
@@ -57,7 +58,8 @@ def test_mounts_have_volumes(pod: dict[str, Any]) -> None:
 def test_the_daemons_pods_outlive_their_drain() -> None:
     (tunnel,) = [document for document in WORKLOADS if document["metadata"]["name"] == "visiona-tunnel"]
     grace = tunnel["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace > float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default)
+    beside = daemon._GOODBYE_SECONDS + daemon._CLOSE_SECONDS + daemon._FLUSH_SECONDS
+    assert grace > float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default) + beside
 
 
 def test_the_settings_are_complete_but_for_the_secrets() -> None:

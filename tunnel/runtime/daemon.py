@@ -116,6 +116,7 @@ class Daemon:
         self.fast: FastLane | None = None
         self._slots = Slots(config.max_handshakes, wait_seconds=config.queue_seconds)
         self._drain_asked = trio.Event()
+        self._goodbye = trio.CancelScope()
         self._grace = trio.CancelScope()
         self._close_code = CLOSE_RESTART
         self._grace_seconds = config.drain_seconds
@@ -148,6 +149,7 @@ class Daemon:
 
     def _ask(self, code: int, seconds: float) -> None:
         if self._drain_asked.is_set():
+            self._goodbye.cancel()
             self._grace.cancel()
             return
         self._close_code, self._grace_seconds = code, seconds
@@ -267,7 +269,8 @@ class Daemon:
         # 1. Not ready: load balancers and Django send nothing more; what comes all the same is refused, or passed on to
         # the daemon that has the device by then.
         self.metrics.draining = True
-        await heart.say_goodbye(_GOODBYE_SECONDS)
+        with self._goodbye:
+            await heart.say_goodbye(_GOODBYE_SECONDS)
         streams = len(self.switch) + self.streams_fast
         self._log.info("draining", sessions=len(self.sessions), streams=streams, grace=self._grace_seconds)
         # 2. The public port is closed: agents and clients come to another daemon from now on.
