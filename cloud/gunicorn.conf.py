@@ -77,6 +77,12 @@ def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn's in
         cores.stay(worker.core_number)
 
 
+def child_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn's interface
+    """In the master, after a worker's end, however it came: nobody leaves connections to it any more."""
+    if worker.place is not None:
+        worker.place.free()
+
+
 def on_exit(server: Any) -> None:  # noqa: ARG001 - gunicorn's interface
     """The last act of the master."""
     master.clean_up()

@@ -21,13 +21,12 @@ from typing import Any, Final
 
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData
-from gunicorn.workers.gthread import ThreadWorker
 
-from cloud.gunicorn_board import LEAVE_SECONDS, Board, Place
 from cloud.gunicorn_connection import Connection
 from cloud.gunicorn_crew import Crew
 from cloud.gunicorn_head import Refusal, inbound_id, refusal_of
 from cloud.gunicorn_http import DRAIN_BYTES, ApiRequest, ApiResponse, WatchedBody
+from cloud.gunicorn_sharing import SharingWorker
 from cloud.gunicorn_waiting import Waiting
 from cloud.takeover import Takeover
 from tunnel.contract import request_id_from
@@ -39,27 +38,19 @@ LINGER_SECONDS: Final = 2.0
 DRAIN_SECONDS: Final = 2.0
 _READ: Final = 64 * 1024
 _ACCEPTS: Final = 32  # connections taken in one turn of the loop
-_OUT_OF_FILES_SECONDS: Final = 0.1
-"""No connection is taken for this long when descriptors or memory ran out; those that wait stay in the backlog."""
 _RESET = struct.pack("ii", 1, 0)
-_BOARD: Final = Board()  # made in the master, which imports this before it forks
 
 
-class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class ApiWorker(SharingWorker):
     """The worker class; `worker_class = "cloud.gunicorn_worker.ApiWorker"`."""
 
     head_seconds = 10.0
     """For a whole head, from its first byte or, on a new connection, from accept."""
-    _place: Place | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lock = threading.Lock()
         """Held to change what waits and what the poller watches: a thread puts its connection back by itself."""
-        self._place = _BOARD.place(time.monotonic())
-        self._notified = 0.0
-        self._accept_again = 0.0
-        """When connections may be taken again, on the monotonic clock; 0 unless they may not be."""
         self._heads = Waiting()  # a request begun, or a new connection
         self._idle = Waiting()  # kept alive between requests
         self._lingering = Waiting()  # answered and half-closed
@@ -71,12 +62,9 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Serve until the worker stops. If that fails, its threads end too: else the process would wait for them."""
-        if self._place is not None:
-            self._place.tell(0)
         try:
             super().run()
         finally:
-            self._tell_absent()
             self.tpool.shutdown(wait=False)
 
     def get_thread_pool(self) -> Crew:
@@ -87,31 +75,24 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """The connection is a thread's business now."""
         self.tpool.give(conn)
 
-    def notify(self) -> None:
-        """Tell the master that we live: once a second, not at every event."""
-        now = time.monotonic()
-        if now - self._notified >= 1.0:
-            self._notified = now
-            if self._place is not None:
-                self._place.live(now)
-            super().notify()
-
     # --- the main thread: from accept to a whole head -----------------------------------------------------------------
     def accept(self, listener: socket.socket) -> None:
         """Take what waits at the listener. Over `worker_connections` idle ones give way."""
         for _ in range(_ACCEPTS):
-            if self._place is not None and self._place.gives_way(self.nr_conns, time.monotonic()):
-                self._take_none_for(LEAVE_SECONDS)
+            if self.gives_way():
                 return
             try:
                 sock, address = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            except BlockingIOError:
+                self.saw_none()
+                return
+            except (ConnectionAbortedError, InterruptedError):
                 return
             except OSError as error:  # out of descriptors or memory: it passes, and requests under way must not end
                 self.log.warning("accept: %s", error)
-                self._take_none_for(_OUT_OF_FILES_SECONDS)
+                self.cannot_take()
                 return
-            self._count(1)
+            self.count(1)
             conn = Connection(self.cfg, sock, address, listener.getsockname())
             self._await_head(conn)
             if self.nr_conns >= self.worker_connections:
@@ -120,36 +101,6 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 if oldest is None:
                     return
                 self._drop(oldest)
-
-    def _count(self, more: int) -> None:
-        """So many connections more, which the other workers see."""
-        self.nr_conns += more
-        if self._place is not None:
-            self._place.tell(self.nr_conns)
-
-    def _tell_absent(self) -> None:
-        if self._place is not None:
-            self._place.leave()
-            self._place = None
-
-    def _take_none_for(self, seconds: float) -> None:
-        self._accept_again = time.monotonic() + seconds
-        self.set_accept_enabled(False)
-
-    def set_accept_enabled(self, enabled: bool) -> None:
-        """As gunicorn, which asks before each turn of the loop; but not while none may be taken."""
-        if not self.alive:
-            self._tell_absent()
-        super().set_accept_enabled(enabled and not self._accept_again)
-
-    def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """As gunicorn, but no longer than until connections may be taken again. In seconds."""
-        if self._accept_again:
-            left = self._accept_again - time.monotonic()
-            if left <= 0:
-                self._accept_again = 0.0  # the loop's next turn asks the listeners again
-            timeout = min(timeout, max(left, 0.0))
-        super().wait_for_and_dispatch_events(timeout)
 
     def _await_head(self, conn: Connection) -> None:
         """A head may begin: read what is there already, the rest as it comes."""
@@ -198,7 +149,7 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _drop(self, conn: Connection) -> None:
         self._end_wait(conn)
-        self._count(-1)
+        self.count(-1)
         conn.close()
 
     # --- the main thread: after a thread had the connection -----------------------------------------------------------

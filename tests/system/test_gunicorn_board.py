@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 
 from cloud.gunicorn_board import FREE_SECONDS, FRESH_SECONDS, PATIENCE_SECONDS, Board, Place
-from tests.system.gunicorn_worker_kit import Server, read_answer
+from tests.system.gunicorn_worker_kit import ROOT, Server, read_answer
 
 NOW = 1000.0
 LATER = NOW + PATIENCE_SECONDS / 2
@@ -42,13 +45,24 @@ def test_it_takes_the_connection_when_the_other_one_has_not_in_time() -> None:
     assert me.gives_way(5, NOW)
     assert me.gives_way(5, LATER)
     assert not me.gives_way(5, NOW + PATIENCE_SECONDS * 1.5)
-    assert me.gives_way(6, NOW + PATIENCE_SECONDS * 1.5), "the next connection is another one's again"
+    assert not me.gives_way(6, NOW + PATIENCE_SECONDS * 1.6), "and all that waits beside it: the other one is busy"
+    me.none_waits()
+    assert me.gives_way(7, NOW + PATIENCE_SECONDS * 1.7), "the next connection is another one's again"
 
 
-def test_what_was_left_long_ago_counts_for_nothing() -> None:
+def test_patience_ends_however_seldom_a_worker_looks() -> None:
+    """A turn of a busy worker's loop may take longer than its patience."""
     me, _other = places(2, 5, 1)
     assert me.gives_way(5, NOW)
-    assert me.gives_way(5, NOW + 1), "taken by the other; this is a new one"
+    assert not me.gives_way(5, NOW + 10 * PATIENCE_SECONDS)
+
+
+def test_what_the_other_one_took_in_the_end_counts_for_nothing() -> None:
+    me, other = places(2, 5, 1)
+    assert me.gives_way(5, NOW)
+    other.tell(7)
+    assert not me.gives_way(5, LATER), "this one is mine"
+    assert me.gives_way(8, NOW + 1), "and the next is not the one that was left a second ago"
 
 
 def test_who_is_not_heard_of_or_takes_none_is_not_waited_for() -> None:
@@ -80,6 +94,23 @@ def test_the_place_of_one_long_gone_is_another_s() -> None:
     assert third is not None
     third.tell(7)
     assert second.least(NOW + FREE_SECONDS + 1) == 7
+
+
+def test_a_dead_worker_holds_nothing_and_its_place_is_free_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hook in gunicorn's settings, in the master, which holds the same place."""
+    monkeypatch.setattr(resource, "setrlimit", lambda *_limits: None)
+    child_exit = run_path(str(ROOT / "cloud" / "gunicorn.conf.py"))["child_exit"]
+    board = Board(2)
+    me, dead = board.place(NOW), board.place(NOW)
+    assert me is not None
+    assert dead is not None
+    dead.tell(0)
+    assert me.gives_way(5, NOW)
+    child_exit(None, SimpleNamespace(place=dead))
+    assert me.least(NOW) is None
+    assert not me.gives_way(5, NOW)
+    assert board.place(NOW) is not None
+    child_exit(None, SimpleNamespace(place=None))  # it came when all places were taken
 
 
 @pytest.fixture

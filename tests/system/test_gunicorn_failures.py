@@ -17,6 +17,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
 
+from cloud.gunicorn_board import Board, Place
 from cloud.gunicorn_connection import Connection
 from cloud.gunicorn_crew import Crew
 from cloud.gunicorn_waiting import Waiting
@@ -55,6 +56,14 @@ def kept(worker: Any) -> tuple[socket.socket, Connection]:
     worker._end_wait(conn)
     worker._wait(conn, worker._idle, SECONDS)
     return client, conn
+
+
+def beside_another(worker: Any) -> Place:
+    """The other worker's place; both are heard of for the whole test."""
+    board, later = Board(2), time.monotonic() + 1000
+    worker.place, other = board.place(later), board.place(later)
+    assert other is not None
+    return other
 
 
 def test_the_threads_end_with_a_worker_whose_loop_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +137,14 @@ def test_out_of_descriptors_it_serves_those_it_has_and_asks_again(
     full = Full(worker.listener)
     worker.log = logging.getLogger("test.gunicorn")
     worker.sockets = [full]
+    other = beside_another(worker)
+    worker.place.tell(worker.nr_conns)
+    assert other.least(time.monotonic()) == 1
     worker.set_accept_enabled(True)
     worker.call()
     worker.wait_for_and_dispatch_events(SECONDS)
     assert "Too many open files" in caplog.text
+    assert other.least(time.monotonic()) is None, "it takes none, so nobody leaves one to it"
     assert (full.asked, worker.nr_conns) == (1, 1)
 
     worker.set_accept_enabled(True)  # as the loop does in each turn
@@ -148,4 +161,32 @@ def test_out_of_descriptors_it_serves_those_it_has_and_asks_again(
         worker.set_accept_enabled(True)
         worker.wait_for_and_dispatch_events(SECONDS)
     assert worker.nr_conns == 2
+    assert other.least(time.monotonic()) == 2
     conn.close()
+
+
+def test_who_left_a_connection_to_another_worker_knows_when_it_is_gone(worker: Any) -> None:
+    """And only then has patience anew."""
+    beside_another(worker).tell(0)
+    worker.worker_connections, worker.nr_conns = 9, 1
+    worker.sockets = [worker.listener]
+    deadline = time.monotonic() + SECONDS
+
+    def turn() -> None:
+        assert time.monotonic() < deadline
+        worker.set_accept_enabled(True)
+        worker.wait_for_and_dispatch_events(SECONDS)
+
+    worker.call()
+    turn()
+    assert worker.place.left
+    assert worker.nr_conns == 1
+    worker.listener.accept()[0].close()  # the other one took it
+    while worker.place.left:  # without anything that happens
+        turn()
+    worker.call()
+    turn()
+    assert worker.place.left, "this one is left as well"
+    assert worker.nr_conns == 1
+    while worker.nr_conns == 1:  # until it has waited long enough
+        turn()
