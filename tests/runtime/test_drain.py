@@ -242,6 +242,25 @@ async def test_a_handover_outside_of_a_drain_ends_the_old_tunnel_too() -> None:
         assert agent.end_reason.close_code == 1012
 
 
+async def test_a_revoked_session_does_not_wait_behind_those_that_were_handed_over() -> None:
+    async with world(drain_seconds=1000) as w:
+        w.daemon._closing.total_tokens = 1
+        agent, _ = await w.agent(headers=HANDS_OVER)
+        await w.serve(agent, echo)
+        await w.forward()  # held
+        parted = w.daemon.sessions.all()[0]
+        revoked, _ = await w.agent(OTHER)
+        await w.until(lambda: len(w.daemon.sessions) == 2)
+        (other,) = (each for each in w.daemon.sessions.all() if each is not parted)
+        await w.http(f"/internal/session/{parted.id}?code=1012&handover=1", method="DELETE")
+        await w.until(lambda: agent.peer_going_away)
+        await w.http(f"/internal/session/{other.id}?code=4401", method="DELETE")
+        await w.until(lambda: revoked.end_reason is not None)
+        assert revoked.end_reason is not None
+        assert revoked.end_reason.close_code == 4401
+        assert agent.end_reason is None
+
+
 async def test_a_handover_to_the_same_daemon_cuts_nothing() -> None:
     async with world() as w:
         agent, _ = await w.agent(headers=HANDS_OVER)

@@ -122,7 +122,7 @@ class Daemon:
         self._grace_seconds = config.drain_seconds
         self._background: trio.Nursery | None = None
         self._closing = trio.CapacityLimiter(_CLOSING_AT_ONCE)
-        self._departures = Departures(self._spawn, grace=config.drain_seconds)
+        self._departures = Departures(self._attend, grace=config.drain_seconds)
 
     @property
     def streams_fast(self) -> int:
@@ -302,12 +302,20 @@ class Daemon:
         if self._background is not None:
             self._background.start_soon(self._limited, work, *args)
 
+    def _attend(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """The same for what mostly waits, once a session: it takes no turn from those that close."""
+        if self._background is not None:
+            self._background.start_soon(self._guarded, work, *args)
+
     async def _limited(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         async with self._closing:
-            try:
-                await work(*args)
-            except Exception as error:  # noqa: BLE001 - the background must not die of one session
-                self._log.error("background_crashed", work=getattr(work, "__qualname__", ""), error=repr(error))
+            await self._guarded(work, *args)
+
+    async def _guarded(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        try:
+            await work(*args)
+        except Exception as error:  # noqa: BLE001 - the background must not die of one session
+            self._log.error("background_crashed", work=getattr(work, "__qualname__", ""), error=repr(error))
 
     def _public(self, listener: Listener) -> HttpServer:
         config = self.config
