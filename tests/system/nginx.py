@@ -1,16 +1,22 @@
-"""Debian's nginx with the shipped configuration, in front of processes on this machine."""
+"""Debian's nginx with the shipped configuration, in front of processes on this machine; a fixture with all of them."""
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from cloud.supervisor import plan as plans
+from tests.apps.proxy.kit import Box, Wire
+from tests.conftest import Started
+from tests.system.stack import Stack, eventually, run_stack
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 BINARY = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -76,3 +82,67 @@ def running(folder: Path, port: int, *, api: int, tunnels: list[int]) -> Iterato
                 process.wait(5)
             process.kill()
             process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The system behind its one origin: a demo box and a scripted one, both connected through nginx."""
+
+    stack: Stack
+    nginx: Nginx
+    box: Box
+    demo_device: str
+    device: str
+
+    def wire(self) -> Wire:
+        return Wire(self.nginx.port)
+
+    def head(self, method: str, path: str, *fields: str, token: str | None = None) -> bytes:
+        """A request head with the demo user's token (`""`: none)."""
+        credential = self.stack.token if token is None else token
+        lines = [f"{method} {path} HTTP/1.1", "Host: visiona.example"]
+        lines += [f"Authorization: Bearer {credential}"] if credential else []
+        return "\r\n".join([*lines, *fields, "", ""]).encode()
+
+    def prefixes(self) -> list[str]:
+        """The two ways to the scripted box: through the API, and the fast lane."""
+        return [f"/api/devices/{self.device}/proxy", f"/d/{self.device}"]
+
+
+def online(stack: Stack) -> dict[str, str]:
+    """Name → id of the devices that are connected."""
+    devices = stack.call("GET", "/api/pairing/status").data["devices"]
+    return {one["name"]: one["device_id"] for one in devices if one["connected"]}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Site]:
+    need_nginx()
+    folder = tmp_path_factory.mktemp("nginx")
+    settings = {"VISIONA_TRUSTED_PROXIES": "127.0.0.1", "VISIONA_MODEL_MAX_SIZE_MB": "65"}
+    with ExitStack() as held:
+        ports = (free_port(), free_port(), free_port())
+        port = free_port()
+        settings["VISIONA_PUBLIC_URL"] = settings["VISIONA_TUNNEL_PUBLIC_URL"] = f"http://127.0.0.1:{port}"
+        stack = held.enter_context(run_stack(folder / "var", ports, settings))
+        (folder / "nginx").mkdir()
+        nginx = held.enter_context(running(folder / "nginx", port, api=ports[0], tunnels=[ports[1]]))
+        stack.start(plans.tunnel(stack.plan))
+        stack.start(plans.api(stack.plan))
+        stack.log_in()
+        box = Box()
+        held.callback(box.close)
+        for name, what in (("demo", ["demo"]), ("scripted", ["run", "--local", f"127.0.0.1:{box.port}"])):
+            made = stack.call("POST", "/api/pairing/token", {"name": name}, port=port)
+            assert made.status == 201, made.body
+            argv = [sys.executable, "-m", "tunnel.agent", *what, "--url", f"ws://127.0.0.1:{port}"]
+            argv += ["--credentials", str(folder / f"{name}.json"), "--pairing-token", made.data["token"]]
+            log = folder / f"{name}.log"
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    argv, cwd=plans.ROOT, env=dict(stack.plan.environ), stdout=out, stderr=out, start_new_session=True
+                )
+            agent = Started(name, process, log)
+            held.callback(agent.stop)
+        devices = eventually(lambda: len(online(stack)) == 2 and online(stack), 40, "both boxes are online")
+        yield Site(stack, nginx, box, devices["demo"], devices["scripted"])

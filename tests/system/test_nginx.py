@@ -6,90 +6,22 @@ import hashlib
 import json
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cloud.supervisor import plan as plans
-from tests.apps.proxy.kit import Box, Peer, Wire
-from tests.conftest import Started
-from tests.system.nginx import SHIPPED, Nginx, command, configure, need_nginx, running
-from tests.system.stack import Stack, eventually, run_stack
+from tests.apps.proxy.kit import WAIT, Peer, Wire, reset, until
+from tests.system.nginx import SHIPPED, Site, command, configure, need_nginx, running
+from tests.system.nginx import site as site
+from tests.system.stack import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 SIZE = 64 * MIB
 BLOCK = bytes(range(256)) * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The system behind its one origin: a demo box and a scripted one, both connected through nginx."""
-
-    stack: Stack
-    nginx: Nginx
-    box: Box
-    demo_device: str
-    device: str
-
-    def wire(self) -> Wire:
-        return Wire(self.nginx.port)
-
-    def head(self, method: str, path: str, *fields: str, token: str | None = None) -> bytes:
-        """A request head with the demo user's token (`""`: none)."""
-        credential = self.stack.token if token is None else token
-        lines = [f"{method} {path} HTTP/1.1", "Host: visiona.example"]
-        lines += [f"Authorization: Bearer {credential}"] if credential else []
-        return "\r\n".join([*lines, *fields, "", ""]).encode()
-
-    def prefixes(self) -> list[str]:
-        """The two ways to the scripted box: through the API, and the fast lane."""
-        return [f"/api/devices/{self.device}/proxy", f"/d/{self.device}"]
-
-
-def online(stack: Stack) -> dict[str, str]:
-    """Name → id of the devices that are connected."""
-    devices = stack.call("GET", "/api/pairing/status").data["devices"]
-    return {one["name"]: one["device_id"] for one in devices if one["connected"]}
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Site]:
-    need_nginx()
-    folder = tmp_path_factory.mktemp("nginx")
-    settings = {"VISIONA_TRUSTED_PROXIES": "127.0.0.1", "VISIONA_MODEL_MAX_SIZE_MB": "65"}
-    with ExitStack() as held:
-        ports = (free_port(), free_port(), free_port())
-        port = free_port()
-        settings["VISIONA_PUBLIC_URL"] = settings["VISIONA_TUNNEL_PUBLIC_URL"] = f"http://127.0.0.1:{port}"
-        stack = held.enter_context(run_stack(folder / "var", ports, settings))
-        (folder / "nginx").mkdir()
-        nginx = held.enter_context(running(folder / "nginx", port, api=ports[0], tunnels=[ports[1]]))
-        stack.start(plans.tunnel(stack.plan))
-        stack.start(plans.api(stack.plan))
-        stack.log_in()
-        box = Box()
-        held.callback(box.close)
-        for name, what in (("demo", ["demo"]), ("scripted", ["run", "--local", f"127.0.0.1:{box.port}"])):
-            made = stack.call("POST", "/api/pairing/token", {"name": name}, port=port)
-            assert made.status == 201, made.body
-            argv = [sys.executable, "-m", "tunnel.agent", *what, "--url", f"ws://127.0.0.1:{port}"]
-            argv += ["--credentials", str(folder / f"{name}.json"), "--pairing-token", made.data["token"]]
-            log = folder / f"{name}.log"
-            with log.open("wb") as out:
-                process = subprocess.Popen(
-                    argv, cwd=plans.ROOT, env=dict(stack.plan.environ), stdout=out, stderr=out, start_new_session=True
-                )
-            agent = Started(name, process, log)
-            held.callback(agent.stop)
-        devices = eventually(lambda: len(online(stack)) == 2 and online(stack), 40, "both boxes are online")
-        yield Site(stack, nginx, box, devices["demo"], devices["scripted"])
 
 
 def test_login_scan_and_console_come_from_one_origin(site: Site) -> None:
@@ -378,3 +310,57 @@ def test_nginx_accepts_the_shipped_files(tmp_path: Path, listen: str) -> None:
     done = subprocess.run(command(config, "-t"), capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr
+
+
+# --- an abort is never a clean end ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize(
+    ("kind", "version"), [("length", "1.1"), ("chunks", "1.1"), ("neither", "1.1"), ("length", "1.0")]
+)
+def test_a_box_that_dies_within_a_body_does_not_look_whole(site: Site, lane: int, kind: str, version: str) -> None:
+    """Of HTTP/1.0 without a length it would: nginx closes where we reset (docs/proxy.md)."""
+    had = threading.Event()
+    begun = {
+        "length": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+        "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        "neither": b"HTTP/1.1 200 OK\r\n\r\nhello",
+    }[kind]
+
+    def die(peer: Peer) -> bool:
+        peer.sock.sendall(begun)
+        had.wait(WAIT)
+        reset(peer.sock)
+        return False
+
+    site.box.on("/dies", die)
+    with site.wire() as wire:
+        wire.send(site.head("GET", f"{site.prefixes()[lane]}/dies").replace(b"HTTP/1.1", b"HTTP/" + version.encode()))
+        while b"hello" not in wire.buffer:  # begun, and in part with the client
+            assert wire.more()
+        had.set()
+        got = wire.read()
+    assert (got.status, got.body, got.complete) == (200, b"hello", False)
+    assert got.all("content-length") or got.all("transfer-encoding"), "its end would be the connection's"
+
+
+@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("moment", ["head", "body", "upload"])
+def test_a_client_that_leaves_looks_to_the_box_as_what_it_is(site: Site, lane: int, moment: str) -> None:
+    reached, ends = threading.Event(), []
+
+    def wait(peer: Peer) -> bool:
+        if moment == "body":
+            peer.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        reached.set()
+        ends.append(peer.wait_gone())
+        return False
+
+    site.box.on("/waits", wait)
+    with site.wire() as wire:
+        length = ["Content-Length: 100"] if moment == "upload" else []
+        wire.send(site.head("POST", f"{site.prefixes()[lane]}/waits", *length) + b"x" * len(length))
+        assert reached.wait(WAIT)
+        while moment == "body" and b"hello" not in wire.buffer:
+            assert wire.more()
+    until(lambda: ends)
+    assert ends == ["reset"]
