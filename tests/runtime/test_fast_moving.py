@@ -102,7 +102,9 @@ class Nodes(RemoteNodes):
         self.stream = RemoteStream(ByteStream(ours), "s", frozenset({"keepalive"}), b"")
         self.opened = 0
 
-    async def open(self, node_url: str, session: str, *, request_id: str, deadline: float) -> RemoteStream:
+    async def open(
+        self, node_url: str, session: str, *, request_id: str, deadline: float, share: str = ""
+    ) -> RemoteStream:
         await trio.lowlevel.checkpoint()
         self.opened += 1
         if self.opened > 1:

@@ -32,6 +32,8 @@ H_ANSWER_SESSION: Final = "X-VisionA-Tunnel-Session"
 H_ANSWER_SESSION_TOKEN: Final = "X-VisionA-Session-Token"  # noqa: S105 - a header's name
 H_AGENT_FEATURES: Final = "X-VisionA-Agent-Features"
 """On the daemon's `101` to forward/raw: the features that the agent announced (comma list), for stream reuse."""
+H_SHARE: Final = "X-VisionA-Share"
+"""On a daemon's call of forward/raw: the stream may be one of many on the same answer (docs/internal-api.md)."""
 FEATURE_HANDOVER: Final = "handover"
 """An agent with it connects to another daemon when its own is about to end, before its tunnel there does."""
 UPGRADE_STREAM: Final = "visiona-stream"

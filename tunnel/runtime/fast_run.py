@@ -87,12 +87,16 @@ class Carried(Progress):
         while True:
             self._line = line
             try:
-                return await line.open(self.request_id)
+                return await self._open(line)
             except NotOpened as error:
                 newer = await self._lane.newer(self.grant, line, self._until)
                 if newer is None:
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
                 line = newer
+
+    async def _open(self, line: Line) -> BoxStream:
+        """A new stream of that session. Raises ProxyError, `NotOpened` if another session may do."""
+        return await line.open(self.request_id)
 
     def _begin(self, stream: BoxStream) -> None:
         """Send the request's head; from here on the box's words come by `_spoke`."""

@@ -18,6 +18,7 @@ from tunnel.contract import (
     H_AGENT_FEATURES,
     H_CONTRACT,
     H_DEVICE_ID,
+    H_SHARE,
     H_TUNNEL_SESSION,
     UPGRADE_STREAM,
     verify_secret,
@@ -29,6 +30,8 @@ from tunnel.runtime.http1 import Refusal, Request, answer, head, send_and_close,
 from tunnel.runtime.metrics import CONTENT_TYPE, Metrics
 from tunnel.runtime.server import Rest
 from tunnel.runtime.session import CLOSING_CODES, TunnelSession
+from tunnel.runtime.share import Shares
+from tunnel.runtime.share_lent import Lent, key_of_share
 from tunnel.runtime.sockets import ByteStream
 from tunnel.runtime.switch import Switch
 
@@ -198,7 +201,8 @@ class InternalApi:
         session = await self._chosen(request)
         if session.leaving:
             raise Refusal("TUNNEL_DISCONNECTED", "this tunnel is going away", retry_after=1)
-        tunnel = await self._switch.open(session, deadline)
+        lent = await self._lent(request, session, deadline)
+        tunnel = lent or await self._switch.open(session, deadline)
         try:
             await stream.send_all(
                 head(
@@ -215,7 +219,19 @@ class InternalApi:
         except BaseException:
             tunnel.reset()
             raise
+        if isinstance(tunnel, Lent):
+            return partial(tunnel.carry, stream, request.rest, request.request_id)
         return partial(self._switch.carry, session, tunnel, stream, request.rest, request.request_id)
+
+    async def _lent(self, request: Request, session: TunnelSession, deadline: float) -> Lent | None:
+        """A place among the viewers of one answer, for another daemon that asks for one. Raises Refusal."""
+        said, shares = request.header(H_SHARE.lower()), self._metrics.shares
+        if said is None or not isinstance(shares, Shares):
+            return None
+        key = key_of_share(said, session)
+        if key is None or shares.is_plain(key):
+            return None
+        return await Lent.at(shares, self._switch, session, key, deadline)
 
     async def _arrived(self, session_id: str) -> None:
         """Give the handshake of that session a moment to end: Django may know, and close, what is not in yet."""

@@ -20,6 +20,7 @@ from tunnel.contract import (
     H_AGENT_FEATURES,
     H_CONTRACT,
     H_REQUEST_ID,
+    H_SHARE,
     H_TUNNEL_SESSION,
     UPGRADE_STREAM,
 )
@@ -212,19 +213,23 @@ class RemoteNodes:
         self._secret = secret
         self._known: dict[str, tuple[float, list[_Address]]] = {}
 
-    async def open(self, node_url: str, session: str, *, request_id: str, deadline: float) -> RemoteStream:
+    async def open(
+        self, node_url: str, session: str, *, request_id: str, deadline: float, share: str = ""
+    ) -> RemoteStream:
         """A stream of `session` at the node, accepted by its agent before `deadline` (Trio's clock).
 
+        `share` is the header that lets the node answer with what it pulls for others already; "": it may not.
         Raises RemoteRefused with the code for the client.
         """
         netloc, addresses = await self._addresses(node_url)
         raw = await _connect(addresses, min(deadline, trio.current_time() + CONNECT_SECONDS))
+        shares = f"{H_SHARE}: {share}\r\n" if share else ""
         try:
             call = (
                 f"POST /internal/forward/raw HTTP/1.1\r\nHost: {netloc}\r\nConnection: Upgrade\r\n"
                 f"Upgrade: {UPGRADE_STREAM}\r\nAuthorization: Bearer {self._secret}\r\n"
                 f"{H_TUNNEL_SESSION}: {session}\r\n{H_REQUEST_ID}: {request_id}\r\n"
-                f"{H_CONTRACT}: {CONTRACT_VERSION}\r\nContent-Length: 0\r\n\r\n"
+                f"{H_CONTRACT}: {CONTRACT_VERSION}\r\n{shares}Content-Length: 0\r\n\r\n"
             )
             with trio.move_on_at(deadline + ANSWER_GRACE):
                 status, fields, rest = await _ask(raw, call.encode("latin-1"))

@@ -50,11 +50,16 @@ class RemoteLine:
             stream.close_nowait()
         return None
 
-    async def open(self, request_id: str) -> RemoteStream:
-        """A new stream, accepted by the agent. Raises ProxyError, NotOpened."""
+    async def open(self, request_id: str, share: str = "") -> RemoteStream:
+        """A new stream, accepted by the agent; with `share` one that the other daemon may have for others already.
+
+        Raises ProxyError, NotOpened.
+        """
         deadline = trio.current_time() + self._open_seconds
         try:
-            stream = await self._nodes.open(self.node_url, self.session, request_id=request_id, deadline=deadline)
+            stream = await self._nodes.open(
+                self.node_url, self.session, request_id=request_id, deadline=deadline, share=share
+            )
         except RemoteRefused as error:
             if error.code == "TUNNEL_DISCONNECTED":
                 self.close()  # its daemon waits for the idle ones, which it can't tell, before the box may go on

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS: Final = 60.0
 """So long an answer that was no endless one lets others ask for the same at once, each for itself."""
-PATHS: Final = 4096
-"""Paths of which is remembered what they answered."""
+PATHS: Final = 8192
+"""Request lines and paths of which is remembered what they answered."""
 
 Key = tuple[str, str, int, bytes]
 """Device, user, the device's epoch, and the request line for the box. Cookies and credentials never reach a box."""
@@ -68,6 +68,17 @@ class Shares:
             return None
         return Watched(self, key, client, asked.head, exchange, grant, request_id)
 
+    def may_be_endless(self, key: Key) -> bool:
+        """Whether another daemon is to be asked for it as for what may be shared: that costs a stream of its own.
+
+        Not where the same path, with another query, was something plain just now: a snapshot that is polled.
+        """
+        return key in self._endless or self._plain.get(_path_of(key), 0.0) <= trio.current_time()
+
+    def is_plain(self, key: Key) -> bool:
+        """Whether it is known to be no endless stream."""
+        return self._plain.get(key, 0.0) > trio.current_time()
+
     def plain_until(self, grant: Grant, line: bytes) -> float:
         """How long a request line of a caller is known to be answered by no endless stream; 0.0: it is not known."""
         return self._plain.get((grant.device_id, grant.user_id, grant.epoch, line), 0.0)
@@ -94,9 +105,10 @@ class Shares:
             if len(self._endless) > PATHS:
                 self._endless.popitem(last=False)
         elif verdict is Verdict.PLAIN:
-            self._plain[key] = trio.current_time() + PLAIN_SECONDS
-            if len(self._plain) > PATHS:
-                self._plain.popitem(last=False)
+            for each in (key, _path_of(key)):
+                self._plain[each] = trio.current_time() + PLAIN_SECONDS
+                if len(self._plain) > PATHS:
+                    self._plain.popitem(last=False)
 
     def over(self, pull: Pull) -> None:
         """Nobody joins it any more. Idempotent."""
@@ -118,3 +130,8 @@ class Shares:
         yield CounterMetricFamily(name + "viewers", "Viewers that joined", value=self.views_total)
         skipped = self.skipped_total + sum(pull.skipped for pull in self._pulls.values())
         yield CounterMetricFamily(name + "units_skipped", "Frames that slow viewers missed", value=skipped)
+
+
+def _path_of(key: Key) -> Key:
+    """The same for whatever query: no request line, so nothing else is kept under it."""
+    return *key[:3], key[3].partition(b"?")[0].partition(b" HTTP/")[0]

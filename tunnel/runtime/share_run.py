@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
 from tunnel.http import Exchange, ExchangeError, RequestHead
 from tunnel.runtime.fast_auth import Grant
 from tunnel.runtime.fast_run import Carried
-from tunnel.runtime.share_view import Alone, View
+from tunnel.runtime.fast_types import BoxStream, Line
+from tunnel.runtime.remote_line import RemoteLine
+from tunnel.runtime.share_lent import share_of
+from tunnel.runtime.share_view import SHOW_SECONDS, WAIT_SECONDS, Alone, View
 
 if TYPE_CHECKING:
     from tunnel.runtime.fast_client import Client
     from tunnel.runtime.share import Key, Shares
-
-SHOW_SECONDS: Final = 0.5
-"""How long the head of an endless answer waits for its first bytes, which show whether it can be shared."""
-WAIT_SECONDS: Final = 5.0
-"""How long one waits for the answer to another of which nobody knows yet whether it is endless, or plain and slow."""
 
 
 class Watched(Carried):
@@ -71,6 +69,21 @@ class Watched(Carried):
             return
         self._view = pull.carry(stream)
         self._begin(self._view)
+
+    def _idle_stream(self) -> BoxStream | None:
+        if self._line is None:
+            self._line = self._lane.reach(self.grant)
+        if isinstance(self._line, RemoteLine) and self._may_join():
+            return None  # who holds the box is told on a stream of its own that others may watch the same
+        return super()._idle_stream()
+
+    async def _open(self, line: Line) -> BoxStream:
+        if isinstance(line, RemoteLine) and self._may_join():
+            return await line.open(self.request_id, share_of(self._key))
+        return await super()._open(line)
+
+    def _may_join(self) -> bool:
+        return not self._alone and self._shares.may_be_endless(self._key)
 
     def look(self, now: float) -> None:
         view = self._view

@@ -6,7 +6,7 @@ Driven by the tunnel's reader, as the answer itself is (`share_pull`). It does n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,6 +16,12 @@ from tunnel.runtime.fast_types import BoxStream
 
 if TYPE_CHECKING:
     from tunnel.runtime.share_pull import Pull
+
+
+SHOW_SECONDS: Final = 0.5
+"""How long the head of an endless answer waits for its first bytes, which show whether it can be shared."""
+WAIT_SECONDS: Final = 5.0
+"""How long one waits for the answer to another of which nobody knows yet whether it is endless, or plain and slow."""
 
 
 class Alone(Exception):

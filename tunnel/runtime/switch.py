@@ -24,6 +24,7 @@ from tunnel.runtime.connection import (
     TunnelError,
 )
 from tunnel.runtime.exchanges import Facts, Ledger
+from tunnel.runtime.fast_types import BoxStream
 from tunnel.runtime.http1 import Refusal
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.session import TunnelSession
@@ -56,7 +57,7 @@ class Forward:
         "up_done",
     )
 
-    def __init__(self, session: TunnelSession, stream: Stream, raw: ByteStream, request_id: str, tell: Tell) -> None:
+    def __init__(self, session: TunnelSession, stream: BoxStream, raw: ByteStream, request_id: str, tell: Tell) -> None:
         self.session = session
         self.stream = stream
         self.raw = raw
@@ -83,17 +84,19 @@ class Forward:
     async def run(self, first: bytes) -> None:
         """Carry until both directions have ended, or one broke. `first` was read behind the client's head."""
         with self.scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._guard, self._carry_up, first)
-                await self._guard(self._carry_down)
+            await self._both(first)
         if self.outcome:
             self.stream.reset()
             self.raw.reset()
         else:
             self.outcome = "done"
             self.raw.close()
-            with trio.CancelScope(shield=True):  # done even if cancelled, and it does not wait
-                await self.stream.aclose()
+            self.stream.close_nowait()
+
+    async def _both(self, first: bytes) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._guard, self._carry_up, first)
+            await self._guard(self._carry_down)
 
     async def _guard(self, carry: Callable[..., Awaitable[None]], *args: bytes) -> None:
         try:
@@ -202,8 +205,12 @@ class Switch:
     async def carry(
         self, session: TunnelSession, stream: Stream, raw: ByteStream, first: bytes, request_id: str
     ) -> None:
-        """Run one forward to its end, count it and log its requests. `request_id` is that of the call that opened."""
-        forward = Forward(session, stream, raw, request_id, self._tell)
+        """Run one forward to its end. `request_id` is that of the call that opened."""
+        await self.run(Forward(session, stream, raw, request_id, self.tell), first)
+
+    async def run(self, forward: Forward, first: bytes) -> None:
+        """See one forward to its end, count it and log its requests. `first` was read behind the client's head."""
+        session = forward.session
         self._forwards.add(forward)
         session.forwards += 1
         try:
@@ -211,8 +218,8 @@ class Switch:
         finally:
             if not forward.outcome:  # the daemon itself is ending
                 forward.outcome = "cut"
-                stream.reset()
-                raw.reset()
+                forward.stream.reset()
+                forward.raw.reset()
             self._forwards.discard(forward)
             session.forwards -= 1
             if not self._forwards:
@@ -220,11 +227,12 @@ class Switch:
             self._metrics.streams.labels(forward.outcome).inc()
             line = forward.ledger.end(forward.up, forward.down, trio.current_time(), forward.outcome)
             if line is not None:
-                self._tell(forward, line)
+                self.tell(forward, line)
 
-    def _tell(self, forward: Forward, line: Facts) -> None:
-        session = forward.session
-        self._log.info("forward", device=session.device_id, session=session.id, stream=forward.stream.stream_id, **line)
+    def tell(self, forward: Forward, line: Facts) -> None:
+        """Log a request of a forward."""
+        session, stream = forward.session, getattr(forward.stream, "stream_id", None)  # None: one of many viewers
+        self._log.info("forward", device=session.device_id, session=session.id, stream=stream, **line)
 
     async def wait_empty(self) -> None:
         """Return when nothing is carried."""
@@ -250,7 +258,7 @@ class Switch:
         else:
             line = forward.ledger.quiet(forward.up, forward.down, now)
             if line is not None:
-                self._tell(forward, line)
+                self.tell(forward, line)
         # After the client's half-close nobody reads its socket any more, so a reset would go unseen.
         if forward.up_done and forward.raw.broken():
             forward.end("client_reset")
