@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
 
 from tests.runtime.daemonworld import OTHER, TOKEN, World, echo, world
+from tunnel.http import ProxyError
 from tunnel.runtime import internal
+from tunnel.runtime.fast_auth import Grant
 from tunnel.runtime.transport import HandshakeRefused
 
 UNAUTHENTICATED = {"status": 401, "code": "UNAUTHENTICATED", "message": "no"}
@@ -138,4 +141,17 @@ async def test_a_device_that_is_in_does_not_wait_for_another_that_comes() -> Non
         status, _, raw, _ = await w.forward(headers=[("X-Device-Id", "device-1")])
         assert status == 101
         raw.close()
+        await coming.answered()
+
+
+async def test_the_fast_lane_does_not_wait_for_it_beyond_the_requests_own_time() -> None:
+    """Of the time that an open may take, a part was spent on a session before this one."""
+    async with world(open_seconds=1000.0, admit_seconds=1000.0, call_seconds=1000.0) as w:
+        coming = await knock(w)
+        fast = w.daemon.fast
+        assert fast is not None
+        grant = SimpleNamespace(device_id="device-0", session=coming.session, node_url=fast.node_url, epoch=1)
+        with pytest.raises(ProxyError, match="no daemon holds") as told:
+            await fast.wait_reach(cast("Grant", grant), trio.current_time() + 0.05)
+        assert told.value.code == "TUNNEL_DISCONNECTED"
         await coming.answered()

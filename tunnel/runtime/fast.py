@@ -300,7 +300,7 @@ class FastLane:
         """
         while True:
             if grant.node_url == self.node_url:
-                with trio.move_on_after(self.config.open_seconds):
+                with trio.move_on_at(min(until, trio.current_time() + self.config.open_seconds)):
                     await self._arrivals.wait_session(grant.session)
             if (line := self.reach(grant)) is not None:
                 return line
