@@ -1,0 +1,141 @@
+"""Tickets and pages on every lane: what `?ticket=` opens, once, and which pages may open a WebSocket."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from apps.proxy import tickets
+from tests.apps.proxy.kit import Peer
+from tests.apps.proxy.stack import Lane, Stack, add_device
+from tests.system.ws_kit import WS, echo, ticket_for
+
+pytestmark = pytest.mark.system
+pytest_plugins = ["tests.apps.proxy.fixtures"]
+LANES = ["stand-in", "tunnel", "fast"]
+DRF = pytest.mark.parametrize("lane", ["stand-in", "tunnel"], indirect=True)
+"""For the routes that the fast lane does not have."""
+API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "6"}
+
+
+@pytest.mark.parametrize(
+    "origin,status",
+    [("http://front.example", 101), ("http://127.0.0.1:{port}", 101), ("http://evil.example", 403), ("null", 403)],
+)
+@pytest.mark.parametrize("by", ["bearer", "ticket"])
+def test_the_page_that_asks(lane: Lane, origin: str, status: int, by: str) -> None:
+    lane.box.on("/ws/echo", echo)
+    path, shown = "/ws/echo", lane.token
+    ticket = ticket_for(lane)
+    if by == "ticket":
+        path += f"?ticket={ticket}"
+    with lane.wire() as wire:
+        head = lane.head("GET", path, *WS, "Origin: " + origin.format(port=lane.port), prefix="")
+        if by == "ticket":
+            head = head.replace(f"Authorization: Bearer {shown}\r\n".encode(), b"")
+        wire.send(head)
+        assert wire.read_head().status == status
+    if by == "ticket":
+        assert (tickets.find(ticket) is None) == (status == 101)
+
+
+def by_ticket(lane: Lane, path: str, *fields: str, method: str = "GET", prefix: str = "") -> tuple[int, str]:
+    """Status and code (empty for what is no refusal of ours) of a request without a header of ours."""
+    with lane.wire() as wire:
+        lines = [f"{method} {prefix}{path} HTTP/1.1", f"Host: 127.0.0.1:{lane.port}", *fields, "", ""]
+        wire.send("\r\n".join(lines).encode())
+        got = wire.read_head()
+        if got.status < 400:
+            return got.status, ""
+    with lane.wire() as wire:
+        wire.send("\r\n".join(lines).encode())
+        got = wire.read()
+        return got.status, got.code
+
+
+@DRF
+@pytest.mark.parametrize("path", ["/api/cameras/0/stream", "/api/inference/x"])
+def test_a_ticket_for_an_img_by_a_route_of_the_api(lane: Lane, path: str) -> None:
+    shown_once(lane, path, path)
+
+
+def test_a_ticket_for_an_img(lane: Lane) -> None:
+    shown_once(lane, f"{lane.prefix}/deep/x", "/deep/x")
+
+
+def shown_once(lane: Lane, path: str, seen: str) -> None:
+    """A ticket for `path` is good for one GET, of which the box sees `seen` without it."""
+    said: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        said.append(peer.head)
+        peer.answer(b"picture")
+
+    lane.box.on(seen, script)
+    ticket = ticket_for(lane, seen.rpartition("/")[0])
+    assert by_ticket(lane, f"{path}?a=1&ticket={ticket}&b=2") == (200, "")
+    assert said[0].startswith(f"GET {seen}?a=1&b=2 HTTP/1.1\r\n".encode())
+    assert by_ticket(lane, f"{path}?ticket={ticket}") == (401, "UNAUTHENTICATED")
+    assert len(said) == 1
+
+
+OUTSIDE = [
+    ("/api/cameras/1", 403, "FORBIDDEN"),
+    ("/api/cameras/01", 403, "FORBIDDEN"),
+    ("/api/cameras", 403, "FORBIDDEN"),
+    ("/api/cameras/0%2Fx", 403, "FORBIDDEN"),
+]
+"""What a ticket with the prefix `/api/cameras/0` does not open."""
+
+
+def test_what_a_ticket_is_not_for(lane: Lane, stack: Stack) -> None:
+    other = add_device(stack, lane.user_id)
+    ticket = ticket_for(lane, "/api/cameras/0")
+    mine = f"{lane.prefix}/api/cameras/0"
+    for path, *said in OUTSIDE:
+        assert by_ticket(lane, f"{lane.prefix}{path}?ticket={ticket}") == tuple(said), path
+    assert by_ticket(lane, f"{mine.replace(lane.device_id, other)}?ticket={ticket}") == (403, "FORBIDDEN")
+    assert by_ticket(lane, f"/ws/echo?ticket={ticket}", *WS) == (403, "FORBIDDEN")
+    assert by_ticket(lane, f"{mine}?ticket=") == (401, "UNAUTHENTICATED")
+    assert by_ticket(lane, f"{mine}?ticket=%ff") == (401, "UNAUTHENTICATED")
+    assert by_ticket(lane, f"{mine}?ticket={ticket}", "Content-Length: 0", method="POST")[0] == 401
+    assert by_ticket(lane, f"{mine}/deep?ticket={ticket}") == (200, "")  # none of these has spent it
+    assert by_ticket(lane, f"{mine}?ticket={ticket}") == (401, "UNAUTHENTICATED")
+
+
+@DRF
+def test_what_a_ticket_is_not_for_by_the_routes_of_the_api(lane: Lane, stack: Stack) -> None:
+    other = add_device(stack, lane.user_id)
+    ticket = ticket_for(lane, "/api/cameras/0")
+    for path, *refused in OUTSIDE:
+        assert by_ticket(lane, f"{path}?ticket={ticket}") == tuple(refused), path
+    for path, said in (
+        (f"/api/cameras/0/../1?ticket={ticket}", (400, "BAD_REQUEST")),
+        (f"/api/cameras/0?device_id={other}&ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/devices/{other}/proxy/api/cameras/0?ticket={ticket}", (403, "FORBIDDEN")),
+        (f"/api/devices/scan?ticket={ticket}", (401, "UNAUTHENTICATED")),
+        (f"/api/devices?ticket={ticket}", (401, "UNAUTHENTICATED")),
+        ("/api/cameras/0?ticket=", (401, "UNAUTHENTICATED")),
+        ("/api/cameras/0?ticket=%ff", (401, "UNAUTHENTICATED")),
+    ):
+        assert by_ticket(lane, path) == said, path
+    assert by_ticket(lane, f"/api/cameras/0?ticket={ticket}", "X-Device-Id: x") == (404, "NOT_FOUND")
+    assert by_ticket(lane, f"/api/cameras/0?ticket={ticket}", "Content-Length: 0", method="POST")[0] == 401
+    assert by_ticket(lane, f"/api/cameras/0?device_id={lane.device_id}&ticket={ticket}") == (200, "")
+
+
+def test_of_twenty_uses_at_once_one_wins(lane: Lane) -> None:
+    lane.box.on("/ws/echo", echo)
+    path = f"/ws/echo?ticket={ticket_for(lane)}"
+
+    def use(_: int) -> int:
+        with lane.wire() as wire:
+            lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{lane.port}", *WS, "", ""]
+            wire.send("\r\n".join(lines).encode())
+            return wire.read_head().status
+
+    with ThreadPoolExecutor(20) as pool:
+        found = sorted(pool.map(use, range(20)))
+    assert found.count(101) == 1
+    assert set(found) <= {101, 401, 503}  # some may have found all places of this small server taken
