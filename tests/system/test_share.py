@@ -22,8 +22,8 @@ PATIENCE = 60.0
 class Viewer:
     """A GET of the stream, whose frames are counted as they pass."""
 
-    def __init__(self, system: Stack, path: str) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", system.tunnel_port), timeout=20)
+    def __init__(self, system: Stack, path: str, port: int = 0) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port or system.tunnel_port), timeout=20)
         self.sock.sendall(
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {system.token}\r\n\r\n".encode()
         )
@@ -78,8 +78,8 @@ def moved(watching: list[Viewer], since: list[int]) -> bool:
     return all(viewer.frames - before >= 5 for viewer, before in zip(watching, since, strict=True))
 
 
-def metrics(system: Stack) -> dict[str, float]:
-    text = system.call("GET", "/metrics", token="", port=system.internal_port).body.decode()
+def metrics(system: Stack, port: int = 0) -> dict[str, float]:
+    text = system.call("GET", "/metrics", token="", port=port or system.internal_port).body.decode()
     return {name: float(value) for name, value in re.findall(r"^(visiona_shared_\w+) (\S+)$", text, re.MULTILINE)}
 
 
