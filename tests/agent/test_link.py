@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
-import ipaddress
-import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,12 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.agent.fake_daemon import Admit, Answer, Drop, FakeDaemon, Hang, Refuse, fake_daemon
+from tests.tls import Authority, make_authority
 from tunnel.agent import dial, link
 from tunnel.agent.addresses import parse_url
 from tunnel.agent.credentials import Credentials
@@ -212,52 +206,10 @@ async def test_a_proxy_that_cannot_be_reached() -> None:
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
-@dataclass
-class Authority:
-    file: Path
-    context: ssl.SSLContext
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """A private CA, and a server context with a certificate of it for 127.0.0.1 and localhost."""
-    folder = tmp_path_factory.mktemp("ca")
-    now = dt.datetime.now(dt.UTC)
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test CA")])
-
-    def builder(name: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(ca_name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
-        )
-
-    ca = (
-        builder(ca_name, ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    leaf = (
-        builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "daemon")]), key.public_key())
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    (folder / "leaf.pem").write_bytes(
-        leaf.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(folder / "leaf.pem")
-    return Authority(folder / "ca.pem", context)
+    """A private CA."""
+    return make_authority(tmp_path_factory.mktemp("ca"))
 
 
 @asynccontextmanager

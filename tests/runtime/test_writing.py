@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import time
+from pathlib import Path
 
 import pytest
 import trio
 
+from tests.tls import Authority, make_authority
 from tunnel.protocol.errors import EndKind
 from tunnel.runtime.connection import Connection, Role, SessionConfig
-from tunnel.runtime.sockets import tune, unsent
-from tunnel.runtime.websocket import SocketTransport
+from tunnel.runtime.sockets import acknowledged, tune, unsent
+from tunnel.runtime.transport import SocketTransport, StreamTransport, Transport
 from tunnel.runtime.wire import Wire
 from tunnel.runtime.writing import Writing
 
@@ -63,8 +67,41 @@ def test_what_a_socket_still_holds() -> None:
     assert unsent(near) is None
 
 
-async def narrow_line(nursery: trio.Nursery, limit: float) -> tuple[Connection, socket.socket]:
-    """A connection that gives its peer `limit` seconds, and the peer's end, whose kernel takes little."""
+def test_what_a_peer_has_acknowledged() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
+        far, _ = server.accept()
+        with far:
+            before = acknowledged(near)
+            assert before is not None
+            near.send(bytes(1000))
+            assert len(far.recv(1000)) == 1000
+            deadline = time.monotonic() + 30
+            while acknowledged(near) != before + 1000 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert acknowledged(near) == before + 1000
+    assert acknowledged(near) is None
+    left, right = socket.socketpair()
+    with left, right:
+        assert acknowledged(left) is None
+
+
+async def encrypted(near: socket.socket, far: socket.socket, authority: Authority) -> StreamTransport:
+    """The agent's side of wss. What `far` reads from then on it need not understand."""
+    trusting = ssl.create_default_context(cafile=authority.file)
+    streams = [trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in (near, far.dup())]
+    ours = trio.SSLStream(streams[0], trusting, server_hostname="127.0.0.1")
+    theirs = trio.SSLStream(streams[1], authority.context, server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.do_handshake)
+        nursery.start_soon(theirs.do_handshake)
+    await trio.aclose_forcefully(streams[1])
+    return StreamTransport(ours, Wire(client=True))
+
+
+async def narrow_line(
+    nursery: trio.Nursery, limit: float, authority: Authority | None = None
+) -> tuple[Connection, socket.socket]:
+    """A connection that gives its peer `limit` seconds, and the peer's end, whose kernel takes little; by TLS."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         far = socket.socket()
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -74,9 +111,10 @@ async def narrow_line(nursery: trio.Nursery, limit: float) -> tuple[Connection, 
     tune(near)
     far.setblocking(False)
     config = SessionConfig(write_timeout=limit)
-    connection = Connection(
-        SocketTransport(near, Wire(client=False)), role=Role.CLIENT, config=config, accept_streams=False, name="narrow"
-    )
+    transport: Transport = SocketTransport(near, Wire(client=False))
+    if authority is not None:
+        transport = await encrypted(near, far, authority)
+    connection = Connection(transport, role=Role.CLIENT, config=config, accept_streams=False, name="narrow")
     await nursery.start(connection.run)
     return connection, far
 
@@ -89,26 +127,28 @@ async def fill(connection: Connection) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_slow_line_lives_though_a_message_takes_longer_than_the_limit() -> None:
+@pytest.mark.parametrize("by_tls", [False, True])
+async def test_a_slow_line_lives_though_a_message_takes_longer_than_the_limit(by_tls: bool, tmp_path: Path) -> None:
     """6 s of a line that takes a little four times a second, with a limit of 3 s for each progress."""
     async with trio.open_nursery() as nursery:
-        connection, far = await narrow_line(nursery, 3.0)
+        connection, far = await narrow_line(nursery, 3.0, make_authority(tmp_path) if by_tls else None)
         with far:
             await fill(connection)
             for _ in range(24):
                 await trio.sleep(0.25)
                 with trio.move_on_after(0.2):
                     await trio.lowlevel.wait_readable(far)
-                    far.recv(600)
+                    far.recv(2400)
             assert connection.end_reason is None
             assert connection._writing.since is not None, "the line was wider than that"
             nursery.cancel_scope.cancel()
 
 
 @pytest.mark.timeout(120)
-async def test_a_line_that_takes_nothing_is_dead() -> None:
+@pytest.mark.parametrize("by_tls", [False, True])
+async def test_a_line_that_takes_nothing_is_dead(by_tls: bool, tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
-        connection, far = await narrow_line(nursery, 2.0)
+        connection, far = await narrow_line(nursery, 2.0, make_authority(tmp_path) if by_tls else None)
         with far:
             await fill(connection)
             with trio.fail_after(60):

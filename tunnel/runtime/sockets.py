@@ -20,6 +20,7 @@ READ_SIZE: Final = 256 * 1024
 _SMALL_READ: Final = 64 * 1024
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 15, 10, 3
 _NOTSENT_LOWAT: Final = 128 * 1024  # so that a pong waits behind little (yamux.md §7)
+_ACKED_AT: Final = 120  # of `struct tcp_info`: 8 bytes, 24 words, two rates before it
 _shared: trio.lowlevel.RunVar[memoryview] = trio.lowlevel.RunVar("tunnel_read_buffer")
 
 
@@ -58,6 +59,18 @@ def unsent(sock: socket.socket) -> int | None:
         return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except (OSError, ValueError):  # not a TCP socket, closed, or no Linux
         return None
+
+
+def acknowledged(sock: trio.socket.SocketType | socket.socket) -> int | None:
+    """Bytes that the peer's kernel has acknowledged since the connection was made (`tcpi_bytes_acked`, Linux 4.1).
+
+    None where the system does not tell.
+    """
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
+    except (OSError, AttributeError):  # not a TCP socket, closed, or no Linux
+        return None
+    return int.from_bytes(told[_ACKED_AT:], sys.byteorder) if len(told) == _ACKED_AT + 8 else None
 
 
 def listen(host: str, port: int, backlog: int = 4096) -> socket.socket:

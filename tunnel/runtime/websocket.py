@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from tunnel.runtime.sockets import READ_SIZE, shared_buffer, unsent
+from tunnel.runtime.sockets import READ_SIZE, acknowledged, shared_buffer, unsent
 from tunnel.runtime.wire import Payload, TransportProtocolError, Wire
 
 CLOSE_SECONDS: Final = 1.0
@@ -328,6 +328,7 @@ class StreamTransport(_WireTransport):
     def __init__(self, stream: trio.abc.Stream, wire: Wire, initial: bytes = b"") -> None:
         super().__init__(wire, initial)
         self._stream = stream
+        self._given = 0
 
     async def _read(self) -> Payload:
         if self._initial:
@@ -337,7 +338,20 @@ class StreamTransport(_WireTransport):
 
     async def _write(self, prefix: bytes, body: Payload) -> None:
         # One copy: two writes would be two TLS records and two system calls, which cost more (docs/performance.md).
+        self._given += len(prefix) + len(body)
         await self._stream.send_all(b"".join((prefix, body)))
+
+    def unsent(self) -> int | None:
+        """What was given to the stream, less what the peer's system has acknowledged of the socket below TLS.
+
+        What TLS adds is not known, so it tells nothing but its fall. The bytes that the kernel holds would not: they
+        are as many again at once while TLS has more for it. None where there is no such socket.
+        """
+        stream = self._stream
+        while isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        taken = acknowledged(stream.socket) if isinstance(stream, trio.SocketStream) else None
+        return None if taken is None else self._given - taken
 
     def _over(self) -> bool:
         # TLS cannot half-close, and a front that ends it passes none on: then each end waits for the other's. Behind
