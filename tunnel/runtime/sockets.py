@@ -64,11 +64,13 @@ def unsent(sock: socket.socket) -> int | None:
 def acknowledged(sock: trio.socket.SocketType | socket.socket) -> int | None:
     """Bytes that the peer's kernel has acknowledged since the connection was made (`tcpi_bytes_acked`, Linux 4.1).
 
-    None where the system does not tell.
+    None where the system does not tell; another's structure of that name looks different.
     """
+    if sys.platform != "linux":
+        return None
     try:
         told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
-    except (OSError, AttributeError):  # not a TCP socket, closed, or no Linux
+    except OSError:  # not a TCP socket, or closed
         return None
     return int.from_bytes(told[_ACKED_AT:], sys.byteorder) if len(told) == _ACKED_AT + 8 else None
 
