@@ -225,13 +225,13 @@ def test_the_client_is_gone(lane: Lane) -> None:
     with lane.wire() as wire:
         wire.send(lane.head("GET", "/ws/x", *WS, prefix=""))
         assert wire.read_head().status == 101
-    assert done.wait(2)
+    assert done.wait(WAIT)
 
 
 def test_the_box_resets(lane: Lane) -> None:
     def script(peer: Peer) -> bool:
         peer.sock.sendall(SWITCH + b"\r\nsome")
-        time.sleep(0.2)  # the head must be out before the reset overtakes it
+        peer.sock.recv(1)  # the client has the head, or the reset could overtake it
         peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         peer.sock.close()
         return False
@@ -240,6 +240,7 @@ def test_the_box_resets(lane: Lane) -> None:
     with lane.wire() as wire:
         wire.send(lane.head("GET", "/ws/x", *WS, prefix=""))
         assert wire.read_head().status == 101
+        wire.send(b"x")
         assert wire.wait_end(30) == "reset"
 
 
@@ -298,7 +299,7 @@ def test_beyond_the_long_places_it_is_overloaded_and_the_rest_answers(
     assert lane.ask("GET", "/healthz?live=1", prefix="").status == 200
     wires[0].sock.shutdown(socket.SHUT_WR)
     assert wires[0].wait_end() == "closed"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         with lane.wire() as wire:
             wire.send(lane.head("GET", "/ws/echo", *WS, prefix=""))
