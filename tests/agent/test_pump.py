@@ -143,6 +143,35 @@ async def test_a_reset_by_the_local_server_is_a_reset_for_the_daemon() -> None:
         assert counters.outcome == "reset by the local server"
 
 
+async def test_a_reset_behind_a_half_close_reaches_a_local_server_that_says_nothing() -> None:
+    seen: list[str] = []
+    at_end, ended = trio.Event(), trio.Event()
+
+    async def server(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            pass
+        at_end.set()
+        while not reset_of(stream):  # it has nothing to say, and looks now and then whether anybody is there
+            await trio.sleep(0.05)
+        seen.append("reset")
+        ended.set()
+
+    async with carried(server) as (stream, counters, done):
+        await stream.send_all(b"a question")
+        await stream.send_eof()
+        await at_end.wait()
+        stream.reset()
+        await done.wait()
+        await ended.wait()
+    assert counters.outcome == "reset by the daemon"
+    assert seen == ["reset"]
+
+
+def reset_of(stream: trio.SocketStream) -> bool:
+    """Whether the kernel holds a reset of this connection."""
+    return bool(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+
 async def test_a_refused_local_server_gives_no_byte() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

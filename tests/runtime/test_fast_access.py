@@ -146,6 +146,19 @@ async def test_a_long_stream_is_asked_about_anew(monkeypatch: pytest.MonkeyPatch
                 assert len(w.daemon.fast or "") == 1
 
 
+async def test_a_stream_that_begins_with_a_kept_answer_is_as_old_as_that() -> None:
+    """Else what a logout nobody told of left behind would be asked about up to an answer's life too late."""
+    async with fast_world() as w, AsyncExitStack() as stack:
+        await box(w, forever)
+        await many(w, stack, 1)
+        await trio.sleep(0.05)
+        await many(w, stack, 1)
+        assert len(w.control.authorizations) == 1
+        assert w.daemon.fast is not None
+        assert len({run.checked for run in w.daemon.fast.running if not isinstance(run, Quick)}) == 1
+        assert len(w.daemon.fast.running) == 2
+
+
 async def many(w: World, stack: AsyncExitStack, count: int, *fields: str, token: str = LOGIN) -> list[Visitor]:
     """So many endless answers, all begun."""
     visitors = [await stack.enter_async_context(Visitor(w)) for _ in range(count)]

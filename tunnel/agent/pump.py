@@ -30,6 +30,10 @@ so that the daemon can take the answer before it learns that nobody wants the re
 class TunnelStream(Protocol):
     """What is used of `tunnel.runtime.stream.Stream`."""
 
+    listener: Callable[[], None] | None
+
+    @property
+    def broken(self) -> bool: ...
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
     async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
     async def send_eof(self) -> None: ...
@@ -154,6 +158,12 @@ class _Pair:
                 self.local.send_eof()
             except trio.BrokenResourceError:
                 self.deaf = True  # it was closed meanwhile; the other direction learns how
+        self.stream.listener = self._look  # nobody reads any more: else only the local server's next word met a reset
+        self._look()
+
+    def _look(self) -> None:
+        if self.stream.broken:
+            self._fail("reset by the daemon")
 
     async def _write_local(self, data: bytes | bytearray) -> None:
         try:

@@ -31,7 +31,7 @@ from tunnel.runtime.arrivals import Arrivals
 from tunnel.runtime.fast_ask import Asked, Said, field_of, is_bodyless, read
 from tunnel.runtime.fast_auth import Authorizer, Grant, concerns
 from tunnel.runtime.fast_client import Agents, Client, push_out
-from tunnel.runtime.fast_edge import Cors, Ids, Proxies, told
+from tunnel.runtime.fast_edge import Cors, Ids, Proxies, no_upgrade, told
 from tunnel.runtime.fast_line import LocalLine
 from tunnel.runtime.fast_memo import Memo
 from tunnel.runtime.fast_poll import AVAILABLE, Poller
@@ -226,13 +226,13 @@ class FastLane:
             else:  # /ws/* without an upgrade: a ticket is not spent for that
                 if asked.kind != b"ticket":
                     await authorizer.ask(asked.key, question)
-                raise ProxyError("UPGRADE_REQUIRED", "no upgrade was asked for")
+                raise no_upgrade(asked.head.method)
         return grant
 
     def _started(self, client: Client, asked: Asked, grant: Grant, request_id: str) -> Run:
         """The exchange of an allowed caller. Raises ProxyError."""
         if not asked.mount and not asked.upgrade:
-            raise ProxyError("UPGRADE_REQUIRED", "no upgrade was asked for")
+            raise no_upgrade(asked.head.method)
         via = Via(
             scheme="http",
             address=client.address,

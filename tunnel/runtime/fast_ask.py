@@ -81,7 +81,7 @@ class Asked:
         self.mount = mount
         values = said.values
         authorization = values[0]
-        self.upgrade = bool(values[5]) and head.method == b"GET" and said.upgrade
+        self.upgrade = bool(values[5]) and head.method == b"GET" and head.http11 and said.upgrade
         self.token = ""
         self.kind = b"none"
         if authorization[:7].lower() == b"bearer ":

@@ -240,6 +240,8 @@ class Client(Pipe):
                 continue
             data = await self._rest()
             if not data:
+                if self.run is not None and self.run.upgraded and not self.run.over:
+                    continue  # switched while this task rested: it is a half-close, and is read again
                 if self.run is not None:
                     self.run.client_left()
                 return None

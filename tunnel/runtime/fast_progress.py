@@ -33,7 +33,8 @@ class Progress:
         self.outcome = ""
         self.problem = ""
         self.attempts = 0
-        self.started = self.checked = self._marked_at = trio.current_time()
+        self.started = self._marked_at = trio.current_time()
+        self.checked = grant.checked_at  # not now: a kept answer is as old as it is
         self._head = head
         self._head_at = 0.0
         self._head_sent = False

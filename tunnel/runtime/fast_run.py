@@ -122,7 +122,7 @@ class Carried(Progress):
         self._reused = reused
         self._up = body
         self.attempts = 1
-        self.started = self.checked = self._marked_at = started
+        self.started = self._marked_at = started
         stream.listener = self._spoke
 
     def body_reader(self) -> BodyReader:

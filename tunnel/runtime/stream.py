@@ -69,6 +69,11 @@ class Stream(trio.abc.HalfCloseableStream):
 
     # Sending
 
+    @property
+    def broken(self) -> bool:
+        """Whether it was reset, or its session is lost: what a call would raise."""
+        return self._core.fault is not None
+
     async def send_all(self, data: Bytes) -> None:
         """Hand over `data`; returns when all of it is in the stream's bounded buffer (128 KiB), not when it is sent.
 
