@@ -77,6 +77,18 @@ async def test_a_second_request_cuts_the_grace_short() -> None:
             await raw.receive_some()
 
 
+async def test_a_second_request_does_not_wait_for_django_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel.runtime.daemon._GOODBYE_SECONDS", 1000.0)
+    async with world(drain_seconds=1000) as w:
+        await w.agent()
+        w.control.frozen = True
+        w.daemon.drain()
+        await w.until(lambda: w.daemon.metrics.draining)
+        w.daemon.drain()
+        await w.ended.wait()
+        assert w.logged("draining"), "what follows is done all the same"
+
+
 async def test_an_interrupt_has_a_short_grace_and_says_shutdown() -> None:
     async with world(drain_seconds=1000, interrupt_seconds=0.1) as w:
         agent, _ = await w.agent()
