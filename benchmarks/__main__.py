@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -111,9 +112,16 @@ def _processor() -> str:
     return platform.machine()
 
 
-def measure(names: Sequence[str], effort: Effort, var: Path) -> tuple[list[Outcome], list[str]]:
-    """The scenarios in turn; one that cannot be measured is told and does not end the run."""
-    outcomes, failed = [], []
+Keep = Callable[[Sequence[Outcome], Sequence[str]], Path]
+
+
+def measure(names: Sequence[str], effort: Effort, var: Path, keep: Keep) -> list[str]:
+    """The scenarios in turn, what was measured kept after each: an hour is not lost to who interrupts its last minute.
+
+    One that cannot be measured is told and does not end the run; those are returned.
+    """
+    outcomes: list[Outcome] = []
+    failed: list[str] = []
     with ExitStack() as stack:
         bench = Bench(effort, var, stack)
         for name in names:
@@ -124,10 +132,11 @@ def measure(names: Sequence[str], effort: Effort, var: Path) -> tuple[list[Outco
             except BenchError as error:
                 bench.say(f"{name}: {error}")
                 failed.append(f"{name}: {error}")
-                continue
-            outcome.seconds = time.monotonic() - begun
-            outcomes.append(outcome)
-    return outcomes, failed
+            else:
+                outcome.seconds = time.monotonic() - begun
+                outcomes.append(outcome)
+            keep(outcomes, failed)
+    return failed
 
 
 def write(folder: Path, about: dict[str, str], outcomes: Sequence[Outcome], failed: Sequence[str]) -> Path:
@@ -172,13 +181,13 @@ def main(words: Sequence[str] | None = None) -> int:
     var = Path(tempfile.mkdtemp(prefix="visiona-bench-"))
     var.chmod(0o755)  # the embedded PostgreSQL may run as another user
     try:
-        outcomes, failed = measure(arguments.only or list(SCENARIOS), effort, var)
+        failed = measure(arguments.only or list(SCENARIOS), effort, var, partial(write, arguments.output, about))
     finally:
         if arguments.keep:
             print(f"bench: data and logs are in {var}", file=sys.stderr)
         else:
             shutil.rmtree(var, ignore_errors=True)
-    result = write(arguments.output, about, outcomes, failed)
+    result = arguments.output / f"{about['began'][:10]}.json"
     print(result.with_suffix(".md").read_text())
     print(f"bench: written to {result}", file=sys.stderr)
     return 1 if failed else 0
