@@ -1,6 +1,8 @@
 """The daemon is killed under thousands of agents; a new one comes up, and all of them return at once."""
 
+import datetime as dt
 import http.client
+import json
 import signal
 import threading
 import time
@@ -9,14 +11,14 @@ from typing import Self
 from benchmarks.bench import Bench
 from benchmarks.figures import alone
 from benchmarks.outcome import Outcome, Sample, at_most
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import Running, cpu_seconds
 from benchmarks.stats import percentile
 from benchmarks.system import Agent, System
 from cloud.supervisor import plan as plans
 
 NAME, TITLE = "storm", "Agents reconnecting at once"
 _PROBE_PAUSE = 0.05
-_TOLD_SECONDS = 0.3  # after which the agents' process has told of what failed before
+_TOLD_SECONDS = 0.05  # after which the agents' process has told of what failed before
 
 
 class _Others:
@@ -65,15 +67,15 @@ def run(bench: Bench) -> Outcome:
     outcome.samples["storm"] = rounds
     outcome.figures += [
         alone(f"all {effort.storm} online after", [r["seconds"] for r in rounds], "s", at_most(10)),
-        alone("dials that failed once it listened", [r["failed"] for r in rounds], "", at_most(0)),
+        alone("dials that failed once its health check was answered", [r["failed"] for r in rounds], "", at_most(0)),
         alone("the API's p99 for others meanwhile", [r["others_p99_s"] for r in rounds], "s", at_most(1)),
         alone("the API's failures for others meanwhile", [r["others_failed"] for r in rounds], "", at_most(0)),
         alone("the daemon's CPU an agent", [r["daemon_us"] for r in rounds], "µs"),
         alone("the API's CPU an agent", [r["api_us"] for r in rounds], "µs"),
     ]
     outcome.notes.append(
-        "The time runs from the first moment at which the new daemon listens. Agents dial every 500 ms until then, so "
-        "up to that much of it is their own pause; one process dials for all of them, on the same cores."
+        "The time runs from the first moment at which the new daemon listens, by its own log. Agents dial every 500 ms "
+        "until then, so up to that much of it is their own pause; one process dials for all, on the same cores."
     )
     return outcome
 
@@ -83,6 +85,13 @@ def _failed(said: dict[str, dict[str, int]]) -> int:
     return sum(count for what, count in said["faults"].items() if what.startswith(("refused", "no answer")))
 
 
+def _listened(daemon: Running) -> float:
+    """When it began to listen, by its own word: under thousands of agents its health check is answered late."""
+    lines = daemon.log.read_text(errors="replace").splitlines()
+    said = next(line for line in reversed(lines) if '"event":"listening"' in line)
+    return dt.datetime.fromisoformat(json.loads(said)["at"]).timestamp()
+
+
 def _round(bench: Bench, fleet: Agent, token: str) -> Sample:
     system, count = bench.system, fleet.count
     system.stop("tunnel", signal.SIGKILL)
@@ -90,11 +99,11 @@ def _round(bench: Bench, fleet: Agent, token: str) -> Sample:
     api = cpu_seconds(system.workers())
     with _Others(system, token) as others:
         daemon = system.start(plans.tunnel(system.plan))
-        begun = time.monotonic()
         time.sleep(_TOLD_SECONDS)
-        failed = _failed(fleet.said())  # while nobody listened
+        failed = _failed(fleet.said())  # most while nobody listened
         fleet.wait_online(120)
-        seconds = time.monotonic() - begun
+        back = time.time()
+    seconds = back - _listened(daemon)
     bench.say(f"{count} agents back after {seconds:.1f} s")
     return {
         "seconds": seconds,
