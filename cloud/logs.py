@@ -1,7 +1,7 @@
 """JSON log lines on stderr, ours and everybody else's alike, with the request's id and without secrets.
 
 No line holds a query string or a token: ours log paths alone, and what libraries say is masked
-(apps.common.log_line, which writes the two lines of each request itself).
+(apps.common.log_line, which writes each request's line itself).
 """
 
 import logging

@@ -1,13 +1,15 @@
 """What stands in each log line and what must not; and the lines of the hot path, written without `logging`.
 
 A line through structlog and the standard library's logging costs a worker three times as much as one that is put
-together here (docs/performance.md). So the two that each request writes go this way; all else goes the other.
+together here (docs/performance.md). So what each request writes (`request`, or `forward` where a box answered) goes
+this way, all else the other.
 """
 
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -37,10 +39,12 @@ def dumps(event: MutableMapping[str, Any]) -> bytes:
 
 
 def write(line: bytes) -> None:
-    """To where all lines of the process go, whole, at once."""
-    stderr = sys.stderr.buffer
-    stderr.write(line)
-    stderr.flush()
+    """To where all lines of the process go, whole, at once. A line that cannot be written is lost, as with `logging`:
+    a full disk or a closed pipe must not fail the request that it tells of."""
+    with suppress(OSError, ValueError):
+        stderr = sys.stderr.buffer
+        stderr.write(line)
+        stderr.flush()
 
 
 class HotLog:

@@ -45,9 +45,7 @@ class SessionConfig:
     quantum: int = 16 * KIB  # bytes of one stream before the next has its turn
     # Bulk beside interactive streams (`classes`): bytes that the peer may have under way
     bulk_window: int = 128 * KIB  # for a bulk stream; 0 holds no credit back
-    bulk_budget: int = (
-        256 * KIB
-    )  # for all together (a near peer: a quarter), or what bulk_speed fills in a round trip …
+    bulk_budget: int = 256 * KIB  # for all (a near peer: a quarter), or what bulk_speed fills in a round trip …
     bulk_speed: int = 16 * MIB  # … in bytes a second: more than that on a long line is the price of a short queue
     bulk_window_least: int = 32 * KIB  # never less for one (a near peer: a quarter)
     crowded_seconds: float = 2.0  # after an interactive stream last spoke

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +73,18 @@ def test_a_level_that_is_not_wanted_writes_nothing(lines: list[dict[str, Any]]) 
     finally:
         logger.setLevel(logging.NOTSET)
     assert [line["event"] for line in lines] == ["request"]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_line_that_cannot_be_written_fails_nobody(monkeypatch: pytest.MonkeyPatch, *, closed: bool) -> None:
+    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - closed below, on purpose before its use
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(buffer=full))
+    if closed:
+        full.close()
+    try:
+        HotLog("visiona.request").info("request", status=200)
+    finally:
+        full.close()
 
 
 def test_a_line_goes_out_at_once(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
