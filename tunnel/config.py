@@ -58,6 +58,7 @@ class TunnelConfig:
     cors_origins: tuple[str, ...] = ()
     language: str = "en"  # of messages, where the request asks for none that we have
     # Times
+    lameduck_seconds: float = 0.0  # not ready, still serving: after SIGTERM, before the drain
     drain_seconds: float = 30.0
     interrupt_seconds: float = 2.0  # the grace after SIGINT: somebody waits at a keyboard
     open_seconds: float = 10.0
@@ -105,6 +106,7 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             max_handshakes=values["TUNNEL_MAX_HANDSHAKES"],
             max_streams=values["TUNNEL_MAX_STREAMS"],
             buffer_bytes=values["TUNNEL_BUFFER_MB"] << 20,
+            lameduck_seconds=values["LAMEDUCK_SECONDS"],
             drain_seconds=values["TUNNEL_DRAIN_SECONDS"],
             open_seconds=values["PROXY_OPEN_SECONDS"],
             answer_seconds=values["PROXY_HEAD_SECONDS"],

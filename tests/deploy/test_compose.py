@@ -128,7 +128,8 @@ def test_the_schema_comes_first() -> None:
 def test_the_daemon_may_end_in_order() -> None:
     beside = daemon._GOODBYE_SECONDS + daemon._CLOSE_SECONDS + daemon._FLUSH_SECONDS
     grace = float(SERVICES["tunnel"]["stop_grace_period"].removesuffix("s"))
-    assert grace > float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default) + beside
+    lameduck = float(SERVICES["tunnel"]["environment"]["VISIONA_LAMEDUCK_SECONDS"])
+    assert grace > lameduck + float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default) + beside
 
 
 def test_what_must_survive_lies_on_named_volumes() -> None:

@@ -59,7 +59,8 @@ def test_the_daemons_pods_outlive_their_drain() -> None:
     (tunnel,) = [document for document in WORKLOADS if document["metadata"]["name"] == "visiona-tunnel"]
     grace = tunnel["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     beside = daemon._GOODBYE_SECONDS + daemon._CLOSE_SECONDS + daemon._FLUSH_SECONDS
-    assert grace > float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default) + beside
+    lameduck = float(CONFIG["VISIONA_LAMEDUCK_SECONDS"])
+    assert grace > lameduck + float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default) + beside
 
 
 def test_the_settings_are_complete_but_for_the_secrets() -> None:

@@ -89,6 +89,52 @@ async def test_a_second_request_does_not_wait_for_django_either(monkeypatch: pyt
         assert w.logged("draining"), "what follows is done all the same"
 
 
+async def test_a_lame_duck_is_not_ready_and_serves_everything() -> None:
+    """Load balancers learn late: until the time is up, or a second signal came, agents and streams are taken."""
+    async with world(lameduck_seconds=1000) as w:
+        first, _ = await w.agent()
+        await w.control.wait(lambda: w.control.heartbeats)
+        w.daemon.drain()
+        await w.until(lambda: w.logged("lameduck"))
+        status, _, body = await w.http("/readyz", secret=None)
+        assert (status, body["error"]["code"]) == (503, "TUNNEL_UNAVAILABLE")
+        assert (await w.http("/healthz", secret=None))[0] == 200
+        agent, _ = await w.agent(OTHER)
+        await w.serve(agent, echo)
+        _, _, raw, rest = await w.forward(first=b"taken ")
+        assert not [beat for beat in w.control.heartbeats if beat["draining"]], "Django may still send what it has"
+        assert not first.peer_going_away
+        w.daemon.drain()
+        await w.until(lambda: agent.peer_going_away and first.peer_going_away)
+        await raw.send_all(b"and finished")
+        raw.send_eof()
+        assert rest + await read_all(raw) == b"taken and finished"
+        await w.ended.wait()
+        assert w.logged("drained")[0]["cut"] == 0
+
+
+async def test_the_time_of_a_lame_duck_ends_by_itself_and_an_interrupt_has_none() -> None:
+    for ask, seconds in (("drain", 0.05), ("interrupt", 1000.0)):
+        async with world(lameduck_seconds=seconds) as w:
+            await w.agent()
+            getattr(w.daemon, ask)()
+            await w.ended.wait()
+            assert len(w.logged("lameduck")) == (ask == "drain")
+
+
+async def test_after_a_lame_duck_a_further_request_cuts_the_grace_short() -> None:
+    async with world(lameduck_seconds=0.05, drain_seconds=1000) as w:
+        agent, _ = await w.agent()
+        await w.serve(agent, echo)
+        _, _, raw, _ = await w.forward()
+        w.daemon.drain()
+        await w.until(lambda: agent.peer_going_away)
+        w.daemon.drain()
+        await w.ended.wait()
+        with pytest.raises(trio.BrokenResourceError):
+            await raw.receive_some()
+
+
 async def test_an_interrupt_has_a_short_grace_and_says_shutdown() -> None:
     async with world(drain_seconds=1000, interrupt_seconds=0.1) as w:
         agent, _ = await w.agent()

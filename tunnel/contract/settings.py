@@ -169,6 +169,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("CONVERTER_URL", "url", "", "the external converter of models; empty: conversions answer 501"),
     _S("CONVERTER_SECRET", "secrets", "", "signs calls to and from the converter; comma list"),
     _S("CONVERTER_TIMEOUT_MINUTES", "int", "60", "a conversion that is not done by then has failed", low=1),
+    _S(
+        "LAMEDUCK_SECONDS",
+        "float",
+        "0",
+        "after SIGTERM API and daemon are not ready, yet serve as before for this long",
+        low=0,
+        high=600,
+    ),
     _S("YAMUX_ROLE", "choice", "client", "the daemon's role in yamux", _words("client", "server")),
     _S(
         "PAIRING_TOKEN_RECONNECT",

@@ -116,6 +116,8 @@ class Daemon:
         self.fast: FastLane | None = None
         self._slots = Slots(config.max_handshakes, wait_seconds=config.queue_seconds)
         self._drain_asked = trio.Event()
+        self._lameduck = trio.CancelScope()
+        self._lameduck_seconds = config.lameduck_seconds
         self._goodbye = trio.CancelScope()
         self._grace = trio.CancelScope()
         self._close_code = CLOSE_RESTART
@@ -140,19 +142,26 @@ class Daemon:
         return self._drain_asked.is_set()
 
     def drain(self) -> None:
-        """As SIGTERM: end in order, agents are told 1012 (restart). Returns at once; a second call cuts it short."""
-        self._ask(CLOSE_RESTART, self.config.drain_seconds)
+        """As SIGTERM: end in order, agents are told 1012 (restart).
+
+        Returns at once. Each further call ends the wait that is under way: the lame-duck time, then the grace.
+        """
+        self._ask(CLOSE_RESTART, self.config.drain_seconds, self.config.lameduck_seconds)
 
     def interrupt(self) -> None:
-        """As SIGINT: the same with a short grace, agents are told 1001 (shutdown)."""
-        self._ask(CLOSE_SHUTDOWN, self.config.interrupt_grace)
+        """As SIGINT: the same at once and with a short grace, agents are told 1001 (shutdown)."""
+        self._ask(CLOSE_SHUTDOWN, self.config.interrupt_grace, 0.0)
 
-    def _ask(self, code: int, seconds: float) -> None:
+    def _ask(self, code: int, grace: float, lameduck: float) -> None:
         if self._drain_asked.is_set():
-            self._goodbye.cancel()
-            self._grace.cancel()
+            if self._lameduck_seconds:
+                self._lameduck_seconds = 0.0
+                self._lameduck.cancel()
+            else:
+                self._goodbye.cancel()
+                self._grace.cancel()
             return
-        self._close_code, self._grace_seconds = code, seconds
+        self._close_code, self._grace_seconds, self._lameduck_seconds = code, grace, lameduck
         self._drain_asked.set()
 
     async def run(self, *, task_status: trio.TaskStatus[Ports] = trio.TASK_STATUS_IGNORED) -> None:
@@ -258,6 +267,7 @@ class Daemon:
                 )
                 task_status.started(self._ports)
                 await self._drain_asked.wait()
+                await self._be_lameduck()
                 await self._end(heart, listener, public)
                 accepting.cancel_scope.cancel()
                 sessions.cancel_scope.cancel()
@@ -265,9 +275,18 @@ class Daemon:
             self._log.info("stopped", events_lost=left)
             background.cancel_scope.cancel()
 
+    async def _be_lameduck(self) -> None:
+        """Not ready, but everything is taken still: load balancers learn late that they are to go elsewhere."""
+        self.metrics.leaving = True
+        if self._lameduck_seconds:
+            self._log.info("lameduck", seconds=self._lameduck_seconds)
+            with self._lameduck:
+                await trio.sleep(self._lameduck_seconds)
+            self._lameduck_seconds = 0.0
+
     async def _end(self, heart: Heart, listener: Listener, public: HttpServer) -> None:
-        # 1. Not ready: load balancers and Django send nothing more; what comes all the same is refused, or passed on to
-        # the daemon that has the device by then.
+        # 1. Django sends nothing more either; what comes all the same is refused, or passed on to the daemon that has
+        # the device by then.
         self.metrics.draining = True
         with self._goodbye:
             await heart.say_goodbye(_GOODBYE_SECONDS)

@@ -123,7 +123,7 @@ class InternalApi:
             return answer(200, b'{"status":"ok"}', request.request_id)
         if request.path == "/readyz":
             self._check_method(request, "GET", "HEAD")
-            if self._metrics.draining:
+            if self._metrics.leaving:
                 raise Refusal("TUNNEL_UNAVAILABLE", "draining", retry_after=5)
             if not self._metrics.ready:
                 raise Refusal("TUNNEL_UNAVAILABLE", "the API has not accepted a heartbeat yet", retry_after=1)

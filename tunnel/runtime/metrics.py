@@ -36,6 +36,7 @@ class Metrics:
         self.fast: Source | None = None
         self.shares: Source | None = None
         self.ready = False
+        self.leaving = False  # told to end, and not ready any more; what comes is served until `draining`
         self.draining = False
         self.bytes_in = 0  # of sessions that have ended
         self.bytes_out = 0

@@ -30,6 +30,7 @@ OF_AN_EXCHANGE: dict[str, tuple[str, str, float]] = {
 OF_A_TUNNEL: dict[str, tuple[str, float]] = {
     # of `TunnelConfig`: (setting, the contract's word)
     "max_streams": ("TUNNEL_MAX_STREAMS", 256),
+    "lameduck_seconds": ("LAMEDUCK_SECONDS", 0),
     "drain_seconds": ("TUNNEL_DRAIN_SECONDS", 30),
 }
 
