@@ -160,7 +160,7 @@ CSRF_FAILURE_VIEW = "apps.common.views.csrf_failure"
 CSRF_TRUSTED_ORIGINS = [f"{_PUBLIC.scheme}://{_PUBLIC.netloc}"]
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_000  # an admin action on a long list
 SILENCED_SYSTEM_CHECKS = [
-    "auth.E003",  # unique by lower(email), which is stronger than the plain uniqueness that the checks look for
+    "auth.E003",  # unique by email_key, which is stronger than the plain uniqueness that the checks look for
     "auth.W004",  # the same, with a backend of our own
     "security.W005",  # HSTS for subdomains: they are the operator's
     "security.W008",  # no redirect to TLS: the daemon speaks plain HTTP to this port; the load balancer redirects

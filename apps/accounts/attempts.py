@@ -12,6 +12,7 @@ from django.core.validators import validate_email
 
 from apps.accounts.hashing import turns
 from apps.common import throttle
+from apps.common.emails import email_key
 from apps.common.throttle import Window
 
 
@@ -35,7 +36,7 @@ def attempt(email: str, address: str) -> Iterator[Attempt]:
     """
     counted_by = throttle.by_address(address)
     windows = (
-        throttle.window("LOGIN", throttle.by_secret(email.lower()), counted_by),
+        throttle.window("LOGIN", throttle.by_secret(email_key(email)), counted_by),
         throttle.window("LOGIN_ADDRESS", counted_by),
     )
     throttle.check(*windows)  # who is over the limit costs no turn

@@ -6,8 +6,10 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from apps.accounts.models import User
+from apps.common.emails import email_key
 
 DEMO_EMAIL: Final = "demo@visionA.local"
+DEMO_KEY: Final = email_key(DEMO_EMAIL)
 DEMO_NAME: Final = "Demo User"
 DEMO_PASSWORD: Final = "visiona-demo"  # noqa: S105 - printed by `make dev`; seeded in development alone
 STATIC_TOKEN: Final = "demo-access-token"  # noqa: S105 - the prototype's, public on purpose
@@ -21,7 +23,7 @@ def static_user_id() -> str:
 
 def is_demo(user: User) -> bool:
     """Whether it is the demo user, whatever case its e-mail is in."""
-    return user.email.lower() == DEMO_EMAIL.lower()
+    return user.email_key == DEMO_KEY
 
 
 def public_user_id(user: User) -> str:
@@ -31,7 +33,7 @@ def public_user_id(user: User) -> str:
 
 def find_demo_user() -> User | None:
     """The demo user; None if nobody made one."""
-    return User.objects.filter(email__iexact=DEMO_EMAIL).first()
+    return User.objects.filter(email_key=DEMO_KEY).first()
 
 
 def ensure_demo_user(*, password: str | None = DEMO_PASSWORD, staff: bool = False) -> User:

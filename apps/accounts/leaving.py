@@ -26,6 +26,7 @@ from apps.accounts.services import record_of
 from apps.accounts.sessions import LoginSession
 from apps.audit.pseudonyms import email_hash, pseudonymise
 from apps.common.actor import Actor
+from apps.common.emails import email_key
 from apps.common.errors import DomainError
 
 logger = structlog.get_logger(__name__)
@@ -43,7 +44,7 @@ def leave(
     """
     if user.has_usable_password():
         check_password(actor=actor, user=user, password=password, now=now)
-    elif email.lower() != user.email.lower():
+    elif email_key(email) != email_key(user.email):
         raise DomainError("INVALID_CREDENTIALS", _("Repeat this account's e-mail to end it."))
     elif session is None or now - session.created_at > FRESH:
         raise DomainError("FORBIDDEN", _("Log in anew at your identity provider, then end the account."))

@@ -14,6 +14,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from apps.audit.models import AuditEvent
+from apps.common.emails import email_key
 
 LABEL: Final = "deleted user"
 _TRIGGER: Final = "audit.AuditEvent:append_only"
@@ -22,7 +23,7 @@ _BATCH: Final = 1000
 
 def email_hash(email: str) -> str:
     """By which an e-mail is looked for, so that no job has to name it."""
-    return hashlib.sha256(email.lower().encode()).hexdigest()
+    return hashlib.sha256(email_key(email).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def pseudonymise(*, user_id: str, email: str) -> int:

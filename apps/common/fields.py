@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from rest_framework import serializers
 
+from apps.common.emails import MAX_CHARACTERS, check_email
 from apps.common.ids import as_uuid
 
 _WHOLE: Final = re.compile(r"-?[0-9]{1,18}\Z")
@@ -21,10 +22,11 @@ class TextField(serializers.CharField):
 
 
 class EmailField(serializers.EmailField):
-    """A JSON string that is an e-mail address of at most 254 characters (RFC 5321 §4.5.3.1.3)."""
+    """A JSON string that is an e-mail address as it can be kept (`apps.common.emails`)."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=kwargs.pop("max_length", 254), **kwargs)
+        super().__init__(max_length=kwargs.pop("max_length", MAX_CHARACTERS), **kwargs)
+        self.validators.append(check_email)
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):

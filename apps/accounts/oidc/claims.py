@@ -17,13 +17,13 @@ from joserfc.jws import JWSRegistry, extract_compact
 from joserfc.jwt import JWTClaimsRegistry
 
 from apps.accounts.oidc.config import Config
+from apps.common.emails import kept_form
 
 LEEWAY_SECONDS: Final = 60
 MAX_CHARACTERS: Final = 16_384
 _TYPES: Final = ("", "jwt", "at+jwt", "application/at+jwt")
 """`typ` of ID tokens and access tokens; those with a purpose of their own (logout, events) are no credentials."""
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
-_EMAIL: Final = re.compile(r"[^@\s\0]{1,64}@[^@\s\0]+\.[^@\s\0]+\Z")
 _LAST: Final = 32_503_680_000.0
 """The year 3000: what ends later ends then."""
 
@@ -161,7 +161,7 @@ def identity(claims: Mapping[str, Any], config: Config) -> Identity:
     return Identity(
         issuer=str(claims["iss"]),
         subject=str(claims["sub"]),
-        email=email if _EMAIL.match(email) else "",
+        email=kept_form(email),
         email_verified=verified is True or verified == "true",  # some send the word
         name=_text(claims, "name", 200),
         locale=_text(claims, "locale", 16),

@@ -5,7 +5,6 @@ import hashlib
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models.functions import Lower
 from django.utils.translation import gettext_lazy as _
 
 from apps.accounts import mails, selectors
@@ -13,6 +12,7 @@ from apps.accounts.models import User
 from apps.accounts.oidc.claims import Identity
 from apps.audit.services import record
 from apps.common.actor import Actor
+from apps.common.emails import email_key
 from apps.common.errors import DomainError
 
 
@@ -48,7 +48,7 @@ def _linked(identity: Identity, actor: Actor, now: dt.datetime) -> User | None:
     """
     if not identity.email:
         return None
-    local = User.objects.alias(lower=Lower("email")).filter(lower=identity.email.lower()).select_for_update().first()
+    local = User.objects.select_for_update().filter(email_key=email_key(identity.email)).first()
     if local is None:
         return None
     if (local.oidc_issuer, local.oidc_subject) == (identity.issuer, identity.subject):

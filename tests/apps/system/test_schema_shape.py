@@ -19,8 +19,8 @@ EVENTS = "actor action address request_id detail at"
 OWN = "id created_at updated_at"
 
 PROMISED = {
-    "users": f"{OWN} email email_verified_at name password is_active is_staff is_superuser oidc_issuer oidc_subject "
-    "locale",
+    "users": f"{OWN} email email_key email_verified_at name password is_active is_staff is_superuser oidc_issuer "
+    "oidc_subject locale",
     "users_groups": "user_id group_id",
     "devices": f"{OWN} owner_id name serial chip firmware agent_version address epoch link_status device_status "
     "metadata last_seen_at deleted_at",
@@ -40,7 +40,7 @@ PROMISED = {
 
 HELD = {
     "users": [
-        r"UNIQUE INDEX .* \(lower\(\(?email",
+        r"UNIQUE INDEX .* \(email_key\)",
         r"UNIQUE INDEX .* \(oidc_issuer, oidc_subject\) WHERE .*oidc_subject.* = ''",
     ],
     "devices": [
