@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 
 from tunnel.contract import PREFIX, SettingError, read_settings
 
-__all__ = ["BASE_DIR", "SettingError", "check", "database_address", "load"]
+__all__ = ["BASE_DIR", "SettingError", "check", "database_address", "host_of", "load"]
 
 BASE_DIR: Final = Path(__file__).resolve().parent.parent
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+\Z")
@@ -80,6 +80,12 @@ def check(values: Mapping[str, Any]) -> None:
 def _check_s3(values: Mapping[str, Any]) -> None:
     if bool(values["S3_ACCESS_KEY_ID"]) != bool(values["S3_SECRET_ACCESS_KEY"]):
         raise SettingError(f"{PREFIX}S3_ACCESS_KEY_ID and {PREFIX}S3_SECRET_ACCESS_KEY: one is missing")
+
+
+def host_of(url: str) -> str:
+    """The host that a URL names as Django's list of hosts has it: an IPv6 address in brackets; empty: it names none."""
+    host = urlsplit(url).hostname or ""
+    return f"[{host}]" if ":" in host else host
 
 
 def _check_mail(values: Mapping[str, Any]) -> None:

@@ -18,9 +18,9 @@ __all__ = ["BUILT_AT", "COMMIT", "VERSION"]  # read by /api/system/info
 
 DEBUG = False  # errors are envelopes in development too; a page with settings and locals helps no front end
 SECRET_KEY, *SECRET_KEY_FALLBACKS = VISIONA["SECRET_KEY"]
-_hosts = VISIONA["ALLOWED_HOSTS"] or ((urlsplit(VISIONA["PUBLIC_URL"]).hostname or "",) if PRODUCTION else ("*",))
-_caller = urlsplit(VISIONA["API_INTERNAL_URL"]).hostname or "localhost"  # the name by which the daemons call
-ALLOWED_HOSTS = [*_hosts, _caller, "127.0.0.1", "localhost"] if PRODUCTION else list(_hosts)
+_hosts = VISIONA["ALLOWED_HOSTS"] or ((environment.host_of(VISIONA["PUBLIC_URL"]),) if PRODUCTION else ("*",))
+_caller = environment.host_of(VISIONA["API_INTERNAL_URL"]) or "localhost"  # the name by which the daemons call
+ALLOWED_HOSTS = [*_hosts, _caller, "127.0.0.1", "[::1]", "localhost"] if PRODUCTION else list(_hosts)
 
 INSTALLED_APPS = [
     "unfold",

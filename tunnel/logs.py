@@ -157,7 +157,7 @@ def _pieces(chunk: bytes, most: int) -> Iterator[bytes]:
 
 
 class _Bridge(logging.Handler):
-    """Lines of libraries (httpx, trio-websocket) in the same form."""
+    """Lines of libraries (trio-websocket) in the same form."""
 
     def __init__(self, log: JsonLog) -> None:
         super().__init__(logging.WARNING)

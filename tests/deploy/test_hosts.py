@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from django.http.request import split_domain_port, validate_host
+
+from tunnel.adapters.http_client import Origin
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +47,20 @@ def test_the_name_by_which_the_daemons_call_is_served(allowed: str) -> None:
     found = hosts(ALLOWED_HOSTS=allowed, API_INTERNAL_URL="http://api:3721")
     assert {"visiona.example", "api", "localhost"} <= set(found)
     assert "*" not in found
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[2001:db8::1]:3721", "http://[2001:DB8::1]", "http://API:3721", "http://10.0.0.1"]
+)
+def test_what_the_daemon_sends_as_host_is_served(url: str) -> None:
+    """An IPv6 address too: without its brackets in the list, every heartbeat was 400."""
+    domain, _ = split_domain_port(Origin.of(url).authority)
+    assert domain
+    assert validate_host(domain, hosts(API_INTERNAL_URL=url, ALLOWED_HOSTS="visiona.example"))
+
+
+def test_a_public_url_by_address_is_served() -> None:
+    assert validate_host("[2001:db8::1]", hosts(PUBLIC_URL="https://[2001:db8::1]"))
 
 
 def test_a_name_that_nobody_named_is_not() -> None:

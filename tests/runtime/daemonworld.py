@@ -39,6 +39,7 @@ class Control:
         self.status = 200  # anything else: every call is answered with it
         self.code = "INTERNAL_ERROR"
         self.frozen = False
+        self.stuck: Callable[[str, Any], bool] = lambda path, body: False  # (path, body): calls that are never answered
         self.hold: trio.Event | None = None  # authenticate waits for it
         self.forbid: dict[str, Any] | None = None  # Forbidden: every caller of the fast lane is refused with it
         self.forbid_tokens: dict[str, dict[str, Any]] = {}  # the same, of callers with such a token or login
@@ -105,7 +106,12 @@ class Control:
             if self.frozen:
                 await trio.sleep_forever()
             self.headers.append(head)
-            answer = await self._answer(head.split(b" ")[1].decode(), orjson.loads(body or b"null"))
+            path, told = head.split(b" ")[1].decode(), orjson.loads(body or b"null")
+            if self.stuck(path, told):
+                self.calls.append((path + "!stuck", told))
+                self.changed.unpark_all()
+                await trio.sleep_forever()
+            answer = await self._answer(path, told)
             await stream.send_all(answer)
         except trio.BrokenResourceError:
             pass

@@ -9,11 +9,13 @@ from functools import partial
 import pytest
 import trio
 
-from tests.runtime.daemonworld import World
-from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, invalidate, ok
-from tunnel.runtime import fast_watch
+from tests.runtime.daemonworld import OTHER, World
+from tests.runtime.fastworld import DEVICE, LOGIN, Got, Visitor, Wire, box, fast_world, invalidate, ok
+from tunnel.runtime import fast_grants, fast_watch
 from tunnel.runtime.fast_quick import Quick
 from tunnel.runtime.fast_types import Run
+
+UNKNOWN = {"status": 401, "code": "UNAUTHENTICATED", "message": "unknown"}
 
 
 async def turn(w: World, *, everybody: bool = False) -> None:
@@ -39,7 +41,7 @@ async def forever(wire: Wire) -> None:
         await wire.gone()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 409, 503])
+@pytest.mark.parametrize("status", [403, 404, 409, 503])
 async def test_a_refusal_is_told_with_its_own_words_and_not_kept(status: int) -> None:
     async with fast_world() as w:
         await box(w, ok(b"x"))
@@ -50,6 +52,87 @@ async def test_a_refusal_is_told_with_its_own_words_and_not_kept(status: int) ->
             assert (got.json["error"]["message"], got.json["error"]["details"]) == ("own words", {"a": ["b"]})
             w.control.forbid = None
             assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+
+
+async def test_a_bad_credential_is_remembered_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_grants, "_REFUSED_SECONDS", 0.5)
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        w.control.forbid = {"status": 401, "code": "UNAUTHENTICATED", "message": "own words"}
+        async with Visitor(w) as visitor:
+            for path in ("x", "y?z", "x"):
+                got = await visitor.ask(f"GET /d/{DEVICE}/{path}")
+                assert (got.status, got.code, got.json["error"]["message"]) == (401, "UNAUTHENTICATED", "own words")
+            assert len(w.control.authorizations) == 1
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x", token="another")).status == 401
+            assert len(w.control.authorizations) == 2
+            w.control.forbid = None
+
+            async def good() -> bool:
+                return (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
+
+            while not await good():
+                await trio.sleep(0.01)
+
+
+async def test_an_address_with_many_bad_credentials_is_not_asked_about_for_a_while() -> None:
+    """Known callers of the same address go on, and a few newcomers a second are asked about still."""
+    async with fast_world(trusted_proxies=(ipaddress.ip_network("127.0.0.1"),)) as w:
+        await box(w, ok(b"x"))
+        w.control.ttl = 0.0  # every request is asked about
+        async with Visitor(w) as visitor:
+
+            async def ask(token: str, address: str) -> Got:
+                return await visitor.ask(f"GET /d/{DEVICE}/x", f"X-Forwarded-For: {address}", token=token)
+
+            assert (await ask(LOGIN, "192.0.2.1")).status == 200
+            w.control.forbid_tokens = {f"bad{n}": UNKNOWN for n in range(400)}
+            seen = [await ask(f"bad{n}", "192.0.2.1") for n in range(400)]
+            assert {got.status for got in seen} == {401, 429}
+            assert seen[-1].all("retry-after") == ["1"]
+            assert sum(got.status == 401 for got in seen) < 200
+            assert (await ask(LOGIN, "192.0.2.1")).status == 200
+            assert (await ask("new", "192.0.2.2")).status == 200
+
+
+async def test_strangers_take_nothing_that_known_callers_agents_and_heartbeats_need() -> None:
+    """Their look-ups stand still at the API: all others are asked about, admitted and told as if there were none."""
+    async with fast_world(heartbeat_seconds=0.05, call_seconds=20) as w:
+        w.control.ttl = 0.0
+        await box(w, ok(b"x"))
+        async with Visitor(w) as known:
+            assert (await known.ask(f"GET /d/{DEVICE}/x")).status == 200
+            w.control.stuck = lambda path, body: path.endswith("/authorize") and body["token"].startswith("bad")
+
+            async def stranger(number: int) -> None:
+                async with Visitor(w) as visitor:
+                    await visitor.send(f"GET /d/{DEVICE}/x", token=f"bad{number}")
+                    await visitor.more()
+
+            async with trio.open_nursery() as nursery:
+                for number in range(60):
+                    nursery.start_soon(stranger, number)
+                await w.control.wait(lambda: [path for path, _ in w.control.calls if path.endswith("!stuck")])
+                await w.until(lambda: w.daemon.fast is not None and len(w.daemon.fast._clients) > 60)
+                beats = len(w.control.heartbeats)
+                with trio.fail_after(10):
+                    for _ in range(30):
+                        assert (await known.ask(f"GET /d/{DEVICE}/x")).status == 200
+                    await w.agent(OTHER)
+                    await w.control.wait(lambda: len(w.control.heartbeats) > beats + 2)
+                    assert (await w.http("/readyz", secret=None))[0] == 200
+                nursery.cancel_scope.cancel()
+
+
+async def test_one_token_in_many_spellings_has_one_grant() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            for bearer in ("Bearer", "bearer", "BEARER", "bEaReR"):
+                for blanks in (" ", "  ", "      "):
+                    fields = f"Authorization: {bearer}{blanks}{LOGIN}{blanks}"
+                    assert (await visitor.ask(f"GET /d/{DEVICE}/x", fields, token="")).status == 200
+        assert len(w.control.authorizations) == 1
 
 
 async def test_what_the_api_is_asked() -> None:

@@ -114,6 +114,7 @@ async def test_the_caller_is_asked_about_as_ever() -> None:
         await invalidate(w, {"users": [], "logins": [f"login-of-{LOGIN}"], "devices": []})
         assert (await visitor.ask(GET)).status == 401
         w.control.forbid = None
+        await invalidate(w, {"users": [], "logins": [], "devices": []})  # which forgets what was refused, too
         assert (await visitor.ask(GET)).status == 200
         assert (quick(w), len(w.control.authorizations)) == (1, 4)
 

@@ -32,6 +32,47 @@ async def test_it_is_ready_after_the_first_accepted_heartbeat_only() -> None:
         assert w.logged("heartbeat_failed")
 
 
+async def test_two_missed_heartbeats_make_it_not_ready_until_one_is_accepted() -> None:
+    """Its tunnels live on and it is healthy: nobody must restart it for what the API lacks."""
+    async with world(heartbeat_seconds=0.1, call_seconds=0.2) as w:
+        await w.until(lambda: w.daemon.metrics.ready)
+        w.control.frozen = True
+        await w.until(lambda: not w.daemon.metrics.ready)
+        status, _, body = await w.http("/readyz", secret=None)
+        assert (status, body["error"]["code"]) == (503, "TUNNEL_UNAVAILABLE")
+        assert (await w.http("/healthz", secret=None))[0] == 200
+        w.control.frozen = False
+        await w.until(lambda: w.daemon.metrics.ready)
+        assert (await w.http("/readyz", secret=None))[0] == 200
+
+
+async def test_it_is_not_healthy_when_no_heartbeat_is_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(heartbeat_seconds=0.02, call_seconds=0.05) as w:
+        await w.until(lambda: w.daemon.metrics.ready)
+
+        async def never(*_: object) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(ControlPlane, "heartbeat", never)
+        await w.until(lambda: not w.daemon.metrics.ready)
+        while (await w.http("/healthz", secret=None))[0] == 200:
+            await trio.sleep(0.01)
+
+
+async def test_a_failure_is_told_again_when_its_cause_changes() -> None:
+    async with world(heartbeat_seconds=0.02) as w:
+        await w.until(lambda: w.daemon.metrics.ready)
+        for status in (503, 500, 503):
+            w.control.status = status
+            await w.until(
+                lambda status=status: (
+                    w.logged("heartbeat_failed")[-1:] and str(status) in w.logged("heartbeat_failed")[-1]["error"]
+                )
+            )
+        told = [line["error"].split()[1] for line in w.logged("heartbeat_failed") if line["failures"] % 30]
+        assert told == ["503", "500", "503"]
+
+
 async def test_an_api_that_refuses_the_heartbeat_does_not_make_it_ready() -> None:
     async with world(start_control=False) as w:
         w.control.status = 401

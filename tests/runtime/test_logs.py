@@ -73,7 +73,7 @@ def test_libraries_speak_the_same_language() -> None:
     before, level = root.handlers[:], root.level
     try:
         capture_libraries(JsonLog(out))
-        logging.getLogger("httpx").info("HTTP Request: POST http://x?token=secret")
+        logging.getLogger("a.client").info("HTTP Request: POST http://x?token=secret")
         logging.getLogger("some.library").warning("odd")
     finally:
         root.handlers[:] = before

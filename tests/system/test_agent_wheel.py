@@ -76,7 +76,9 @@ def test_it_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     assert run("version").split()[:2] == ["visiona-agent", __version__]
     assert wheel.name.startswith(f"visiona_agent-{__version__}-")
     assert "simulated box" in run("demo", "--help")
-    probe = "import importlib.util as u; print([n for n in ('django', 'psycopg', 'httpx') if u.find_spec(n)])"
+    probe = (
+        "import importlib.util as u; print([n for n in ('django', 'psycopg', 'prometheus_client') if u.find_spec(n)])"
+    )
     done = subprocess.run([sys.executable, "-S", "-c", probe], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", "the environment was not empty"
 

@@ -1,19 +1,21 @@
-"""Django's internal calls as the daemon makes them: httpx on Trio, one bounded client, JSON in the envelope.
+"""Django's internal calls as the daemon makes them: JSON in the envelope, each kind of call in a queue of its own.
 
-It does not know sessions, batching or when to retry. Every failure to get a proper answer is ControlUnavailable.
+Nothing that strangers do takes what known callers, agents and heartbeats need: the kinds share neither places nor
+connections. It does not know sessions, batching or when to retry. Every failure to get a proper answer is
+ControlUnavailable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-import httpx
 import orjson
-import trio
 
+from tunnel.adapters.calls import Calls, Overcrowded
+from tunnel.adapters.http_client import Answer, Origin, Unanswered, request
 from tunnel.contract import (
     CONTRACT_VERSION,
     H_CONTRACT,
@@ -28,7 +30,14 @@ from tunnel.contract import (
     TunnelEvent,
 )
 
-_MAX_ANSWER: Final = 4 * 1024 * 1024
+_OWN_PLACES: Final = 2
+"""For heartbeats and events, one call of each at a time; and for admissions, of which there is one at a time."""
+_KNOWN_PLACES: Final = 16
+_STRANGERS_PLACES: Final = 6
+_QUEUE: Final = 1024
+"""Look-ups of a kind that wait; a look-up takes milliseconds, so more would not be served in time anyway."""
+_ELSEWHERE: Final = 8, 256
+"""Places and queue of calls to other daemons."""
 
 
 class ControlUnavailable(Exception):
@@ -55,33 +64,39 @@ class ControlPlane:
     """The API's `/internal/*`. An async context manager: its connections are open within."""
 
     def __init__(self, api_url: str, secret: str, *, call_seconds: float) -> None:
-        self._seconds = call_seconds
-        self._client = httpx.AsyncClient(
-            base_url=api_url,
-            headers={
-                "Authorization": f"Bearer {secret}",
-                H_CONTRACT: str(CONTRACT_VERSION),
-                "Content-Type": "application/json",
-            },
-            timeout=call_seconds,
-            # The API or a proxy before it may close an idle connection just as it is used again: none is kept for long.
-            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=1.0),
-            trust_env=False,
-            follow_redirects=False,
-        )
+        self._api = Origin.of(api_url)
+        self._headers = {
+            "Authorization": f"Bearer {secret}",
+            H_CONTRACT: str(CONTRACT_VERSION),
+            "Content-Type": "application/json",
+        }
+
+        def calls(name: str, places: int, queue: int) -> Calls:
+            return Calls(name, places=places, queue=queue, seconds=call_seconds)
+
+        self._vital = calls("heartbeats and events", _OWN_PLACES, _OWN_PLACES)
+        self._admissions = calls("admissions", _OWN_PLACES, _OWN_PLACES)
+        self._known = calls("known callers", _KNOWN_PLACES, _QUEUE)
+        self._strangers = calls("unknown callers", _STRANGERS_PLACES, _QUEUE)
+        self._elsewhere = calls("other daemons", *_ELSEWHERE)
+
+    def __repr__(self) -> str:
+        return f"<ControlPlane {self._api.authority} {self._known!r} {self._strangers!r}>"
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.__aexit__(kind, error, trace)
+        for calls in (self._vital, self._admissions, self._known, self._strangers, self._elsewhere):
+            await calls.close()
 
     async def authenticate(self, node: str, credentials: Sequence[Credential]) -> list[Admitted | Refused]:
         """One answer for each of 1 to 256 credentials, in order. Raises ControlUnavailable."""
-        data = await self._post("/internal/tunnel/authenticate", {"node": node, "credentials": list(credentials)})
+        data = await self._post(
+            self._admissions, "/internal/tunnel/authenticate", {"node": node, "credentials": list(credentials)}
+        )
         results = data.get("results") if isinstance(data, dict) else None
         if not isinstance(results, list) or len(results) != len(credentials):
             raise ControlUnavailable("authenticate: not one answer a credential")
@@ -103,9 +118,17 @@ class ControlPlane:
         except (KeyError, TypeError):
             raise ControlUnavailable("authenticate: an answer without the agreed keys") from None
 
-    async def authorize(self, asked: AuthorizeRequest) -> Authorized | Forbidden:
-        """Whether a caller may reach a device. Raises ControlUnavailable, as for an answer that lacks keys."""
-        data = await self._post("/internal/authorize", asked)
+    async def authorize(
+        self, asked: AuthorizeRequest, *, known: bool = False, party: str = ""
+    ) -> Authorized | Forbidden:
+        """Whether a caller may reach a device. Raises ControlUnavailable, as for an answer that lacks keys.
+
+        Args:
+            known: its credential was good before; it waits behind no stranger's.
+            party: its user, or the address of an unknown one: when many wait, each party has its turn.
+        """
+        calls = self._known if known else self._strangers
+        data = await self._post(calls, "/internal/authorize", asked, party=party, again=True)
         try:
             if data["allowed"] is True:
                 texts = data["device_id"] + data["session"] + data["node_url"] + data["user_id"] + data["login"]
@@ -119,7 +142,7 @@ class ControlPlane:
 
     async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatAnswer:
         """Say that this node lives. Raises ControlUnavailable."""
-        data = await self._post("/internal/tunnel/heartbeat", heartbeat)
+        data = await self._post(self._vital, "/internal/tunnel/heartbeat", heartbeat, again=True)
         try:
             close = [
                 {"session": str(one["session"]), "code": int(one["code"]), "reason": str(one["reason"])}
@@ -132,7 +155,7 @@ class ControlPlane:
 
     async def events(self, node: str, events: Sequence[TunnelEvent]) -> None:
         """Tell what happened to sessions. Raises ControlUnavailable."""
-        await self._post("/internal/tunnel/events", {"node": node, "events": list(events)})
+        await self._post(self._vital, "/internal/tunnel/events", {"node": node, "events": list(events)})
 
     async def close_elsewhere(self, node_url: str, session: str, code: int, *, handed_over: bool = False) -> None:
         """Close a session on another daemon, `handed_over`: when its streams have ended; gone already is as good.
@@ -140,66 +163,43 @@ class ControlPlane:
         Raises ControlUnavailable.
         """
         query = f"code={code}&handover=1" if handed_over else f"code={code}"
-        await self._call("DELETE", f"{node_url}/internal/session/{session}?{query}", None, missing_is_fine=True)
-
-    async def _post(self, path: str, body: Any) -> Any:
-        return await self._call("POST", path, orjson.dumps(body))
-
-    async def _call(self, method: str, url: str, body: bytes | None, *, missing_is_fine: bool = False) -> Any:
         try:
-            # httpx's timeouts are per read; a server that drips bytes would never meet them
-            with trio.fail_after(self._seconds):
-                request = self._client.build_request(method, url, content=body)
-                request.stream = _Body(body or b"")
-                answer = await self._client.send(request)
-        except trio.TooSlowError:
-            raise ControlUnavailable(f"no answer within {self._seconds:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise ControlUnavailable(f"{type(error).__name__}: {error}") from error
-        if missing_is_fine and answer.status_code == 404:
-            return None
-        return _data(answer)
+            daemon = Origin.of(node_url)
+        except ValueError as error:
+            raise ControlUnavailable(str(error)) from None
+        data = request(daemon, "DELETE", f"/internal/session/{session}?{query}", self._headers, b"")
+        answer = await _answered(self._elsewhere.call(daemon, data))
+        if answer.status != 404:
+            _data(answer)
+
+    async def _post(self, calls: Calls, path: str, body: Any, *, party: str = "", again: bool = False) -> Any:
+        data = request(self._api, "POST", path, self._headers, orjson.dumps(body))
+        return _data(await _answered(calls.call(self._api, data, party=party, again=again)))
 
 
-class _Body(httpx.AsyncByteStream):
-    """A request's body in one piece. httpx's own is an async generator, which a cancelled call leaves half way."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Once(self._body)
-
-
-class _Once:
-    def __init__(self, body: bytes) -> None:
-        self._left = [body] if body else []
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
-
-
-def _data(answer: httpx.Response) -> Any:
+async def _answered(call: Awaitable[Answer]) -> Answer:
     try:
-        if len(answer.content) > _MAX_ANSWER:
-            raise ValueError("too long")
-        body = orjson.loads(answer.content)
+        return await call
+    except Overcrowded as error:
+        raise ControlUnavailable(str(error), code="OVERLOADED", retry_after=1) from None
+    except Unanswered as error:
+        raise ControlUnavailable(str(error)) from error
+
+
+def _data(answer: Answer) -> Any:
+    try:
+        body = orjson.loads(answer.body)
     except ValueError:
-        raise ControlUnavailable(f"answered {answer.status_code} without JSON", status=answer.status_code) from None
-    if answer.status_code == 200 and isinstance(body, dict) and body.get("success") is True:
+        raise ControlUnavailable(f"answered {answer.status} without JSON", status=answer.status) from None
+    if answer.status == 200 and isinstance(body, dict) and body.get("success") is True:
         return body.get("data")
     error = body.get("error") if isinstance(body, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     raise ControlUnavailable(
-        f"answered {answer.status_code} {code or ''}".rstrip(),
-        status=answer.status_code,
+        f"answered {answer.status} {code or ''}".rstrip(),
+        status=answer.status,
         code=code if isinstance(code, str) else None,
-        retry_after=_seconds(answer.headers.get("Retry-After")),
+        retry_after=_seconds(answer.headers.get("retry-after")),
     )
 
 

@@ -1,4 +1,4 @@
 """The agent that runs on a box: it dials the daemon and lets it reach one local address.
 
-It never imports Django, httpx or prometheus: a box has 40 MB for it.
+It never imports Django or prometheus: a box has 40 MB for it.
 """

@@ -17,7 +17,7 @@ from tunnel.adapters.control import ControlPlane, ControlUnavailable
 from tunnel.contract import MAX_CREDENTIALS, Admitted, Credential, Refused
 from tunnel.logs import JsonLog
 
-_BACKOFF: Final = (0.5, 5.0)
+_BACKOFF: Final = (0.5, 2.0)
 _RETRY_SPREAD: Final = 4  # agents are told different times, so that they do not come back together
 _PASSED_ON: Final = frozenset({"DATABASE_UNAVAILABLE", "CACHE_UNAVAILABLE", "OVERLOADED"})
 

@@ -176,8 +176,10 @@ class Daemon:
             self.metrics,
             self._log,
             interval=config.heartbeat_seconds,
+            patience=config.call_seconds,
             describe=self._describe,
         )
+        self.metrics.heart = heart
 
         def abandoned(asked: Credential, admitted: Admitted) -> None:
             outbox.put(never_connected(identity_of(asked, admitted), "lost"))

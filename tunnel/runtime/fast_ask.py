@@ -84,9 +84,11 @@ class Asked:
         self.upgrade = bool(values[5]) and head.method == b"GET" and head.http11 and said.upgrade
         self.token = ""
         self.kind = b"none"
+        token = b""  # as it is meant: however it is spelled, one credential has one grant
         if authorization[:7].lower() == b"bearer ":
             self.kind = b"bearer"
-            self.token = authorization[7:].strip().decode("latin-1")
+            token = authorization[7:].strip()
+            self.token = token.decode("latin-1")
         elif authorization:
             self.kind = b"bearer"  # another scheme is no credential of ours, and not none either
         elif ticket is not None:
@@ -95,9 +97,9 @@ class Asked:
         if self.kind == b"ticket":
             self.key = b""
         elif self.upgrade:  # the Origin counts
-            self.key = key_of(self.kind, authorization, device.encode(), b"ws", values[1], values[2])
+            self.key = key_of(self.kind, token, device.encode(), b"ws", values[1], values[2])
         else:
-            self.key = key_of(self.kind, authorization, device.encode())
+            self.key = key_of(self.kind, token, device.encode())
 
     @property
     def sharable(self) -> bool:

@@ -6,7 +6,6 @@ It does not know sockets, exchanges or HTTP: a caller is an `AuthorizeRequest`, 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -17,11 +16,8 @@ from tunnel.adapters.control import ControlPlane, ControlUnavailable
 from tunnel.contract import Authorized, AuthorizeRequest, Forbidden
 from tunnel.http import LIMITS, Limits, ProxyError
 from tunnel.logs import JsonLog
+from tunnel.runtime.fast_grants import Addresses, Credentials, Grants, party_of
 
-SIZE: Final = 10_000
-"""Grants kept; the one used longest ago goes first."""
-FLIGHTS: Final = 1024
-"""Look-ups under way or waiting for their turn; more callers than that are refused."""
 _REFRESH_AT: Final = 0.7  # of a grant's life: it is asked for anew while it is still good
 _MAX_TTL: Final = 60.0
 _ASK_AGAIN: Final = (0.05, 0.5)  # the pause between two look-ups about a device that moves; it grows
@@ -114,8 +110,10 @@ class Authorizer:
         self._nursery = nursery
         self._base = limits
         self._limits: dict[int, Limits] = {}
-        self._kept: OrderedDict[bytes, Grant] = OrderedDict()
-        self.find = self._kept.get
+        self._kept: Grants[Grant] = Grants()
+        self._credentials = Credentials()
+        self._addresses = Addresses()
+        self.find = self._kept.find
         """The grant under a key, or None; whether it is still good, its times tell."""
         self._flights: dict[bytes, _Flight] = {}
         self._generation = 0  # raised by each invalidation: what was asked before it is not believed
@@ -129,13 +127,13 @@ class Authorizer:
 
     def kept(self, key: bytes, asked: AuthorizeRequest | None = None) -> Grant | None:
         """The grant under `key` if it is still good. With `asked` it is renewed in time, in the background."""
-        grant = self._kept.get(key)
+        grant = self._kept.find(key)
         if grant is None:
             return None
         now = trio.current_time()
         if now >= grant.refresh_at:
             if now >= grant.expires:
-                del self._kept[key]
+                self._kept.pop(key)
                 return None
             if asked is not None:
                 grant.refresh_at = grant.expires
@@ -143,7 +141,13 @@ class Authorizer:
         return grant
 
     async def ask(self, key: bytes, asked: AuthorizeRequest) -> Grant:
-        """Django's word. Callers with the same key share one look-up. Raises Denied; ProxyError 503 without a word."""
+        """Django's word. Callers with the same key share one look-up.
+
+        Raises Denied; ProxyError 503 without a word, 429 for an address that brought too many bad credentials.
+        """
+        refusal = self._credentials.refusal(_name_of(asked), trio.current_time()) if key else None
+        if refusal is not None:
+            raise refusal.with_traceback(None)
         if not key:
             return await self._look_up(key, asked)
         flight = self._flights.get(key) or self._fly(key, asked)
@@ -194,17 +198,15 @@ class Authorizer:
 
     def forget(self, grant: Grant) -> None:
         """Drop one: it turned out to be out of date."""
-        if self._kept.get(grant.key) is grant:
-            del self._kept[grant.key]
+        if self._kept.find(grant.key) is grant:
+            self._kept.pop(grant.key)
 
     def invalidate(self, *, users: Iterable[str], logins: Iterable[str], devices: Iterable[str]) -> int:
         """Drop what is kept of them, and what is being asked about anybody just now; how many were dropped."""
         self._generation += 1
         gone = set(users), set(logins) - {""}, set(devices)
-        dropped = [key for key, grant in self._kept.items() if concerns(grant, *gone)]
-        for key in dropped:
-            del self._kept[key]
-        return len(dropped)
+        self._credentials.forget_refusals()
+        return self._kept.drop(lambda grant: concerns(grant, *gone))
 
     # Inside
 
@@ -212,12 +214,7 @@ class Authorizer:
         flight = self._flights.get(key)
         if flight is not None:
             return flight
-        flight = _Flight()
-        if len(self._flights) >= FLIGHTS:
-            flight.error = ProxyError("OVERLOADED", "too many look-ups")
-            flight.done.set()
-            return flight
-        self._flights[key] = flight
+        flight = self._flights[key] = _Flight()  # their number is bounded by the queues of `ControlPlane`
         self._nursery.start_soon(self._flown, key, asked, flight)
         return flight
 
@@ -225,7 +222,7 @@ class Authorizer:
         try:
             flight.grant = await self._look_up(key, asked)
         except Denied as denied:
-            self._kept.pop(key, None)
+            self._kept.pop(key)
             flight.error = denied
         except ProxyError as error:
             flight.error = error
@@ -234,26 +231,43 @@ class Authorizer:
             flight.done.set()
 
     async def _look_up(self, key: bytes, asked: AuthorizeRequest) -> Grant:
+        name = _name_of(asked)
+        user = self._credentials.user_of(name)
+        if user is None and asked["kind"] != "login":
+            self._addresses.check(asked["address"], trio.current_time())
         while True:
             generation = self._generation
             now = trio.current_time()  # before the call: what it says is as old as the question
-            said = await self._call(asked)
+            said = await self._call(asked, user)
             if generation == self._generation or asked["kind"] == "ticket":
                 break
         if not said["allowed"]:
-            raise Denied(said)
+            denied = Denied(said)
+            if denied.status == 401:
+                self._note_bad(name, asked, denied)
+            raise denied
         grant = Grant(key, asked, said, self._limits_of(said["body_max"]), now)
+        if asked["kind"] != "ticket":
+            self._credentials.good(name, grant.user_id)
+        self._credentials.good(_name_of(grant.again), grant.user_id)
         if key and grant.expires > now and (grant.session or not grant.moving):
-            self._kept[key] = grant
-            self._kept.move_to_end(key)
-            if len(self._kept) > SIZE:
-                self._kept.popitem(last=False)
+            self._kept.put(grant, now)
         return grant
 
-    async def _call(self, asked: AuthorizeRequest) -> Authorized | Forbidden:
+    def _note_bad(self, name: bytes, asked: AuthorizeRequest, denied: Denied) -> None:
+        """Nobody's credential: the next one who brings it need not be asked about for some seconds."""
+        now = trio.current_time()
+        if asked["kind"] != "ticket":  # one may be spent now, and put back after a failure
+            self._credentials.bad(name, denied, now)
+        if asked["kind"] in ("bearer", "ticket"):
+            self._addresses.refused(asked["address"], now)
+
+    async def _call(self, asked: AuthorizeRequest, user: str | None) -> Authorized | Forbidden:
         self.asked += 1
+        known = user is not None or asked["kind"] == "login"
+        party = user or (asked["token"] if known else party_of(asked["address"]))
         try:
-            return await self._control.authorize(asked)
+            return await self._control.authorize(asked, known=known, party=party)
         except ControlUnavailable as error:
             self._log.warning("authorize_failed", error=str(error), request_id=asked["request_id"])
             code = error.code if error.code in _PASSED_ON else "TUNNEL_UNAVAILABLE"
@@ -272,3 +286,8 @@ class Authorizer:
 def concerns(grant: Grant, users: set[str], logins: set[str], devices: set[str]) -> bool:
     """Whether an invalidation of these takes the grant away."""
     return grant.user_id in users or grant.login in logins or grant.device_id in devices
+
+
+def _name_of(asked: AuthorizeRequest) -> bytes:
+    """What a credential is known by, however it was spelled."""
+    return key_of(asked["kind"].encode(), asked["token"].encode("latin-1", "replace"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -15,12 +16,17 @@ from tunnel.registry import Registry
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.session import TunnelSession
 
-_BACKOFF_START: Final = 0.25
+_BACKOFF: Final = (0.25, 2.0)
+_MISSED: Final = 2
+_STILL: Final = 3  # heartbeats in whose time none was even tried: the task that sends them does not run
 Describe = Callable[[], HeartbeatMessage]
 
 
 class Heart:
-    """`describe` gives the heartbeat without its list of sessions. `beat_soon` asks for one out of turn."""
+    """One each `interval` seconds; an answer is waited for up to `patience` (what `control` waits).
+
+    `describe` gives the heartbeat without its list of sessions. `beat_soon` asks for one out of turn.
+    """
 
     def __init__(
         self,
@@ -30,6 +36,7 @@ class Heart:
         log: JsonLog,
         *,
         interval: float,
+        patience: float,
         describe: Describe,
     ) -> None:
         self._control = control
@@ -37,12 +44,26 @@ class Heart:
         self._metrics = metrics
         self._log = log
         self._interval = interval
+        self._patience = patience
         self._describe = describe
         self._full = False
         self._pause = trio.CancelScope()
         self._failures = 0
-        self.ready = trio.Event()
+        self._cause = ""
+        self._accepted_at = -math.inf
+        self._tried_at = trio.current_time()
         self._farewell = trio.Event()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the API takes our heartbeats: at most one in a row was missed."""
+        slack = min(self._patience, self._interval)  # an answer may take its time
+        return trio.current_time() - self._accepted_at < _MISSED * self._interval + slack
+
+    @property
+    def beating(self) -> bool:
+        """Whether they are sent at all, accepted or not."""
+        return trio.current_time() - self._tried_at < _STILL * (self._interval + self._patience)
 
     async def say_goodbye(self, seconds: float) -> None:
         """Have Django know that this node drains, before anybody is turned away; `seconds` at most."""
@@ -57,11 +78,11 @@ class Heart:
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        backoff = _BACKOFF_START
+        backoff = _BACKOFF[0]
         while True:
             self._pause = trio.CancelScope()
             accepted = await self._beat()
-            backoff = _BACKOFF_START if accepted else min(backoff * 2, self._interval)
+            backoff = _BACKOFF[0] if accepted else min(backoff * 2, self._interval, _BACKOFF[1])
             self._pause.deadline = trio.current_time() + (self._interval if accepted else backoff)
             with self._pause:
                 await trio.sleep_forever()
@@ -75,16 +96,16 @@ class Heart:
             answer = await self._control.heartbeat(message)
         except ControlUnavailable as error:
             self._full = self._full or full
+            self._tried_at = trio.current_time()
             self._note_failure(error)
             return False
         self._metrics.heartbeats.labels("accepted").inc()
-        if not self.ready.is_set():
-            self.ready.set()
+        if self._accepted_at == -math.inf:
             self._log.info("ready")
         elif self._failures:
             self._log.info("heartbeat_accepted_again", failures=self._failures)
-        self._failures = 0
-        self._metrics.ready = True
+        self._failures, self._cause = 0, ""
+        self._accepted_at = self._tried_at = trio.current_time()
         if message["draining"]:
             self._farewell.set()
         self._obey(answer, full=full)
@@ -93,7 +114,8 @@ class Heart:
     def _note_failure(self, error: ControlUnavailable) -> None:
         self._metrics.heartbeats.labels("failed").inc()
         self._failures += 1
-        if self._failures == 1 or self._failures % 30 == 0:
+        cause, self._cause = self._cause, str(error)
+        if cause != self._cause or self._failures % 30 == 0:
             write = self._log.error if error.status in (400, 401, 403) else self._log.warning
             write("heartbeat_failed", error=str(error), failures=self._failures)
 

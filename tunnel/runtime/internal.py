@@ -120,13 +120,16 @@ class InternalApi:
     def _probe(self, request: Request) -> bytes:
         if request.path == "/healthz":
             self._check_method(request, "GET", "HEAD")
+            heart = self._metrics.heart
+            if heart is not None and not heart.beating:
+                raise Refusal("TUNNEL_UNAVAILABLE", "the task that sends heartbeats stands still", retry_after=5)
             return answer(200, b'{"status":"ok"}', request.request_id)
         if request.path == "/readyz":
             self._check_method(request, "GET", "HEAD")
             if self._metrics.leaving:
                 raise Refusal("TUNNEL_UNAVAILABLE", "draining", retry_after=5)
             if not self._metrics.ready:
-                raise Refusal("TUNNEL_UNAVAILABLE", "the API has not accepted a heartbeat yet", retry_after=1)
+                raise Refusal("TUNNEL_UNAVAILABLE", "the API does not accept heartbeats", retry_after=1)
             return answer(200, b'{"status":"ready"}', request.request_id)
         raise Refusal("NOT_FOUND", "there is nothing here")
 

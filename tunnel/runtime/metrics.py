@@ -26,6 +26,18 @@ class Source(Protocol):
         """What is true now."""
 
 
+class Heart(Protocol):
+    """Who tells the API that this node lives."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the API takes it."""
+
+    @property
+    def beating(self) -> bool:
+        """Whether it is told at all."""
+
+
 class Metrics:
     """One daemon's numbers, in a registry of its own."""
 
@@ -35,7 +47,7 @@ class Metrics:
         self.outbox: Outbox | None = None
         self.fast: Source | None = None
         self.shares: Source | None = None
-        self.ready = False
+        self.heart: Heart | None = None
         self.leaving = False  # told to end, and not ready any more; what comes is served until `draining`
         self.draining = False
         self.bytes_in = 0  # of sessions that have ended
@@ -58,6 +70,11 @@ class Metrics:
         )
         self.registry.register(_Live(self))
 
+    @property
+    def ready(self) -> bool:
+        """Whether the API accepts heartbeats."""
+        return self.heart is not None and self.heart.accepted
+
     def ended(self, session: TunnelSession, reason: str) -> None:
         """Keep the totals of a session that is gone."""
         seen = session.connection.statistics()
@@ -79,7 +96,7 @@ class Metrics:
         yield GaugeMetricFamily(
             name + "buffered_bytes", "Bytes that wait in streams", value=sum(one.buffered for one in seen)
         )
-        yield GaugeMetricFamily(name + "ready", "1 after the first accepted heartbeat", value=int(self.ready))
+        yield GaugeMetricFamily(name + "ready", "1 while the API accepts heartbeats", value=int(self.ready))
         yield GaugeMetricFamily(name + "draining", "1 while the daemon ends", value=int(self.draining))
         moved = CounterMetricFamily(name + "bytes", "Bytes of the tunnels, framing included", labels=["direction"])
         moved.add_metric(["in"], self.bytes_in + sum(one.bytes_in for one in seen))

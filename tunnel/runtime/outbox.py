@@ -17,7 +17,7 @@ from tunnel.logs import JsonLog
 
 BATCH: Final = 500
 _GATHER_SECONDS: Final = 0.05
-_BACKOFF: Final = (0.2, 5.0)
+_BACKOFF: Final = (0.2, 2.0)
 
 
 class Outbox:

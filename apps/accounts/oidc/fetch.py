@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-import httpx
+import httpx2
 
 MAX_BYTES: Final = 1 << 20
 """Discovery documents, key sets and token answers have a few kilobytes."""
@@ -34,7 +34,7 @@ def fetch_json(
     deadline = time.monotonic() + seconds
     try:
         with (
-            httpx.Client(timeout=seconds, follow_redirects=False) as client,
+            httpx2.Client(timeout=seconds, follow_redirects=False) as client,
             client.stream(
                 method,
                 url,
@@ -44,7 +44,7 @@ def fetch_json(
             ) as answer,
         ):
             body = _read(answer, deadline)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise ProviderError(f"{type(error).__name__} at {url}") from error
     if answer.status_code != 200:
         raise ProviderError(f"status {answer.status_code} at {url}")
@@ -57,7 +57,7 @@ def fetch_json(
     return found
 
 
-def _read(answer: httpx.Response, deadline: float) -> bytes:
+def _read(answer: httpx2.Response, deadline: float) -> bytes:
     body = bytearray()
     for chunk in answer.iter_raw():  # as it comes in: to wait for chunks of a size would be to wait without end
         body += chunk

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-import httpx
+import httpx2
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -75,8 +75,8 @@ class OpenIdProvider:
         deadline = time.monotonic() + 120
         while True:
             try:
-                httpx.get(self.issuer + "/.well-known/openid-configuration", timeout=5).raise_for_status()
-            except httpx.HTTPError:
+                httpx2.get(self.issuer + "/.well-known/openid-configuration", timeout=5).raise_for_status()
+            except httpx2.HTTPError:
                 assert self._process.poll() is None, (self.folder / "log").read_text()
                 assert time.monotonic() < deadline, (self.folder / "log").read_text()
                 time.sleep(0.05)
@@ -93,7 +93,7 @@ class OpenIdProvider:
         """Where a browser that opens `url` ends once the person has filled in the provider's form: the first URL that
         is not the provider's.
         """
-        with httpx.Client(timeout=20) as browser:
+        with httpx2.Client(timeout=20) as browser:
             while url.startswith(f"http://127.0.0.1:{self.port}/"):
                 answer = browser.get(url)
                 if answer.status_code == 200:
@@ -101,7 +101,7 @@ class OpenIdProvider:
                     form = {name: html.unescape(value) for name, value in fields.items()}
                     answer = browser.post(url, data={**form, "username": email, "password": PASSWORD})
                 assert answer.status_code == 302, answer.text
-                url = str(httpx.URL(url).join(answer.headers["Location"]))
+                url = str(httpx2.URL(url).join(answer.headers["Location"]))
         return url
 
     def token_of(self, email: str) -> str:
@@ -125,7 +125,7 @@ class OpenIdProvider:
             "client_id": CLIENT_ID,
             "client_secret": CLIENT_SECRET,
         }
-        answer = httpx.post(self.issuer + "/token/", data=form, timeout=20)
+        answer = httpx2.post(self.issuer + "/token/", data=form, timeout=20)
         assert answer.status_code == 200, answer.text
         token: str = answer.json()["id_token"]
         return token
