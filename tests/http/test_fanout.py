@@ -4,15 +4,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.http.fanout import UNITS, Fanout, Viewer
-from tunnel.http.parts import Kind, Piece
+from tunnel.http.parts import Seam
 
 FIRST, NEXT = b"--b\r\n", b"\r\n--b\r\n"
 
 
-def frame(fanout: Fanout, n: int, size: int = 10) -> bytes:
-    unit = b"%04d" % n + bytes(size)
-    fanout.feed([Piece(Kind.OPENING, NEXT if n else FIRST), Piece(Kind.UNIT, unit)])
-    return unit
+class Source:
+    """A body that is written as a test says: delimiters and units, with what a cutter would say of them."""
+
+    def __init__(self, fanout: Fanout) -> None:
+        self.fanout = fanout
+        self.size = self.whole = 0
+        self.number = 0
+
+    def delimiter(self, data: bytes = b"") -> None:
+        data = data or (NEXT if self.size else FIRST)
+        start = self.size + len(data) - len(data.lstrip(b"\r\n"))
+        self.size += len(data)
+        self.fanout.feed(data, [Seam(start, self.size)], self.whole)
+
+    def unit(self, data: bytes) -> bytes:
+        """In two pieces, and whole with its last byte."""
+        self.fanout.feed(data[:3], (), self.whole)
+        self.size = self.whole = self.size + len(data)
+        self.fanout.feed(data[3:], (), self.whole)
+        return data
+
+    def frame(self, size: int = 10) -> bytes:
+        self.delimiter()
+        self.number += 1
+        return self.unit(b"%04d" % (self.number - 1) + bytes(size))
 
 
 def drain(viewer: Viewer) -> bytes:
@@ -24,95 +45,176 @@ def drain(viewer: Viewer) -> bytes:
 
 def test_everybody_gets_what_came_unchanged() -> None:
     fanout = Fanout()
+    source = Source(fanout)
     viewers = [fanout.add() for _ in range(3)]
     got = [b""] * 3
     wanted = b""
     for n in range(20):
-        wanted += (NEXT if n else FIRST) + frame(fanout, n)
+        wanted += (NEXT if n else FIRST) + source.frame()
         got = [each + drain(viewer) for each, viewer in zip(got, viewers, strict=True)]
     assert got == [wanted] * 3
     assert fanout.skipped == 0
 
 
+def test_who_keeps_up_gets_bytes_as_they_come() -> None:
+    fanout = Fanout()
+    viewer = fanout.add()
+    for piece in (b"--", b"b\r", b"\n\r\nhal", b"f"):
+        fanout.feed(piece)
+        assert viewer.take() == piece
+        assert viewer.take() is None
+
+
 def test_a_slow_viewer_skips_whole_frames_and_gets_the_latest() -> None:
     fanout = Fanout()
+    source = Source(fanout)
     slow, quick = fanout.add(), fanout.add()
     units = []
-    for n in range(20):
-        units.append(frame(fanout, n))
+    for _ in range(20):
+        units.append(source.frame())
         drain(quick)
     assert slow.skipped == fanout.skipped == 20 - UNITS
     assert quick.skipped == 0
-    assert drain(slow) == b"".join(NEXT + unit for unit in units[-UNITS:])
+    assert drain(slow) == FIRST + NEXT.join(units[-UNITS:])
 
 
-def test_the_queue_is_bounded_in_bytes_but_one_unit_always_fits() -> None:
+def test_who_is_slow_within_a_frame_gets_that_one_whole_and_then_one_of_the_latest() -> None:
+    fanout = Fanout()
+    source = Source(fanout)
+    slow = fanout.add()
+    source.delimiter()
+    fanout.feed(b"half")
+    got = slow.take() or b""
+    got += slow.take() or b""
+    source.size += 4
+    source.unit(b" and half")
+    units = [source.frame() for _ in range(20)]
+    assert got + drain(slow) == FIRST + b"half and half\r\n" + FIRST + NEXT.join(units[-UNITS:])
+
+
+def test_what_is_kept_is_bounded_but_one_unit_always_fits() -> None:
     fanout = Fanout(size=100)
+    source = Source(fanout)
     viewer = fanout.add()
-    for n in range(3):
-        frame(fanout, n, 40)
-    assert viewer.skipped == 2 or viewer.skipped == 1
-    frame(fanout, 3, 5000)
+    for _ in range(3):
+        source.frame(40)
+    assert viewer.skipped in (1, 2)
+    source.frame(5000)
     assert len(drain(viewer)) > 5000
+    for _ in range(100):
+        source.frame(30_000)
+    assert 30_000 < fanout.held < 70_000
+    fanout.remove(viewer)
+    source.frame(30_000)
+    assert fanout.held < 70_000
+
+
+def test_what_is_kept_for_slow_viewers_is_counted_and_let_go() -> None:
+    fanout = Fanout(units=1)
+    source = Source(fanout)
+    viewers = []
+    for _ in range(10):
+        viewers.append(fanout.add())
+        source.delimiter()
+        fanout.feed(b"x")
+        source.size += 1
+        assert viewers[-1].take()
+        source.unit(bytes(100_000))
+    assert 800_000 < fanout.held < 1_200_000
+    for viewer in viewers[:5]:
+        drain(viewer)
+    assert 400_000 < fanout.held < 800_000
+    for viewer in viewers:
+        fanout.remove(viewer)
+    source.frame(0)
+    assert fanout.held < 110_000
 
 
 def test_who_comes_later_sees_the_latest_frame_at_once_and_begins_with_its_delimiter() -> None:
     fanout = Fanout()
+    source = Source(fanout)
     fanout.add()
-    frame(fanout, 0)
-    latest = frame(fanout, 1)
+    source.frame()
+    latest = source.frame()
     late = fanout.add()
     assert drain(late) == FIRST + latest
-    following = frame(fanout, 2)
+    following = source.frame()
     assert drain(late) == NEXT + following
 
 
 def test_events_are_not_shown_twice() -> None:
     fanout = Fanout(replay=False)
-    fanout.feed([Piece(Kind.UNIT, b"data: 1\n\n")])
+    fanout.feed(b"data: 1\n\ndat", [Seam(0, 0), Seam(9, 9)], 9)
     late = fanout.add()
     assert late.take() is None
-    fanout.feed([Piece(Kind.UNIT, b"data: 2\n\n")])
-    assert drain(late) == b"data: 2\n\n"
+    fanout.feed(b"a: 2\n\n", [Seam(18, 18)], 18)
+    assert late.take() is None
+    at_once = fanout.add()
+    fanout.feed(b"data: 3\n\n", [Seam(27, 27)], 27)
+    assert drain(late) == drain(at_once) == b"data: 3\n\n"
 
 
 def test_a_delimiter_that_comes_early_is_passed_on_at_once_and_once() -> None:
     fanout = Fanout()
+    source = Source(fanout)
     viewer = fanout.add()
-    unit = frame(fanout, 0)
+    unit = source.frame()
     assert drain(viewer) == FIRST + unit
-    fanout.feed([Piece(Kind.OPENING, NEXT)])
+    source.delimiter()
     assert viewer.take() == NEXT
     assert viewer.take() is None
     late = fanout.add()
     assert drain(late) == FIRST + unit + NEXT
-    fanout.feed([Piece(Kind.UNIT, b"second")])
-    assert viewer.take() == b"second"
-    assert late.take() == b"second"
+    source.unit(b"second")
+    assert drain(viewer) == drain(late) == b"second"
 
 
 def test_an_early_delimiter_serves_whichever_frame_comes_next() -> None:
     fanout = Fanout(units=1)
+    source = Source(fanout)
     viewer = fanout.add()
-    frame(fanout, 0)
+    source.frame()
     drain(viewer)
-    fanout.feed([Piece(Kind.OPENING, NEXT)])
+    source.delimiter()
     assert viewer.take() == NEXT
-    fanout.feed([Piece(Kind.UNIT, b"one"), Piece(Kind.OPENING, NEXT), Piece(Kind.UNIT, b"two")])
+    source.unit(b"one")
+    source.delimiter()
+    source.unit(b"two")
     assert drain(viewer) == b"two"
     assert viewer.skipped == 1
 
 
-def test_the_end_comes_behind_what_is_queued() -> None:
+def test_the_end_comes_behind_what_is_still_to_be_taken() -> None:
     fanout = Fanout()
+    source = Source(fanout)
     viewer = fanout.add()
-    unit = frame(fanout, 0)
-    fanout.feed([Piece(Kind.TAIL, b"\r\n--b--"), Piece(Kind.TAIL, b"bye")])
+    unit = source.frame()
+    fanout.feed(b"\r\n--b--")
     fanout.end()
-    assert viewer.take() == FIRST + unit
-    assert viewer.take() == b"\r\n--b--bye"
+    assert drain(viewer) == FIRST + unit + b"\r\n--b--"
     assert viewer.take() == b""
     assert viewer.take() == b""
+
+
+def test_where_nothing_can_be_left_out_all_is_passed_on_or_the_viewer_is_lost() -> None:
+    fanout = Fanout(size=100_000)
+    Source(fanout).frame()
+    quick, slow = fanout.add(), fanout.add()
+    drain(quick)
+    drain(slow)
+    fanout.share_no_more()
+    sent, got = b"", b""
+    while not slow.lost:
+        piece = b"%06d" % len(sent) * 1000
+        fanout.feed(piece)
+        sent += piece
+        assert fanout.behind == len(piece)
+        got += drain(quick)
+        assert len(sent) < 1_000_000
+    assert got == sent
+    assert not quick.lost
+    assert slow.take() == b""
+    assert fanout.held < 300_000
 
 
 def test_nobody_gets_anything_after_leaving() -> None:
@@ -120,32 +222,38 @@ def test_nobody_gets_anything_after_leaving() -> None:
     viewer = fanout.add()
     fanout.remove(viewer)
     fanout.remove(viewer)
-    frame(fanout, 0)
-    assert viewer.take() is None
+    Source(fanout).frame()
     assert not fanout.viewers
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["frame", "open", "take", "join"]), st.integers(0, 4)), max_size=80))
+@given(st.lists(st.tuples(st.sampled_from(["frame", "open", "half", "take", "join"]), st.integers(0, 4)), max_size=80))
 def test_whatever_the_pace_units_stay_whole_in_order_and_each_behind_one_delimiter(
     steps: list[tuple[str, int]],
 ) -> None:
     fanout = Fanout(units=2)
+    source = Source(fanout)
     viewers = [fanout.add() for _ in range(2)]
     got = [b"", b""]
-    number, opened = 0, False
+    number, opened, begun = 0, False, b""
     for what, which in steps:
         if what in ("frame", "open") and not opened:
-            fanout.feed([Piece(Kind.OPENING, b"|")])
+            source.delimiter(b"|")
             opened = True
+        if what == "half" and opened and not begun:
+            begun = b"<"
+            fanout.feed(begun)
+            source.size += 1
         if what == "frame":
-            fanout.feed([Piece(Kind.UNIT, b"<%d>" % number)])
-            number, opened = number + 1, False
+            source.unit((b"<%d>" % number)[len(begun) :])
+            number, opened, begun = number + 1, False, b""
         elif what == "join" and len(viewers) < 5:
             viewers.append(fanout.add())
             got.append(b"")
         elif what == "take" and which < len(viewers):
             got[which] += viewers[which].take() or b""
+    if begun:
+        source.unit(b"%d>" % number)
     for viewer, text in zip(viewers, got, strict=True):
         seen = (text + drain(viewer)).split(b"|")
         assert seen[0] == b""

@@ -1,29 +1,52 @@
-"""One endless answer for many viewers: who gets which unit, and what a slow one misses.
+"""One endless answer for many viewers: who gets which bytes, and what a slow one misses.
 
-It does not know how units are cut (`parts`), who a viewer is, sockets or clocks. A viewer has a bounded queue of whole
-units, shared with the others', of which the oldest goes first when it is full: so nobody is held up, nobody gets half
-a unit, and what all queues hold together is bounded by the latest few units.
+Who keeps up gets the source's bytes as they come. Who falls behind goes on to the end of the unit that it is in and
+from there to one of the latest; who comes later begins with a whole unit: so nobody is held up and nobody gets half a
+unit. What is kept is bounded: the latest few units, once for all, and for each slow viewer the rest of its own one.
+
+Where nobody knows where units begin (`share_no_more`) each viewer gets all bytes, as far behind as the bound allows;
+one that is further behind is lost.
+It does not know how units are found (`parts`), who a viewer is, sockets or clocks.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
-from tunnel.http.parts import Kind, Piece
+from tunnel.http.parts import Seam
 
 UNITS: Final = 4
 QUEUE_BYTES: Final = 8 << 20
+_BLOCK: Final = 16 * 1024  # what comes in smaller pieces is gathered up to this size
+_LOOSE: Final = 256 * 1024  # bytes that may be kept longer than needed where no unit ends
+
+_start_of = attrgetter("start")
+
+
+class _Block:
+    """Bytes of the body, from `start` on. The last one may grow."""
+
+    __slots__ = ("data", "start")
+
+    def __init__(self, start: int, data: bytes | bytearray) -> None:
+        self.start = start
+        self.data = data
 
 
 class Fanout:
-    """The source's side. `units` and `size` (bytes) bound a viewer's queue; one unit always fits.
+    """The source's side. A viewer is at most `units` whole units and `size` bytes behind; one unit always fits.
 
     With `replay` who comes later is shown the latest unit at once: right for pictures, wrong for events.
     """
 
-    __slots__ = ("_replay", "_seen", "ended", "latest", "opening", "size", "skipped", "tail", "units", "viewers")
+    __slots__ = (
+        "_blocks", "_end", "_first", "_replay", "_rests", "_seams", "_whole", "ended", "shared", "size", "skipped",
+        "units", "viewers",
+    )  # fmt: skip
 
     def __init__(self, *, units: int = UNITS, size: int = QUEUE_BYTES, replay: bool = True) -> None:
         self.units = units
@@ -31,103 +54,222 @@ class Fanout:
         self.viewers: set[Viewer] = set()
         self.skipped = 0
         """Units that viewers missed, all together."""
-        self.opening: bytes | None = None
-        """The delimiter whose unit has not come yet."""
-        self.latest: tuple[bytes, bytes] | None = None
-        self.tail = b""
         self.ended = False
+        self.shared = True
+        """Somebody may join still."""
         self._replay = replay
-        self._seen = False
+        self._blocks: list[_Block] = []
+        self._first = 0  # how many blocks went before
+        self._seams: list[Seam] = []
+        self._whole = 0
+        self._end = 0
+        self._rests = 0  # bytes of units that slow viewers are in, kept for them alone
 
     def __repr__(self) -> str:
-        return f"<Fanout viewers={len(self.viewers)} skipped={self.skipped} ended={self.ended}>"
+        return f"<Fanout viewers={len(self.viewers)} held={self.held} skipped={self.skipped} ended={self.ended}>"
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept."""
+        return self._end - (self._blocks[0].start if self._blocks else self._end) + self._rests
+
+    @property
+    def behind(self) -> int:
+        """Bytes that wait for the viewer who has taken most."""
+        return min((self._end - viewer.at for viewer in self.viewers if not viewer.lost), default=0)
 
     def add(self) -> Viewer:
         """A viewer from now on: it begins with a whole unit, and its delimiter."""
-        viewer = Viewer(self, late=self._seen)
+        seams = self._seams
+        viewer = Viewer(self)
+        if not self._end:
+            pass  # it is there from the first byte on
+        elif self._replay:
+            whole = self._units_whole()
+            self._place(viewer, seams[max(whole - 1, 0)].start if seams else 0)
+        else:
+            self._place(viewer, self._end)
+            viewer.waiting = not seams or seams[-1].start != self._end
         self.viewers.add(viewer)
-        if self.latest is not None:
-            viewer.push(*self.latest)
         return viewer
 
     def remove(self, viewer: Viewer) -> None:
         """It is gone. Idempotent."""
-        self.viewers.discard(viewer)
+        if viewer in self.viewers:
+            self.viewers.discard(viewer)
+            self._rests -= viewer.drop_rest()
 
-    def feed(self, pieces: Iterable[Piece]) -> None:
-        """What came of the source. Each viewer may have something to `take` afterwards."""
-        for kind, data in pieces:
-            self._seen = True
-            if kind is Kind.OPENING:
-                self.opening = data
-            elif kind is Kind.TAIL:
-                self.tail += data
-            else:
-                delimiter, self.opening = self.opening or b"", None
-                for viewer in self.viewers:
-                    self.skipped += viewer.push(delimiter, data)
-                if self._replay:
-                    self.latest = (delimiter, data)
+    def feed(self, data: bytes, seams: Sequence[Seam] = (), whole: int = 0) -> None:
+        """What came of the source, which units begin in it, and up to where they are whole.
+
+        Each viewer may have something to `take` afterwards.
+        """
+        self._append(data)
+        if not self.shared:
+            if self.held > _LOOSE:
+                self._drop_lost()
+                self._forget(self._end)
+        elif seams or whole > self._whole:
+            self._seams += seams
+            self._whole = max(whole, self._whole)
+            self._let_skip()
+
+    def share_no_more(self) -> None:
+        """Nobody knows any more where units begin: nobody joins, and nobody skips."""
+        self.shared = False
+        self._seams.clear()
+        for viewer in self.viewers:
+            viewer.lost |= viewer.waiting
+        self._forget(self._end)
 
     def end(self) -> None:
         """The source ended, in good order: viewers end behind what they have still to take."""
         self.ended = True
 
+    # --- what is kept -------------------------------------------------------------------------------------------------
+    def _append(self, data: bytes) -> None:
+        if not data:
+            return
+        last = self._blocks[-1].data if self._blocks else b""
+        if isinstance(last, bytearray) and len(last) + len(data) <= _BLOCK:
+            last += data
+        else:
+            self._blocks.append(_Block(self._end, bytearray(data) if len(data) < _BLOCK else data))
+        self._end += len(data)
+
+    def _forget(self, until: int) -> None:
+        """Let go what stands before `until` and was taken by all."""
+        until = min([until, *(viewer.at for viewer in self.viewers if not viewer.lost)])
+        blocks, count = self._blocks, 0
+        while count < len(blocks) and blocks[count].start + len(blocks[count].data) <= until:
+            count += 1
+        del blocks[:count]
+        self._first += count
+
+    def _place(self, viewer: Viewer, at: int) -> None:
+        viewer.at = at
+        viewer.block = self._first + max(bisect_right(self._blocks, at, key=_start_of) - 1, 0)
+
+    def _units_whole(self) -> int:
+        """How many of the units that are known are whole: all, or all but the last."""
+        seams = self._seams
+        return len(seams) if seams and self._whole > seams[-1].head else max(len(seams) - 1, 0)
+
+    def _let_skip(self) -> None:
+        """Units ended or began: move on who is too far behind."""
+        seams = self._seams
+        whole = self._units_whole()
+        floor = max(0, whole - self.units)
+        while floor < whole - 1 and self._end - seams[floor].start > self.size:
+            floor += 1
+        for viewer in self.viewers:
+            if viewer.waiting:
+                self._begin(viewer)
+            elif seams and viewer.at < seams[floor].start:
+                self._skip(viewer, floor)
+        latest = seams[max(whole - 1, 0)].start if self._replay and seams else self._end
+        del seams[:floor]
+        self._forget(latest)
+
+    def _begin(self, viewer: Viewer) -> None:
+        """The next unit after it came is where it begins."""
+        index = bisect_left(self._seams, viewer.at, key=_start_of)
+        if index < len(self._seams):
+            self._place(viewer, self._seams[index].start)
+            viewer.waiting = False
+
+    def _skip(self, viewer: Viewer, floor: int) -> None:
+        """Go on with the unit `floor` behind the one that the viewer is in."""
+        seams = self._seams
+        index = bisect_left(seams, viewer.at, key=_start_of)
+        if index and seams[index - 1].head == viewer.at:  # it has the delimiter, which serves any unit
+            self._place(viewer, seams[floor].head)
+            missed = floor - index + 1
+        elif index < floor:
+            self._rests += viewer.keep_until(seams[index].start)
+            self._place(viewer, seams[floor].start)
+            missed = floor - index
+        else:
+            return
+        viewer.skipped += missed
+        self.skipped += missed
+
+    def _drop_lost(self) -> None:
+        for viewer in self.viewers:
+            if self._end - viewer.at > self.size:
+                viewer.lost = True
+                self._rests -= viewer.drop_rest()
+
+    # --- for viewers --------------------------------------------------------------------------------------------------
+    def read(self, viewer: Viewer) -> bytes:
+        """The next bytes for a viewer, as they came; b"" if it has all."""
+        while True:
+            index = max(viewer.block - self._first, 0)
+            if index >= len(self._blocks):
+                return b""
+            block = self._blocks[index]
+            offset = viewer.at - block.start
+            if offset < len(block.data):
+                data = bytes(block.data[offset:] if offset else block.data)
+                viewer.at += len(data)
+                return data
+            if index + 1 == len(self._blocks):
+                return b""  # the last may grow
+            viewer.block = self._first + index + 1
+
+    def took_rest(self, size: int) -> None:
+        """A viewer took bytes that were kept for it alone."""
+        self._rests -= size
+
 
 class Viewer:
-    """One viewer's queue."""
+    """One viewer's place."""
 
-    __slots__ = ("_delimited", "_fanout", "_late", "_queue", "_size", "_started", "_tailed", "skipped")
+    __slots__ = ("_fanout", "_rest", "at", "block", "lost", "skipped", "waiting")
 
-    def __init__(self, fanout: Fanout, *, late: bool) -> None:
+    def __init__(self, fanout: Fanout) -> None:
         self._fanout = fanout
-        self._queue: deque[tuple[bytes, bytes]] = deque()
-        self._size = 0
-        self._late = late  # what stands before the first delimiter is not for it
-        self._started = not late
-        self._delimited = False  # the delimiter of the next unit was taken already
-        self._tailed = False
+        self._rest: deque[bytes] = deque()  # of the unit behind which it skips
+        self.at = 0
+        """Bytes of the body up to which it has all, or has skipped what it has not."""
+        self.block = 0
+        self.waiting = False
+        """For the next unit to begin."""
+        self.lost = False
+        """It was too far behind where nobody can skip: it gets no more."""
         self.skipped = 0
 
     def __repr__(self) -> str:
-        return f"<Viewer queued={len(self._queue)} bytes={self._size} skipped={self.skipped}>"
+        return f"<Viewer at={self.at} skipped={self.skipped}{' lost' if self.lost else ''}>"
 
-    def push(self, delimiter: bytes, unit: bytes) -> int:
-        """A unit for the queue; how many older ones had to go."""
-        queue = self._queue
-        gone = 0
-        bound = self._fanout
-        size = len(delimiter) + len(unit)
-        while queue and (len(queue) >= bound.units or self._size + size > bound.size):
-            old = queue.popleft()
-            self._size -= len(old[0]) + len(old[1])
-            gone += 1
-        queue.append((delimiter, unit))
-        self._size += size
-        self.skipped += gone
-        return gone
+    def keep_until(self, stop: int) -> int:
+        """Keep the bytes up to there, which it still has to take; how many that is."""
+        kept = 0
+        while self.at < stop:
+            data = self._fanout.read(self)
+            over = max(self.at - stop, 0)
+            if over:
+                data = data[:-over]
+                self.at = stop
+            self._rest.append(data)
+            kept += len(data)
+        return kept
+
+    def drop_rest(self) -> int:
+        """Let go what is kept for it alone; how many bytes that was."""
+        size = sum(map(len, self._rest))
+        self._rest.clear()
+        return size
 
     def take(self) -> bytes | None:
-        """The next bytes for this viewer, one unit at most; None: nothing now, b"": the source ended."""
-        if self._queue:
-            delimiter, unit = self._queue.popleft()
-            self._size -= len(delimiter) + len(unit)
-            if self._delimited:
-                self._delimited = False
-                return unit
-            if not self._started:
-                self._started = True
-                delimiter = delimiter.lstrip(b"\r\n")
-            return delimiter + unit
-        opening = self._fanout.opening
-        # At once for who is up to date: a browser shows a picture when the delimiter behind it has come.
-        if opening is not None and self._started and not self._delimited:
-            self._delimited = True
-            return opening
-        if not self._fanout.ended:
-            return None
-        if not self._tailed:
-            self._tailed = True
-            if self._fanout.tail:
-                return self._fanout.tail
-        return b""
+        """The next bytes for this viewer; None: nothing now, b"": the source ended, or the viewer is lost."""
+        if self._rest:
+            data = self._rest.popleft()
+            self._fanout.took_rest(len(data))
+            return data
+        if self.lost:
+            return b""
+        data = b"" if self.waiting else self._fanout.read(self)
+        if data or self._fanout.ended:
+            return data
+        return None

@@ -6,7 +6,7 @@ How bodies are cut and who misses what is `tunnel.http.parts` and `.fanout`; wha
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from tunnel.http import Exchange
 from tunnel.logs import JsonLog
+from tunnel.protocol.limits import SessionConfig
 from tunnel.runtime.fast_ask import takes_endless
 from tunnel.runtime.fast_auth import Grant
 from tunnel.runtime.share_pull import Pull, Verdict
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS: Final = 60.0
 """So long an answer that was no endless one lets others ask for the same at once, each for itself."""
+HELD_BYTES: Final = SessionConfig().hard_buffered
+"""Bytes of one device's answers that may be kept for viewers: as many as a session may have unread."""
 PATHS: Final = 8192
 """Request lines and paths of which is remembered what they answered."""
 
@@ -45,6 +48,9 @@ class Shares:
         self.pulls_total = 0
         self.views_total = 0
         self.skipped_total = 0
+        self.given_up_total = 0
+        self._held: dict[str, dict[Pull, int]] = {}
+        self._held_bytes: Counter[str] = Counter()
         self._pulls: dict[Key, Pull] = {}
         self._plain: OrderedDict[Key, float] = OrderedDict()
         self._endless: OrderedDict[Key, None] = OrderedDict()
@@ -116,6 +122,33 @@ class Shares:
             del self._pulls[pull.key]
             self.skipped_total += pull.skipped
 
+    def unshare(self, pull: Pull, why: str) -> None:
+        """Nobody knows any more where the units of this answer begin: who watches goes on, nobody joins."""
+        self.given_up_total += 1
+        self._log.info("share_given_up", device_id=pull.key[0], reason=why)
+        self._endless.pop(pull.key, None)
+        self.settled(pull, Verdict.PLAIN)
+        self.over(pull)
+
+    def hold(self, pull: Pull, size: int) -> None:
+        """So many bytes are kept of it. Over the device's bound the one of which most are kept is cut off."""
+        device = pull.key[0]
+        held = self._held.setdefault(device, {})
+        self._held_bytes[device] += size - held.get(pull, 0)
+        held[pull] = size
+        while self._held_bytes[device] > HELD_BYTES:
+            victim = max(held, key=held.__getitem__)
+            victim.break_off("too many bytes kept for slow viewers")
+
+    def release(self, pull: Pull) -> None:
+        """Nothing is kept of it any more. Idempotent."""
+        device = pull.key[0]
+        held = self._held.get(device, {})
+        self._held_bytes[device] -= held.pop(pull, 0)
+        if not held:
+            self._held.pop(device, None)
+            self._held_bytes.pop(device, None)
+
     def crashed(self, error: Exception) -> None:
         """A bug of ours in one pull."""
         self._log.error("pull_crashed", error=repr(error))
@@ -129,6 +162,9 @@ class Shares:
         yield CounterMetricFamily(name + "pulls", "Endless streams pulled from boxes", value=self.pulls_total)
         yield CounterMetricFamily(name + "viewers", "Viewers that joined", value=self.views_total)
         skipped = self.skipped_total + sum(pull.skipped for pull in self._pulls.values())
+        yield CounterMetricFamily(
+            name + "given_up", "Endless streams in which nobody can step in any more", value=self.given_up_total
+        )
         yield CounterMetricFamily(name + "units_skipped", "Frames that slow viewers missed", value=skipped)
 
 

@@ -13,7 +13,7 @@ import trio
 
 from tunnel.http import LIMITS, NO_LENGTH, AnswerHead, ExchangeError, ResponseReader
 from tunnel.http.fanout import Fanout
-from tunnel.http.parts import EventReader, PartError, PartReader, UnitReader, boundary_of, is_event_stream
+from tunnel.http.parts import Cutter, EventCutter, PartCutter, PartError, boundary_of, is_event_stream
 from tunnel.protocol.inbound import Bytes
 from tunnel.runtime.connection import StreamReset, TunnelError
 from tunnel.runtime.fast_types import BoxStream
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _DOWN: Final = 128 * 1024
 _EVENTS: Final = 256
 _EVENT_BYTES: Final = 1 << 20
+_AHEAD: Final = 2 * _DOWN  # bytes that wait for the quickest viewer of what is not shared any more
 _CODING: Final = re.compile(rb"\r\ntransfer-encoding[ \t]*:[^\r\n]*", re.IGNORECASE)
 
 
@@ -41,8 +42,8 @@ class Pull:
     """One answer of a box for many. Made before its stream is open, so that who comes meanwhile waits for it."""
 
     __slots__ = (
-        "_boundary", "_closes", "_fanout", "_first", "_raw", "_reader", "_shares", "_stream", "_units", "broken",
-        "head", "key", "leader", "over", "views",
+        "_boundary", "_cutter", "_fanout", "_first", "_paused", "_raw", "_reader", "_shares", "_stream", "_taking",
+        "broken", "head", "key", "leader", "over", "views",
     )  # fmt: skip
 
     def __init__(self, shares: Shares, key: Key) -> None:
@@ -56,9 +57,11 @@ class Pull:
         self.broken: TunnelError | None = None
         self._stream: BoxStream | None = None
         self._reader = ResponseReader(b"GET")
-        self._raw = b""
-        self._units: UnitReader | None = None
+        self._raw = bytearray()
+        self._cutter: Cutter | None = None
         self._fanout: Fanout | None = None
+        self._taking = False
+        self._paused: trio.Event | None = None  # set when bytes are wanted again
         self._boundary = b""
         self._first = b""  # of the body, until it has shown its boundary
 
@@ -101,8 +104,11 @@ class Pull:
         del self.views[view]
         if self._fanout is not None and view.viewer is not None:
             self._fanout.remove(view.viewer)
+            self.taken()
         if view is self.leader:
             self.leader = None
+        if not self.views:
+            self._shares.release(self)
         # Without a stream yet its leader is still coming, and waits for nobody.
         if not self.views and not self.over and self._stream is not None:
             self._end()
@@ -111,9 +117,12 @@ class Pull:
     # --- from the box -------------------------------------------------------------------------------------------------
     def spoke(self) -> None:
         """Something came: called by the tunnel's reader. Neither waits nor raises."""
+        if self._taking:
+            return
         stream = self._stream
+        self._taking = True
         try:
-            while stream is not None and stream is self._stream:
+            while stream is not None and stream is self._stream and not self._enough():
                 data = stream.receive_nowait(_DOWN)
                 if data is None:
                     return
@@ -123,14 +132,41 @@ class Pull:
         except Exception as error:  # noqa: BLE001 - a bug here must end this answer, not the tunnel
             self._shares.crashed(error)
             self._broke(error)
+        finally:
+            self._taking = False
 
     async def _pump(self) -> None:
         stream = self._stream
         try:
             while stream is not None and stream is self._stream:
+                if self._enough() and self._paused is not None:
+                    await self._paused.wait()
+                    continue
                 self._take(await stream.receive_some(_DOWN))
         except (TunnelError, trio.ClosedResourceError) as error:
             self._broke(error)
+
+    def _enough(self) -> bool:
+        """Whether no more is to be asked of the box for now: each viewer has to take all that comes, and none does."""
+        fanout = self._fanout
+        if fanout is None or fanout.shared or fanout.behind < _AHEAD:
+            return False
+        if self._paused is None:
+            self._paused = trio.Event()
+        return True
+
+    def taken(self) -> None:
+        """A viewer took something, or left: go on if that was waited for."""
+        if self._paused is not None and not self._enough():
+            paused, self._paused = self._paused, None
+            paused.set()
+            if self._stream is not None and not self._shares.lane.pumped(self._stream):
+                # Not from in here: who takes is about to pass on what it took.
+                self._shares.lane.spawn(self._go_on)
+
+    async def _go_on(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.spoke()
 
     def _take(self, data: bytes) -> None:
         if self.head is None:
@@ -156,7 +192,7 @@ class Pull:
             shown = verdict is Verdict.ENDLESS and _begins(body, self._boundary)
             if shown is None and not self._reader.complete:
                 return  # a few more bytes tell
-            if not shown:
+            if not shown or self._doubts(body):
                 self._settle(Verdict.PLAIN if verdict is Verdict.ENDLESS else verdict)
                 return
             self._first = b""
@@ -166,7 +202,7 @@ class Pull:
     @property
     def undecided(self) -> bool:
         """The answer says that it is an endless one, and has yet to show it."""
-        return self.head is None and self._units is not None and not self.over
+        return self.head is None and self._cutter is not None and not self.over
 
     def believe(self) -> None:
         """Wait no longer for the boundary: a camera that is slow to show its first frame is one all the same."""
@@ -185,19 +221,25 @@ class Pull:
         boundary = boundary_of(kind)
         if boundary is not None:
             self._boundary = boundary
-            self._units = PartReader(boundary)
+            self._cutter = PartCutter(boundary)
             self._fanout = Fanout()
             return Verdict.ENDLESS
         if self._shares.events and is_event_stream(kind):
-            self._units = EventReader()
+            self._cutter = EventCutter()
             self._fanout = Fanout(units=_EVENTS, size=_EVENT_BYTES, replay=False)
             return Verdict.ENDLESS
         return Verdict.PLAIN
 
+    def _doubts(self, body: bytes) -> bool:
+        """Whether its first bytes show already that nobody could step in."""
+        cutter = PartCutter(self._boundary) if self._boundary else EventCutter()
+        cutter.feed(body)
+        return bool(cutter.doubt)
+
     def _start(self) -> None:
         """The answer is an endless one: everybody gets its head."""
-        self.head = _final_head(self._raw)
-        self._raw = b""
+        self.head = _final_head(bytes(self._raw))
+        self._raw.clear()
         self.leader = None
         self._shares.settled(self, Verdict.ENDLESS)
         self._shares.views_total += len(self.views)
@@ -206,19 +248,27 @@ class Pull:
                 view.viewer = self._fanout.add()
 
     def _share(self, body: bytes) -> None:
-        fanout, units = self._fanout, self._units
-        if fanout is None or units is None:
+        fanout, cutter = self._fanout, self._cutter
+        if fanout is None or cutter is None:
             return
-        try:
-            if body:
-                fanout.feed(units.feed(body))
-            if self._reader.complete:
-                fanout.feed(units.end())
-                fanout.end()
-        except PartError as error:
-            self._broke(StreamReset(str(error)))
+        if fanout.shared:
+            seams = cutter.feed(body)
+            fanout.feed(body, seams, cutter.whole)
+            if cutter.doubt:
+                fanout.share_no_more()
+                self._shares.unshare(self, cutter.doubt)
+        else:
+            fanout.feed(body)
+        self._shares.hold(self, fanout.held)
+        if self.broken is not None:
             return
-        if fanout.ended:
+        if self._reader.complete:
+            try:
+                cutter.end()
+            except PartError as error:
+                self._broke(StreamReset(str(error)))
+                return
+            fanout.end()
             self._end()
             self._drop(clean=True)
         self._wake()
@@ -236,8 +286,8 @@ class Pull:
                 stream.reset()
         views, self.views = list(self.views), {}
         for view in views:
-            view.alone = Alone(stream if view is leader else None, self._raw if view is leader else b"")
-        self._raw = b""
+            view.alone = Alone(stream if view is leader else None, bytes(self._raw) if view is leader else b"")
+        self._raw.clear()
         for view in views:
             view.wake()
 
@@ -248,6 +298,7 @@ class Pull:
             self._settle(Verdict.TROUBLE)
             return
         self.broken = error if isinstance(error, TunnelError) else StreamReset(str(error))
+        self._shares.release(self)
         self._end()
         self._drop()
         self._wake()
@@ -255,6 +306,10 @@ class Pull:
     def _wake(self) -> None:
         for view in list(self.views):
             view.wake()
+
+    def break_off(self, why: str) -> None:
+        """Cut it for all."""
+        self._broke(StreamReset(why))
 
     def _end(self) -> None:
         self.over = True

@@ -12,6 +12,7 @@ import trio
 
 from tunnel.http.fanout import Viewer
 from tunnel.protocol.inbound import Bytes
+from tunnel.runtime.connection import StreamReset
 from tunnel.runtime.fast_types import BoxStream
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Alone(Exception):
 
 
 class View:
-    """A viewer's side, as a stream to the box: the head, then whole units as fast as the viewer takes them."""
+    """A viewer's side, as a stream to the box: the head, then the bytes as they come, of whole units."""
 
     __slots__ = ("_changed", "_headed", "_left", "_pull", "alone", "listener", "viewer")
 
@@ -83,7 +84,7 @@ class View:
         """Nothing: the box's end of the request is not the viewers'."""
         await trio.lowlevel.checkpoint()
 
-    def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:  # noqa: ARG002 - a unit is never cut
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:  # noqa: ARG002 - as they came, uncut
         """What this viewer gets next. Raises Alone, and TunnelError when the answer broke off."""
         if self.alone is not None:
             raise self.alone
@@ -97,7 +98,12 @@ class View:
         if not self._headed:
             self._headed = True
             return pull.head
-        return self.viewer.take()
+        data = self.viewer.take()
+        if data is not None and self.viewer.lost:
+            raise StreamReset("too far behind an answer of which nothing can be left out")
+        if data:
+            pull.taken()
+        return data
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The same, waiting for it."""
