@@ -19,8 +19,8 @@ from cloud.supervisor.probes import PROBE_SECONDS, http_status
 from tunnel.contract import PREFIX, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-# The agent's own: refused with 401, with 403 (docs/agent.md). Trying again changes nothing.
-REFUSED = frozenset({3, 4})
+# The agent's own: refused, with --exit-on-refusal (docs/agent.md). Trying again changes nothing.
+REFUSED = frozenset({3})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def agent(plan: Plan, login: str, pairing_token: str, serial: str = "") -> Progr
         f"{PREFIX}AGENT_PAIRING_TOKEN": pairing_token,
         f"{PREFIX}AGENT_SERIAL": serial,
     }
-    common = _python(plan, "agent", "-m", "tunnel.agent", "demo") | {"env": environ}
+    common = _python(plan, "agent", "-m", "tunnel.agent", "demo", "--exit-on-refusal") | {"env": environ}
     return Program(**common, ready=lambda _pid: box_connected(plan.api_port, login), final=REFUSED)
 
 

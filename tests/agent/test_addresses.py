@@ -47,6 +47,16 @@ def test_bad_urls(text: str) -> None:
         parse_url(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["cloud.example.com", "//cloud.example.com/x", "wss:cloud.example.com", "ws:/cloud.example.com"]
+)
+def test_a_url_without_a_scheme_is_told_what_to_write(text: str) -> None:
+    with pytest.raises(
+        AddressError, match=r"write wss://cloud\.example\.com, or ws://cloud\.example\.com for a port without"
+    ):
+        parse_url(text)
+
+
 def test_a_password_in_a_url_is_not_repeated() -> None:
     with pytest.raises(AddressError) as caught:
         parse_url("wss://user:hunter2@h")

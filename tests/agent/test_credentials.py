@@ -10,23 +10,25 @@ from pathlib import Path
 import pytest
 
 from tunnel.agent import credentials
-from tunnel.agent.credentials import AgentBusyError, CredentialError, Credentials, fingerprint
+from tunnel.agent.credentials import AgentBusyError, CredentialError, Credentials, DamagedError, fingerprint
 
 PAIRING, OTHER, SESSION = "vAc_" + "1" * 32, "vAc_" + "2" * 32, "vAs_" + "3" * 32
 
 
-def test_the_instance_is_on_disk_before_anything_else(tmp_path: Path) -> None:
+def test_a_new_file_is_private(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder" / "c.json"
-    made = credentials.load_or_create(path)
+    made = credentials.new_credentials()
     assert len(made.instance) == 32
-    assert credentials.load(path) == made == credentials.load_or_create(path)
+    assert made != credentials.new_credentials()
+    credentials.store(path, made)
+    assert credentials.load(path) == made
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_what_is_stored(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
-    made = credentials.load_or_create(path)
+    made = credentials.new_credentials()
     stored = made.admitted(token=PAIRING, session_token=SESSION, device_id="d", url="wss://h/tunnel/connect")
     credentials.store(path, stored)
     assert json.loads(path.read_bytes()) == {
@@ -45,7 +47,8 @@ def test_a_crash_at_any_point_leaves_the_old_file_or_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "c.json"
-    old = credentials.load_or_create(path)
+    old = credentials.new_credentials()
+    credentials.store(path, old)
     new = old.admitted(token=PAIRING, session_token=SESSION, device_id="d", url="u")
     real = {"fsync": os.fsync, "replace": Path.replace}
     for name, target in (("fsync", os), ("replace", Path)):
@@ -72,13 +75,36 @@ def test_the_file_is_forced_to_disk_before_it_gets_its_name(tmp_path: Path, monk
     assert order == ["fsync", "replace", "fsync"]  # the second one is the folder's
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"instance": 5}', b'{"session_token": "x"}', b"\xff"])
-def test_a_damaged_file_is_told_not_overwritten(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"[" * 100_000, b'{"instance": 5}', b'{"session_token": "x"}', b"\xff", b"\0" * 512]
+)
+def test_a_damaged_file_is_set_aside_not_overwritten(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(content)
-    with pytest.raises(CredentialError):
-        credentials.load_or_create(path)
-    assert path.read_bytes() == content
+    with pytest.raises(DamagedError):
+        credentials.load(path)
+    kept = credentials.set_aside(path)
+    assert kept == tmp_path / "c.json.bad"
+    assert kept.read_bytes() == content
+    assert credentials.load(path) is None
+
+
+def test_a_few_damaged_files_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    for number in range(9):
+        path.write_text(str(number))
+        credentials.set_aside(path)
+    kept = {bad.name: bad.read_text() for bad in tmp_path.iterdir()}
+    assert kept == {"c.json.bad": "0", "c.json.bad2": "1", "c.json.bad3": "2", "c.json.bad4": "3", "c.json.bad5": "8"}
+    assert credentials.set_aside(path) is None
+
+
+def test_a_file_that_cannot_be_read_is_left_where_it_is(tmp_path: Path) -> None:
+    """A folder, another user's file: nobody knows whether it is good."""
+    (tmp_path / "c.json").mkdir()
+    with pytest.raises(CredentialError, match="cannot be read") as caught:
+        credentials.load(tmp_path / "c.json")
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_unknown_fields_of_a_newer_agent_are_no_error(tmp_path: Path) -> None:
@@ -129,6 +155,28 @@ def test_state_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CredentialError):
-        credentials.load_or_create(tmp_path / "file" / "c.json")
-    with pytest.raises(CredentialError), credentials.only_agent(tmp_path / "file" / "c.json"):
-        pass
+        credentials.store(tmp_path / "file" / "c.json", Credentials("i"))
+    with credentials.only_agent(tmp_path / "file" / "c.json") as locked:
+        assert not locked
+    assert not credentials.in_use(tmp_path / "file" / "c.json")
+
+
+def test_where_no_lock_file_can_be_made_the_credential_file_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.json"
+    credentials.store(path, Credentials("i"))
+    real = Path.open
+
+    def read_only(self: Path, mode: str = "r", *more: object, **named: object) -> object:
+        if mode != "rb":
+            raise OSError(30, "Read-only file system")
+        return real(self, mode, *more, **named)  # type: ignore[call-overload]  # as it came
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with credentials.only_agent(path) as locked:
+        assert locked
+        assert credentials.in_use(path)
+        with pytest.raises(AgentBusyError), credentials.only_agent(path):
+            pass
+    assert not credentials.in_use(path)

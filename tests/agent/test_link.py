@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +23,9 @@ from tunnel.agent.credentials import Credentials
 from tunnel.agent.dial import DialError
 from tunnel.agent.link import Admission, Link, RefusedError
 from tunnel.agent.settings import AgentSettings, load
+from tunnel.runtime import transport
 
+AT, LATER = "Wed, 01 Jan 2020 00:00:00 GMT", "Wed, 01 Jan 2020 00:00:03 GMT"
 TOKEN, SESSION = "vAc_" + "1" * 32, "vAs_" + "3" * 32
 STORED = Credentials("instance-1")
 
@@ -72,22 +76,108 @@ async def test_a_session_token_that_is_none_is_not_believed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "exit_code", "least"),
+    ("answer", "again", "least"),
     [
-        (Refuse(401, "TOKEN_REVOKED"), 3, 0.0),
-        (Refuse(403, "ACCOUNT_DISABLED"), 4, 0.0),
-        (Refuse(409, "SERIAL_TAKEN"), None, 30.0),
-        (Refuse(429, "RATE_LIMITED", (("Retry-After", "9"),)), None, 9.0),
-        (Refuse(503, "OVERLOADED", (("retry-after", "4"),)), None, 4.0),
-        (Refuse(500, "INTERNAL_ERROR"), None, 0.0),
+        (Refuse(401, "TOKEN_REVOKED"), "refused", 0.0),
+        (Refuse(403, "ACCOUNT_DISABLED"), "refused", 0.0),
+        (Refuse(409, "SERIAL_TAKEN"), "soon", 30.0),
+        (Refuse(429, "RATE_LIMITED", (("Retry-After", "9"),)), "soon", 9.0),
+        (Refuse(503, "OVERLOADED", (("retry-after", "4"),)), "soon", 4.0),
+        (Refuse(503, "OVERLOADED", (("Retry-After", LATER), ("Date", AT))), "soon", 3.0),
+        (Refuse(500, "INTERNAL_ERROR"), "soon", 0.0),
     ],
 )
-async def test_refusals(answer: Refuse, exit_code: int | None, least: float) -> None:
+async def test_refusals(answer: Refuse, again: str, least: float) -> None:
     async with fake_daemon(answer) as daemon:
         with pytest.raises(RefusedError) as caught:
             await connect(daemon.url)
-    assert (caught.value.verdict.exit_code, caught.value.verdict.at_least) == (exit_code, least)
+    assert (caught.value.verdict.again, caught.value.verdict.at_least) == (again, least)
     assert answer.code in caught.value.verdict.message
+
+
+async def answered(answer: bytes, *, scheme: str = "ws", close: bool = True) -> Exception:
+    """What becomes of an attempt at a server that answers so to whatever it is sent."""
+
+    async def server(stream: trio.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.receive_some()
+                await stream.send_all(answer)
+                if not close:
+                    await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, server, 0)
+        with pytest.raises((DialError, RefusedError)) as caught:
+            await connect(f"{scheme}://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
+        nursery.cancel_scope.cancel()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 16\r\n\r\n<html>portal</h>", "forbids it"),
+        (b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n", "password"),
+        (b'HTTP/1.1 403 No\r\n\r\n{"success": false, "error": {"code": "DENIED", "message": ""}}', "forbids it"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/login\r\n\r\n", "portal.example"),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60000, "not the daemon's"),
+    ],
+)
+async def test_a_portal_or_a_proxy_cannot_refuse_us(answer: bytes, words: str) -> None:
+    error = await answered(answer)
+    assert isinstance(error, RefusedError)
+    assert (error.verdict.again, error.verdict.at_least) == ("soon", 0.0)
+    assert words in error.verdict.message
+
+
+async def test_a_refusal_whose_body_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "REFUSAL_BODY_SECONDS", 0.1)
+    error = await answered(b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", close=False)
+    assert isinstance(error, RefusedError)
+    assert error.status == 403
+
+
+async def test_interim_heads_before_the_answer() -> None:
+    """A proxy that passes the upgrade may say 100, 102 or 103 before the server's answer."""
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    error = await answered(interim + b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+    assert isinstance(error, RefusedError)
+    assert error.status == 502
+    async with fake_daemon() as daemon, http_proxy(interim + b"HTTP/1.1 200 OK\r\n\r\n" + interim) as proxy:
+        admission = await connect(daemon.url, {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"})
+        await admission.transport.aclose()
+    assert len(daemon.dialled) == 1
+    without_end = b"HTTP/1.1 100 Continue\r\n\r\n" * 4000
+    assert isinstance(await answered(without_end, close=False), DialError)
+    async with http_proxy(without_end) as proxy:
+        with pytest.raises(DialError, match="did not answer"):
+            await connect("ws://127.0.0.1:9", {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}"})
+
+
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "words"),
+    [
+        ("wss", b"HTTP/1.1 400 Bad Request\r\n\r\n", r"speaks no TLS; use ws://127\.0\.0\.1:"),
+        ("wss", b"SSH-2.0-OpenSSH_9.6\r\n", "speaks no TLS; use ws://"),
+        ("wss", b"", "(no TLS|speak TLS).*ws://"),
+        ("wss", TLS_ALERT, "TLS failed: "),
+        ("ws", TLS_ALERT, "speaks TLS; use wss://"),
+        ("ws", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", "wss://"),
+        (
+            "ws",
+            b"HTTP/1.1 301 Moved\r\nLocation: https://h/tunnel/connect\r\n\r\n",
+            "'https://h/tunnel/connect'.*wss://",
+        ),
+    ],
+)
+async def test_a_wrong_scheme_is_told_in_words(scheme: str, answer: bytes, words: str) -> None:
+    error = await answered(answer, scheme=scheme)
+    assert re.search(words, str(error)), error
+    assert "_" not in str(error).split(": ", 1)[-1], "OpenSSL's own name for it"
 
 
 async def test_servers_that_misbehave(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +272,7 @@ async def test_through_a_proxy_with_a_password() -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\nHTTP/1.1 403 Forbidden\r\n\r\n", "403"),
         (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "407"),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "403"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "502"),

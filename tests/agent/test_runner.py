@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import socket
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -22,7 +24,7 @@ from tunnel.agent.dial import DialError
 from tunnel.agent.link import Admission, Link, RefusedError
 from tunnel.agent.runner import Agent, UsageError
 from tunnel.agent.settings import AgentSettings
-from tunnel.agent.verdict import after_refusal
+from tunnel.agent.verdict import after_foreign_answer, after_refusal
 
 PAIRING, NEW_PAIRING, SESSION = "vAc_" + "1" * 32, "vAc_" + "2" * 32, "vAs_" + "3" * 32
 
@@ -77,18 +79,22 @@ class ScriptedLink(Link):
     def __init__(self, steps: list[Step]) -> None:
         self.steps = deque(steps)
         self.attempts: list[tuple[float, str]] = []
+        self.local_facts: list[str] = []
         self.instances: list[str] = []
         self.session_token: str | None = None
         self.used_up = trio.Event()
         self.proxy = None
+        self.stored = True  # the file can be written, and must hold what is dialled with
 
     def __call__(self, settings: AgentSettings, endpoint: Endpoint, environ: Mapping[str, str]) -> ScriptedLink:
         self.settings, self.endpoint = settings, endpoint
         return self
 
-    async def connect(self, stored: Credentials, token: str, *, handover: str = "") -> Admission:
+    async def connect(self, stored: Credentials, token: str, *, handover: str = "", local: str = "") -> Admission:
         self.attempts.append((trio.current_time(), token))
-        assert credentials.load(self.settings.credentials) == replace(stored), "dialled before it was stored"
+        self.local_facts.append(local)
+        if self.stored:
+            assert credentials.load(self.settings.credentials) == replace(stored), "dialled before it was stored"
         self.instances.append(stored.instance)
         await trio.lowlevel.checkpoint()
         if not self.steps:
@@ -171,31 +177,88 @@ async def test_after_each_close_code(
     assert link.waits() == [pytest.approx(5.0 + wait)]
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [(4401, 3), (4403, 4)])
-async def test_these_close_codes_end_the_agent_and_it_says_so(
-    told: AgentSettings,
-    autojump_clock: trio.testing.MockClock,
-    caplog: pytest.LogCaptureFixture,
-    code: int,
-    exit_code: int,
+REFUSALS = [4401, 4403, 401, 403]
+
+
+def refusal(code: int) -> Step:
+    return refused(code) if code < 1000 else ScriptedTransport(code, 5.0)
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_a_refusal_ends_nothing_and_it_says_so(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
-    link = ScriptedLink([ScriptedTransport(code, 5.0)])
-    assert await run_until_idle(agent_for(told, link), link) == exit_code
-    assert len(link.attempts) == 1
-    assert any(str(code) in r.getMessage() and r.levelno == logging.ERROR for r in caplog.records)
+    lasted = 0.0 if code < 1000 else 5.0
+    states: list[dict[str, Any] | None] = []
+
+    async def look() -> None:
+        await trio.sleep(lasted + 30)
+        states.append(credentials.read_state(told.credentials))
+
+    link = ScriptedLink([refusal(code) for _ in range(9)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        assert await run_until_idle(agent_for(told, link, draw=0.0), link) is None
+    assert link.waits() == [lasted + each for each in (60, 120, 240, 480, 960, 1920, 3000, 3000, 3000)]
+    lines = [r for r in caplog.records if str(code) in r.getMessage() and r.levelno == logging.ERROR]
+    assert len(lines) == 9
+    (state,) = states
+    assert state is not None
+    assert (state["phase"], state["next_attempt_in"]) == ("refused", 60.0)
+    assert str(code) in state["last_error"]
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_a_refusal_ends_it_where_that_is_wanted(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, code: int
+) -> None:
+    link = ScriptedLink([refused(503), refusal(code)])
+    assert await run_until_idle(agent_for(replace(told, exit_on_refusal=True), link), link) == 3
+    assert len(link.attempts) == 2
     state = credentials.read_state(told.credentials)
     assert state is not None
     assert state["phase"] == "stopped"
     assert str(code) in state["last_error"]
 
 
-@pytest.mark.parametrize(("status", "exit_code"), [(401, 3), (403, 4)])
-async def test_these_refusals_end_it(
-    told: AgentSettings, autojump_clock: trio.testing.MockClock, status: int, exit_code: int
+@pytest.mark.parametrize("status", [401, 403, 407, 511])
+async def test_what_another_server_says_is_no_refusal(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, status: int
 ) -> None:
-    link = ScriptedLink([refused(503), refused(status)])
-    assert await run_until_idle(agent_for(told, link), link) == exit_code
-    assert len(link.attempts) == 2
+    foreign = RefusedError(status, after_foreign_answer(status))
+    link = ScriptedLink([foreign] * 8)
+    assert await run_until_idle(agent_for(replace(told, exit_on_refusal=True), link), link) is None
+    assert link.waits() == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_a_new_pairing_token_in_the_settings_file_is_tried_at_once(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, tmp_path: Path, code: int
+) -> None:
+    file = tmp_path / "agent.env"
+    file.write_text(f"AGENT_PAIRING_TOKEN={PAIRING}\n")
+    link = ScriptedLink([*(refusal(code) for _ in range(6)), ScriptedTransport(1006, 10.0)])
+
+    async def pair_anew() -> None:
+        await trio.sleep(2000)
+        file.write_text(f"AGENT_PAIRING_TOKEN={NEW_PAIRING}\n")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair_anew)
+        assert await run_until_idle(agent_for(replace(told, token_file=file), link, draw=0.0), link) is None
+    before, after = link.attempts[-3:-1]
+    assert before[1] == PAIRING
+    assert after[1] == NEW_PAIRING
+    assert 2000 <= after[0] - link.attempts[0][0] < 2006
+
+
+async def test_a_box_that_takes_turns_with_its_copy(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = ScriptedLink([ScriptedTransport(4409, 30.0) for _ in range(5)])
+    assert await run_until_idle(agent_for(told, link, draw=0.0), link) is None
+    assert link.waits() == [60.0, 60.0, 90.0, 150.0, 150.0]
+    assert "3 times" in next(r.getMessage() for r in caplog.records if "cloned card" in r.getMessage())
 
 
 async def test_retry_after_is_honoured(told: AgentSettings, autojump_clock: trio.testing.MockClock) -> None:
@@ -269,12 +332,12 @@ async def test_the_session_token_is_stored_before_anything_is_served(
 async def test_later_runs_need_neither_token_nor_url(
     told: AgentSettings, autojump_clock: trio.testing.MockClock
 ) -> None:
-    link = ScriptedLink([ScriptedTransport(4401, 1.0)])
+    link = ScriptedLink([ScriptedTransport(1006, 1.0)])
     link.session_token = SESSION
-    assert await run_until_idle(agent_for(told, link), link) == 3
-    again = ScriptedLink([ScriptedTransport(4401, 1.0)])
-    assert await run_until_idle(agent_for(replace(told, endpoint=None, pairing_token=""), again), again) == 3
-    assert [token for _, token in again.attempts] == [SESSION]
+    assert await run_until_idle(agent_for(told, link), link) is None
+    again = ScriptedLink([ScriptedTransport(1006, 1.0)])
+    assert await run_until_idle(agent_for(replace(told, endpoint=None, pairing_token=""), again), again) is None
+    assert [token for _, token in again.attempts] == [SESSION, SESSION]
     assert again.endpoint.url == "ws://daemon.test/tunnel/connect"
     assert again.instances[0] == link.instances[0]
 
@@ -283,18 +346,96 @@ async def test_a_new_pairing_token_goes_first_and_a_stale_one_does_not_lock_the_
     told: AgentSettings, autojump_clock: trio.testing.MockClock
 ) -> None:
     credentials.store(told.credentials, Credentials("i", SESSION, "d", "u", credentials.fingerprint(PAIRING)))
-    link = ScriptedLink([refused(401), ScriptedTransport(1006, 1.0), ScriptedTransport(4403, 1.0)])
+    link = ScriptedLink([refused(401), ScriptedTransport(1006, 1.0), ScriptedTransport(1006, 1.0)])
     agent = agent_for(replace(told, pairing_token=NEW_PAIRING), link)
-    assert await run_until_idle(agent, link) == 4
+    assert await run_until_idle(agent, link) is None
     # The refused one is not tried again at each reconnect
-    assert [token for _, token in link.attempts] == [NEW_PAIRING, SESSION, SESSION]
+    assert [token for _, token in link.attempts] == [NEW_PAIRING, SESSION, SESSION, SESSION]
 
 
 async def test_when_every_token_is_refused(told: AgentSettings, autojump_clock: trio.testing.MockClock) -> None:
     credentials.store(told.credentials, Credentials("i", SESSION, "d", "u", credentials.fingerprint(PAIRING)))
-    link = ScriptedLink([refused(401), refused(401)])
-    assert await run_until_idle(agent_for(told, link), link) == 3
-    assert [token for _, token in link.attempts] == [SESSION, PAIRING]
+    link = ScriptedLink([refused(401), refused(403), refused(401), refused(401)])
+    assert await run_until_idle(agent_for(told, link), link) is None
+    assert [token for _, token in link.attempts] == [SESSION, PAIRING, PAIRING, SESSION, SESSION]
+    assert link.waits()[1] >= 60
+
+
+@pytest.mark.parametrize("content", ["", '{"instance": "i", "session_tok'])
+async def test_a_damaged_file_keeps_nobody_from_pairing_anew(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told.credentials.write_text(content)
+    link = ScriptedLink([ScriptedTransport(1006, 1.0)])
+    link.session_token = SESSION
+    assert await run_until_idle(agent_for(told, link), link) is None
+    assert [token for _, token in link.attempts] == [PAIRING, SESSION]
+    assert told.credentials.with_name("c.json.bad").read_text() == content
+    assert any("pairing anew" in r.getMessage() for r in caplog.records)
+
+
+async def test_a_damaged_file_without_a_token_is_left_where_it_is(told: AgentSettings) -> None:
+    told.credentials.write_text("{")
+    with pytest.raises(UsageError, match="damaged"):
+        await agent_for(replace(told, pairing_token=""), ScriptedLink([])).run()
+    assert told.credentials.read_text() == "{"
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written, as on a read-only file system (root may write whatever its mode says)."""
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise credentials.CredentialError(f"{path}: cannot be written: Read-only file system")
+
+    monkeypatch.setattr("tunnel.agent.runner.store", fail)
+    monkeypatch.setattr("tunnel.agent.runner.write_state", fail)
+
+
+@pytest.mark.usefixtures("read_only")
+async def test_a_read_only_file_system_keeps_nobody_from_connecting(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = ScriptedLink([_Chatty(300.0), ScriptedTransport(1006, 1.0)])
+    link.session_token, link.stored = SESSION, False
+    assert await run_until_idle(agent_for(told, link), link) is None
+    assert [token for _, token in link.attempts] == [PAIRING, SESSION, SESSION]
+    assert len(set(link.instances)) == 1
+    told_once = [r.getMessage() for r in caplog.records if "Read-only" in str(r.__dict__.get("facts"))]
+    assert len([line for line in told_once if "in memory" in line]) == 1, told_once
+
+
+@pytest.mark.usefixtures("read_only")
+async def test_a_rotated_token_that_cannot_be_stored_is_not_used(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Its first use would end the one on disk, and a restart would find a dead one."""
+    stored = Credentials("i", SESSION, "d", "ws://daemon.test/tunnel/connect")
+    told.credentials.write_text(json.dumps(asdict(stored)))
+    link = ScriptedLink([ScriptedTransport(1006, 1.0)] * 2)
+    link.session_token = "vAs_" + "4" * 32
+    assert await run_until_idle(agent_for(replace(told, pairing_token=""), link), link) is None
+    assert [token for _, token in link.attempts] == [SESSION] * 3
+
+
+async def test_the_local_address_is_looked_at(
+    told: AgentSettings, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    settings = replace(told, local=parse_local(f"127.0.0.1:{port}"))
+    link = ScriptedLink([DialError("x")] * 2)
+    assert await run_until_idle(agent_for(settings, link), link) is None
+    assert link.local_facts == [f"127.0.0.1:{port}; listening=no"] * 3
+    assert len([r for r in caplog.records if "nothing answers" in r.getMessage()]) == 1
+    state = credentials.read_state(told.credentials)
+    assert state is not None
+    assert state["local_answers"] is False
+    with socket.create_server(("127.0.0.1", port)):
+        link = ScriptedLink([DialError("x")])
+        assert await run_until_idle(agent_for(settings, link), link) is None
+    assert link.local_facts == [f"127.0.0.1:{port}; listening=yes"] * 2
 
 
 async def test_a_full_disk_does_not_keep_the_box_away(

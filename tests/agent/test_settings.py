@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnel.agent.settings import default_credentials, load
+from tunnel.agent.settings import default_credentials, load, read_pairing_token
 from tunnel.contract import SettingError
 
 TOKEN = "vAc_" + "1" * 32
@@ -79,10 +79,60 @@ def test_bad_values_name_their_setting(flags: dict[str, str | None], named: str)
         load(flags, {}, None)
 
 
-def test_a_bad_token_is_not_quoted() -> None:
-    with pytest.raises(SettingError) as caught:
-        load({"pairing_token": "secret token"}, {}, None)
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("secret token", "32 digits"),
+        (TOKEN[:-1], "35 characters"),
+        ("vAu_" + "5" * 32, "login token"),
+        ("vAc_" + "é" * 32, "32 digits"),
+    ],
+)
+def test_a_bad_token_is_told_and_not_quoted_and_is_no_token(text: str, words: str) -> None:
+    """A warning, not an end: a box that is paired already goes on without it."""
+    told, warnings = load({"pairing_token": text}, {}, None)
+    assert told.pairing_token == ""
+    assert told.token_problem == warnings[0]
+    assert words in warnings[0]
+    assert "AGENT_PAIRING_TOKEN" in warnings[0]
+    assert text.rpartition("_")[2][:6] not in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "text", [f'"{TOKEN}"', f"'{TOKEN}'", f" {TOKEN}\n", f"\u201c{TOKEN}\u201d", f"<{TOKEN}>", f"`{TOKEN}`"]
+)
+def test_a_token_in_quotes_is_taken_without_them(text: str) -> None:
+    assert load({"pairing_token": text}, {}, None)[0].pairing_token == TOKEN
+    assert load({}, {"VISIONA_AGENT_PAIRING_TOKEN": text}, None)[0].pairing_token == TOKEN
+
+
+def test_what_docker_leaves_in_quotes() -> None:
+    """`docker run --env-file` keeps the quotes that a shell would take away."""
+    environ = {
+        "VISIONA_AGENT_URL": '"wss://cloud.example.com"',
+        "VISIONA_AGENT_LOCAL": "'127.0.0.1:81'",
+        "VISIONA_AGENT_SERIAL": '"SN-1"',
+        "VISIONA_AGENT_CREDENTIALS": '"/state/c.json"',
+        "VISIONA_LOG_LEVEL": '"debug"',
+    }
+    told, warnings = load({}, environ, None)
+    assert warnings == []
+    assert told.endpoint is not None
+    assert told.endpoint.url == "wss://cloud.example.com/tunnel/connect"
+    assert (str(told.local), told.serial, str(told.credentials)) == ("127.0.0.1:81", "SN-1", "/state/c.json")
+
+
+def test_where_a_new_token_may_turn_up(tmp_path: Path) -> None:
+    file = tmp_path / "agent.env"
+    file.write_text(f'AGENT_PAIRING_TOKEN="{TOKEN}"')
+    assert load({}, {}, file)[0].token_file == file
+    assert load({"pairing_token": TOKEN}, {}, file)[0].token_file is None
+    assert load({}, {"VISIONA_AGENT_PAIRING_TOKEN": TOKEN}, file)[0].token_file is None
+    assert read_pairing_token(file) == TOKEN
+    file.write_text("AGENT_PAIRING_TOKEN=half")
+    assert read_pairing_token(file) == ""
+    file.unlink()
+    assert read_pairing_token(file) == ""
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

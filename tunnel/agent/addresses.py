@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,7 +84,9 @@ def parse_url(text: str) -> Endpoint:
     """The daemon's URL: ws, wss, http or https; the path is `/tunnel/connect` if none is given. Raises AddressError."""
     text = text.strip()
     if "://" not in text:
-        raise AddressError(f"{text!r}: a URL such as wss://cloud.example.com is needed")
+        # Words, and not a guess: with ws:// the token would go over the network as it is
+        host = re.sub(r"^(?:wss?|https?):", "", text).strip("/").split("/")[0] or "cloud.example.com"
+        raise AddressError(f"{text!r} has no scheme; write wss://{host}, or ws://{host} for a port without TLS")
     try:
         parts = urlsplit(text)
         port = parts.port

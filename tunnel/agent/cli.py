@@ -16,11 +16,11 @@ import trio
 
 from tunnel.agent import logs, settings
 from tunnel.agent.addresses import LocalAddress
-from tunnel.agent.credentials import AgentBusyError, CredentialError
+from tunnel.agent.credentials import CredentialError
 from tunnel.agent.dial import DialError
 from tunnel.agent.runner import Agent, UsageError
 from tunnel.agent.settings import AgentSettings
-from tunnel.agent.verdict import EXIT_BUSY, EXIT_OK, EXIT_USAGE
+from tunnel.agent.verdict import EXIT_OK, EXIT_USAGE
 from tunnel.agent.version import VERSION
 from tunnel.contract import SettingError
 from tunnel.runtime.garbage import calm_collector, return_memory
@@ -29,10 +29,8 @@ EXIT_CODES: Final = """\b
 Exit codes:
   0  stopped by SIGTERM or SIGINT
   1  internal error before anything could be served
-  2  wrong usage, settings or credential file
-  3  401 or close code 4401: the credential is unknown, expired or revoked
-  4  403 or close code 4403: the account is disabled
-  5  another agent runs with the same credential file
+  2  wrong usage, settings or credential file; another agent runs with that file
+  3  refused (401, 403, close code 4401 or 4403), with --exit-on-refusal only
 """
 PAIRING_HELP: Final = (
     "Redeemed at the first run. Any user of the box can read it in `ps`; "
@@ -57,6 +55,11 @@ def _connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="The daemon's role in yamux, as its VISIONA_YAMUX_ROLE says; default client.",
             ),
             click.option("--config", type=click.Path(path_type=Path), help="A file of NAME=value lines."),
+            click.option(
+                "--exit-on-refusal",
+                is_flag=True,
+                help="End with 3 when the daemon refuses the credential, instead of trying again for ever.",
+            ),
             click.option("--log-level", help="debug, info, warn or error."),
             click.option(
                 "--log-format",
@@ -77,8 +80,10 @@ def cli() -> None: ...
 @cli.command(help="Connect, serve the local address, reconnect for ever.", epilog=EXIT_CODES)
 @click.option("--local", help="The one local address that can be reached; default 127.0.0.1:8080.")
 @_connection_options
-def run(local: str | None, config: Path | None, log_format: logs.Format, **flags: str | None) -> None:
-    told = _load({**flags, "local": local}, config, log_format)
+def run(
+    local: str | None, config: Path | None, log_format: logs.Format, exit_on_refusal: bool, **flags: str | None
+) -> None:
+    told = replace(_load({**flags, "local": local}, config, log_format), exit_on_refusal=exit_on_refusal)
 
     async def main() -> int:
         return await _until_signal(Agent(told, os.environ))
@@ -101,11 +106,12 @@ def demo(
     box_only: bool,
     config: Path | None,
     log_format: logs.Format,
+    exit_on_refusal: bool,
     **flags: str | None,
 ) -> None:
     from tunnel.agent.demo.box import Box  # noqa: PLC0415 - a real box has no use for it in its memory
 
-    told = _load({**flags, "local": None}, config, log_format)
+    told = replace(_load({**flags, "local": None}, config, log_format), exit_on_refusal=exit_on_refusal)
 
     async def main() -> int:
         async with trio.open_nursery() as nursery:
@@ -202,8 +208,6 @@ def _run(main: Callable[[], Awaitable[int]]) -> int:
     return_memory()
     try:
         code = trio.run(_logged, main)
-    except* AgentBusyError as group:
-        code = _told(group, EXIT_BUSY)
     except* (UsageError, CredentialError, DialError, OSError) as group:
         code = _told(group, EXIT_USAGE)
     return code

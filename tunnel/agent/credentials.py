@@ -17,11 +17,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
+
+BAD_FILES: Final = 5
 
 
 class CredentialError(Exception):
     """The credential file cannot be read or written; the text is the one line shown to the user."""
+
+
+class DamagedError(CredentialError):
+    """The credential file was read, and there is nothing in it that could be used: empty, cut, not ours."""
 
 
 class AgentBusyError(CredentialError):
@@ -95,19 +101,42 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(path: Path) -> Credentials | None:
-    """The stored credentials, None if there is no file. Raises CredentialError for one that cannot be used."""
+    """The stored credentials, None if there is no file.
+
+    Raises DamagedError for a file whose content is worth nothing, CredentialError for one that cannot be read.
+    """
     try:
-        raw = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise CredentialError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise CredentialError(f"{path}: cannot be read: {error.strerror}") from error
+    if not content:
+        raise DamagedError(f"{path}: the credential file is empty")
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: the credential file is damaged") from error
     names = [field.name for field in fields(Credentials)]
     if not isinstance(raw, dict) or not all(isinstance(raw.get(name, ""), str) for name in names):
-        raise CredentialError(f"{path}: not a credential file; move it away and pair again")
+        raise DamagedError(f"{path}: not a credential file")
     if not raw.get("instance"):
-        raise CredentialError(f"{path}: the instance is missing; move the file away and pair again")
+        raise DamagedError(f"{path}: the instance is missing in the credential file")
     return Credentials(**{name: raw.get(name, "") for name in names})
+
+
+def set_aside(path: Path) -> Path | None:
+    """Give a damaged file another name (`….bad`, `….bad2` …), so that a person can still look into it.
+
+    The new name; None where that cannot be done. At most BAD_FILES are kept: the last name is used again.
+    """
+    names = [f"{path.name}.bad{number if number > 1 else ''}" for number in range(1, BAD_FILES + 1)]
+    target = next((kept for name in names if not (kept := path.with_name(name)).exists()), path.with_name(names[-1]))
+    try:
+        path.replace(target)
+    except OSError:
+        return None
+    return target
 
 
 def store(path: Path, credentials: Credentials) -> None:
@@ -115,13 +144,9 @@ def store(path: Path, credentials: Credentials) -> None:
     write_private(path, json.dumps(asdict(credentials), indent=1).encode() + b"\n")
 
 
-def load_or_create(path: Path) -> Credentials:
-    """The stored credentials, or new ones with a random instance, already on disk. Raises CredentialError."""
-    found = load(path)
-    if found is None:
-        found = Credentials(instance=secrets.token_hex(16))
-        store(path, found)
-    return found
+def new_credentials() -> Credentials:
+    """Those of a box that is not paired yet: a random instance."""
+    return Credentials(instance=secrets.token_hex(16))
 
 
 def state_path(credentials: Path) -> Path:
@@ -144,34 +169,54 @@ def read_state(credentials: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def only_agent(credentials: Path) -> Iterator[None]:
+def only_agent(credentials: Path) -> Iterator[bool]:
     """Hold the file against a second agent, which would otherwise take the tunnel over and over (close code 4409).
 
-    Raises AgentBusyError at once, CredentialError if the folder cannot be written.
+    Gives True; False where nothing can be locked (no folder, a file system without locks), which keeps nobody from
+    starting. Raises AgentBusyError at once.
     """
-    path = credentials.with_name(credentials.name + ".lock")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise CredentialError(f"{path}: cannot be written: {error.strerror}") from error
+    file = _open_lock(credentials, create=True)
+    if file is None:
+        yield False
+        return
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise AgentBusyError(f"another agent is running with {credentials}") from None
-            raise CredentialError(f"{path}: cannot be locked: {error.strerror}") from error
-        yield
+            locked = False
+        yield locked
 
 
 def in_use(credentials: Path) -> bool:
     """Whether an agent runs with this file now."""
-    try:
-        with credentials.with_name(credentials.name + ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+    file = _open_lock(credentials, create=False)
+    if file is None:
         return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not take each other for one
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
     return False
+
+
+def _open_lock(credentials: Path, *, create: bool) -> BinaryIO | None:
+    """What is locked: a file beside the credential file; where none can be written, the credential file itself."""
+    path = credentials.with_name(credentials.name + ".lock")
+    if create:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return path.open("ab")
+        except OSError:
+            pass  # a read-only file system: what is there can be locked all the same
+    for candidate in (path, credentials):
+        try:
+            return candidate.open("rb")
+        except OSError:
+            continue
+    return None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from tunnel.agent.addresses import Endpoint, Proxy
 
 MAX_PROXY_HEAD: Final = 16 * 1024
+"""Of a proxy's answer to CONNECT, interim heads included."""
 KEEPALIVE_IDLE: Final = 15
 KEEPALIVE_INTERVAL: Final = 8
 KEEPALIVE_COUNT: Final = 3  # 15 + 3 times 8 = 39 s: the kernel gives a dead link up in the time that we promise
@@ -69,39 +71,71 @@ async def dial(endpoint: Endpoint, proxy: Proxy | None, context: ssl.SSLContext 
             return await _encrypt(tcp, endpoint, context) if endpoint.tls else tcp
         outer = await _encrypt(tcp, proxy, context)
         await connect_through(outer, endpoint, proxy)
-        return await _encrypt_again(outer, endpoint, context) if endpoint.tls else outer
+        return await _encrypt(outer, endpoint, context) if endpoint.tls else outer
     except (trio.BrokenResourceError, ssl.SSLError, OSError) as error:
         await trio.aclose_forcefully(tcp)
-        raise DialError(f"{endpoint.host}:{endpoint.port}: {_reason(error)}") from error
+        raise DialError(f"{first.host}:{first.port}: {_reason(error)}") from error
     except BaseException:
         await trio.aclose_forcefully(tcp)
         raise
 
 
+def _cause(error: BaseException) -> BaseException:
+    """The innermost cause: trio wraps TLS errors, and happy eyeballs gives a group of them."""
+    while True:
+        if error.__cause__ is not None:
+            error = error.__cause__
+        elif isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        else:
+            return error
+
+
 def _reason(error: BaseException) -> str:
-    """The words of the innermost cause: trio wraps TLS errors, and happy eyeballs gives a group of them."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message} (a private CA? --ca-file)"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    cause = _cause(error)
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
-async def _encrypt(
-    stream: trio.SocketStream, peer: Endpoint | Proxy, context: ssl.SSLContext | None
-) -> trio.SSLStream[trio.SocketStream]:
+_NO_TLS: Final = frozenset(
+    {
+        "BAD_RECORD_TYPE",
+        "HTTP_REQUEST",
+        "PACKET_LENGTH_TOO_LONG",
+        "RECORD_LAYER_FAILURE",
+        "UNKNOWN_PROTOCOL",
+        "WRONG_SSL_VERSION",
+        "WRONG_VERSION_NUMBER",
+    }
+)
+"""What OpenSSL calls an answer that is no TLS at all; which of them depends on its version and on the answer."""
+_CLOCK: Final = {9: "it is not valid yet", 10: "it has expired"}  # X509_V_ERR_CERT_NOT_YET_VALID, …_HAS_EXPIRED
+
+
+def _tls_reason(error: BaseException, plain: str) -> str:
+    """Why TLS did not come about, in words; `plain` is what to write instead if the peer speaks none."""
+    cause = _cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _CLOCK:
+            today = f"{datetime.now(UTC):%Y-%m-%d}"
+            return f"its certificate is not trusted: {_CLOCK[cause.verify_code]} (this box's clock says {today})"
+        return f"its certificate is not trusted: {cause.verify_message} (a private CA? --ca-file)"
+    if isinstance(cause, ssl.SSLEOFError) or (isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS):
+        return f"this port speaks no TLS; use {plain}"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
+    return f"the connection ended within the TLS handshake: {_reason(error)} (does this port speak TLS? else {plain})"
+
+
+_Inner = TypeVar("_Inner", trio.SocketStream, trio.SSLStream[trio.SocketStream])
+
+
+async def _encrypt(stream: _Inner, peer: Endpoint | Proxy, context: ssl.SSLContext | None) -> trio.SSLStream[_Inner]:
     secured = trio.SSLStream(stream, context or tls_context(None), server_hostname=peer.host, https_compatible=True)
-    await secured.do_handshake()
-    return secured
-
-
-async def _encrypt_again(
-    stream: trio.SSLStream[trio.SocketStream], endpoint: Endpoint, context: ssl.SSLContext | None
-) -> trio.SSLStream[trio.SSLStream[trio.SocketStream]]:
-    secured = trio.SSLStream(stream, context or tls_context(None), server_hostname=endpoint.host, https_compatible=True)
-    await secured.do_handshake()
+    try:
+        await secured.do_handshake()
+    except (trio.BrokenResourceError, ssl.SSLError, OSError) as error:
+        plain = f"ws://{peer.host}:{peer.port}" if isinstance(peer, Endpoint) else "http:// for the proxy"
+        raise DialError(f"{peer.host}:{peer.port}: {_tls_reason(error, plain)}") from error
     return secured
 
 
@@ -113,18 +147,31 @@ async def connect_through(stream: trio.abc.Stream, endpoint: Endpoint, proxy: Pr
     if proxy.authorization:
         head += f"Proxy-Authorization: {proxy.authorization}\r\n"
     await stream.send_all(head.encode("ascii") + b"\r\n")
+    status, left = 100, MAX_PROXY_HEAD
+    while 100 <= status < 200:  # an interim head says nothing: the answer comes behind it (RFC 9110 §15.2)
+        answer = await _proxy_head(stream, proxy, left)
+        left -= len(answer)
+        status = _proxy_status(answer, proxy)
+    if not 200 <= status < 300:
+        why = "it wants a user name and a password" if status == 407 else "it refused the tunnel"
+        raise DialError(f"the proxy {proxy.host}:{proxy.port} answered {status}: {why}")
+
+
+async def _proxy_head(stream: trio.abc.Stream, proxy: Proxy, limit: int) -> bytes:
+    """One head of at most `limit` bytes, its blank line included. Raises DialError."""
     answer = bytearray()
     # One byte at a time: what follows the blank line belongs to the tunnel, and nothing may be read past it. It is
     # one short head a connection.
     while not answer.endswith((b"\r\n\r\n", b"\n\n")):
         byte = await stream.receive_some(1)
-        if not byte or len(answer) >= MAX_PROXY_HEAD:
+        if not byte or len(answer) >= limit:
             raise DialError(f"the proxy {proxy.host}:{proxy.port} did not answer CONNECT with an HTTP head")
         answer += byte
-    words = bytes(answer).split(b"\n", 1)[0].split(None, 2)
-    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+    return bytes(answer)
+
+
+def _proxy_status(head: bytes, proxy: Proxy) -> int:
+    words = head.split(b"\n", 1)[0].split(None, 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not (words[1].isdigit() and len(words[1]) == 3):
         raise DialError(f"the proxy {proxy.host}:{proxy.port} does not speak HTTP/1")
-    status = int(words[1])
-    if not 200 <= status < 300:
-        why = "it wants a user name and a password" if status == 407 else "it refused the tunnel"
-        raise DialError(f"the proxy {proxy.host}:{proxy.port} answered {status}: {why}")
+    return int(words[1])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -15,7 +14,7 @@ from tunnel.agent.addresses import Endpoint, choose_proxy
 from tunnel.agent.credentials import Credentials
 from tunnel.agent.dial import DialError, dial, tls_context
 from tunnel.agent.settings import AgentSettings
-from tunnel.agent.verdict import Verdict, after_refusal, parse_retry_after
+from tunnel.agent.verdict import Verdict, after_foreign_answer, after_refusal, parse_retry_after, read_envelope
 from tunnel.agent.version import VERSION
 from tunnel.contract import (
     FEATURE_HANDOVER,
@@ -27,6 +26,7 @@ from tunnel.contract import (
     H_FIRMWARE,
     H_HANDOVER,
     H_INSTANCE,
+    H_LOCAL,
     H_REQUEST_ID,
     H_SERIAL,
     SESSION_PREFIX,
@@ -52,7 +52,7 @@ class Admission:
 
 
 class RefusedError(Exception):
-    """The daemon answered the upgrade with a status; `verdict` says what to do next."""
+    """The upgrade was answered with another status than 101; `verdict` says who did it and what to do next."""
 
     def __init__(self, status: int, verdict: Verdict) -> None:
         super().__init__(verdict.message)
@@ -61,26 +61,23 @@ class RefusedError(Exception):
 
 
 def request_headers(
-    settings: AgentSettings, credentials: Credentials, token: str, handover: str = ""
+    settings: AgentSettings, credentials: Credentials, token: str, handover: str = "", local: str = ""
 ) -> list[tuple[str, str]]:
     """What the upgrade request says of us, besides what WebSocket itself needs."""
     named = f"visiona-agent/{VERSION}; features={','.join(FEATURES)}"
     headers = [("Authorization", f"Bearer {token}"), (H_AGENT, named), (H_INSTANCE, credentials.instance)]
     facts = ((H_SERIAL, settings.serial), (H_CHIP, settings.chip), (H_FIRMWARE, settings.firmware))
-    return headers + [(name, value) for name, value in (*facts, (H_HANDOVER, handover)) if value]
+    return headers + [(name, value) for name, value in (*facts, (H_HANDOVER, handover), (H_LOCAL, local)) if value]
 
 
 def read_refusal(refused: HandshakeRefused) -> RefusedError:
-    """The refusal with the code and message of the JSON envelope, where there is one; nothing in it is trusted."""
-    code = message = ""
-    try:
-        envelope: Any = json.loads(refused.body)
-    except ValueError:
-        envelope = None
-    if isinstance(envelope, dict) and isinstance(envelope.get("error"), dict):
-        code, message = (str(envelope["error"].get(key, ""))[:300] for key in ("code", "message"))
-    wait = parse_retry_after(refused.header("Retry-After"), datetime.now(UTC))
-    return RefusedError(refused.status, after_refusal(refused.status, code, message, wait))
+    """What an answer other than 101 means: the daemon's own envelope is its word, anything else somebody else's."""
+    wait = parse_retry_after(refused.header("Retry-After"), refused.header("Date"), datetime.now(UTC))
+    own = read_envelope(refused.status, refused.body)
+    if own is None:
+        foreign = after_foreign_answer(refused.status, refused.header("Location") or "", wait)
+        return RefusedError(refused.status, foreign)
+    return RefusedError(refused.status, after_refusal(refused.status, *own, wait))
 
 
 class Link:
@@ -94,8 +91,10 @@ class Link:
         # Once: a context of the system's CAs costs megabytes and tens of milliseconds
         self._context: ssl.SSLContext | None = tls_context(settings.ca_file) if needed else None
 
-    async def connect(self, credentials: Credentials, token: str, *, handover: str = "") -> Admission:
+    async def connect(self, credentials: Credentials, token: str, *, handover: str = "", local: str = "") -> Admission:
         """One attempt with one token; `handover` is the session that the new one takes over from.
+
+        `local` is the local address and whether something listens there, as `X-VisionA-Local` has it.
 
         Raises DialError (also for a timeout), RefusedError.
         """
@@ -111,7 +110,7 @@ class Link:
                     stream,
                     self.endpoint.authority,
                     self.endpoint.path,
-                    request_headers(self.settings, credentials, token, handover),
+                    request_headers(self.settings, credentials, token, handover, local),
                 )
             upgraded = True
         except HandshakeRefused as refused:

@@ -51,6 +51,7 @@ class Counters:
     bytes_in: int = 0  # from the daemon to the local server
     bytes_out: int = 0
     owes_answer: bool = False  # the last bytes went to the local server: it is likely at work on them
+    unreachable: str = ""  # why the local server could not be reached
     outcome: str = OK
 
 
@@ -83,6 +84,28 @@ async def _connect(family: int, target: tuple[str, int]) -> ByteStream:
     return ByteStream(sock)
 
 
+async def why_unreachable(address: LocalAddress, seconds: float) -> str:
+    """Whether something listens at `address`: "" if it does, else why not, in words. It is sent nothing."""
+    try:
+        with trio.fail_after(seconds):
+            stream = await open_local(address)
+    except (OSError, trio.TooSlowError) as error:
+        return _why(error)
+    stream.close()
+    return ""
+
+
+def _why(error: BaseException) -> str:
+    """In words, why a connection could not be opened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, trio.TooSlowError):
+        return "no answer in time"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 OnRequest = Callable[[str], None]
 """Told of each request that passes: its X-Request-ID, "" if it names none."""
 
@@ -99,7 +122,8 @@ async def carry(stream: TunnelStream, address: LocalAddress, counters: Counters,
             local.close()
     except (OSError, trio.TooSlowError) as error:
         # Not one byte went up: the daemon answers 502 AGENT_UNREACHABLE
-        counters.outcome = f"local server unreachable: {getattr(error, 'strerror', None) or 'timeout'}"
+        counters.unreachable = _why(error)
+        counters.outcome = f"local server unreachable: {counters.unreachable}"
     finally:
         if counters.outcome != OK:  # neither side may take this for a clean end
             stream.reset()

@@ -1,4 +1,4 @@
-"""The agent's life: connect, serve, reconnect for ever; end on SIGTERM, or when the daemon says that it is over.
+"""The agent's life: connect, serve, reconnect for ever; a refusal does not end it, only SIGTERM does.
 
 Who owns what: `Agent.run` owns the loop; each session has one nursery with the connection, the acceptor and a task a
 stream, which ends with the session. A session whose daemon is about to end is handed over to the next one, and finishes
@@ -20,12 +20,22 @@ import trio
 from tunnel.agent import logs
 from tunnel.agent.addresses import AddressError, Endpoint, parse_url
 from tunnel.agent.backoff import Backoff
-from tunnel.agent.credentials import CredentialError, Credentials, load_or_create, only_agent, store, write_state
+from tunnel.agent.credentials import (
+    CredentialError,
+    Credentials,
+    DamagedError,
+    load,
+    new_credentials,
+    only_agent,
+    set_aside,
+    store,
+    write_state,
+)
 from tunnel.agent.dial import DialError
 from tunnel.agent.link import Admission, Link, RefusedError
-from tunnel.agent.pump import Counters, carry
-from tunnel.agent.settings import AgentSettings
-from tunnel.agent.verdict import EXIT_OK, Verdict, after_close
+from tunnel.agent.pump import Counters, carry, why_unreachable
+from tunnel.agent.settings import AgentSettings, read_pairing_token
+from tunnel.agent.verdict import EXIT_OK, EXIT_REFUSED, Verdict, after_close
 from tunnel.agent.version import VERSION
 from tunnel.contract import CLOSE_ABUSE, CLOSE_DISABLED, CLOSE_REPLACED, CLOSE_REVOKED, CLOSE_SHUTDOWN
 from tunnel.protocol.core import Role
@@ -36,6 +46,9 @@ from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport
 
 STORE_AGAIN_SECONDS: Final = 30.0
+TOKEN_LOOK_SECONDS: Final = 5.0
+"""How often, after a refusal, it is looked whether the settings file has a new pairing token."""
+LOCAL_LOOK_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 4.0
 QUIET_SECONDS: Final = 1.5
 LOOK_SECONDS: Final = 0.1
@@ -54,7 +67,10 @@ class UsageError(Exception):
 
 @dataclass(slots=True)
 class Status:
-    """What the state file tells. `phase`: connecting, connected, waiting or stopped."""
+    """What the state file tells. `phase`: connecting, connected, waiting, refused (and waiting) or stopped.
+
+    `local_answers`: whether something listens at the local address; None before the first look.
+    """
 
     phase: str = "connecting"
     since: str = ""
@@ -62,6 +78,7 @@ class Status:
     last_error: str | None = None
     last_error_at: str | None = None
     next_attempt_in: float | None = None
+    local_answers: bool | None = None
 
 
 @dataclass(slots=True)
@@ -72,7 +89,7 @@ class _Session:
     connection: Connection
     settled: trio.Event = field(default_factory=trio.Event)
     successor: Admission | None = None
-    verdict: Verdict = field(default_factory=lambda: Verdict("stopped", EXIT_OK))
+    verdict: Verdict = field(default_factory=lambda: Verdict("stopped"))
 
 
 @dataclass(slots=True)
@@ -86,8 +103,10 @@ class Agent:
     status: Status = field(default_factory=Status)
     _credentials: Credentials = field(init=False)
     _refused: set[str] = field(default_factory=set, init=False, repr=False)  # tokens: a stale one is tried once
-    _unreachable: bool = field(default=False, init=False)
-    _stored: bool = field(default=True, init=False)
+    _pairing_token: str = field(init=False, repr=False)
+    _unstored: Credentials | None = field(default=None, init=False)  # what the file ought to hold, and could not take
+    _why_unstored: tuple[str, str] | None = field(default=None, init=False)  # as it was logged
+    _on_disk: Credentials | None = field(default=None, init=False)
     _stopping: trio.Event = field(default_factory=trio.Event, init=False)
     _serving: dict[Stream, Counters] = field(default_factory=dict, init=False)
 
@@ -101,15 +120,18 @@ class Agent:
         return self._stopping.is_set()
 
     async def run(self) -> int:
-        """Serve until stopped or refused for good; the exit code (`tunnel.agent.verdict`).
+        """Serve until stopped (or refused, if the settings say so); the exit code (`tunnel.agent.verdict`).
 
-        Raises UsageError, CredentialError (AgentBusyError), DialError for what no later attempt could mend.
+        Raises UsageError, CredentialError (AgentBusyError), DialError for what it cannot start with.
         """
-        with only_agent(self.settings.credentials):
-            self._credentials = load_or_create(self.settings.credentials)
+        self._pairing_token = self.settings.pairing_token
+        with only_agent(self.settings.credentials) as locked:
+            if not locked:
+                logs.warning("nothing can be locked: a second agent with this credential file would not be noticed")
+            self._credentials = self._recall()
             endpoint = self._endpoint()
-            if not self._credentials.candidates(self.settings.pairing_token):
-                raise UsageError("this box is not paired yet: run the agent once with --pairing-token")
+            if self._unstored is not None:
+                self._try_to_store()
             try:
                 link = self.make_link(self.settings, endpoint, self.environ)
             except AddressError as error:
@@ -126,12 +148,38 @@ class Agent:
             logs.info("agent stopped", exit_code=code)
             return code
 
+    def _recall(self) -> Credentials:
+        """The stored credentials, or new ones to pair with, which are yet to be stored.
+
+        A damaged file is set aside if there is a token to pair anew with. Raises UsageError, CredentialError.
+        """
+        path = self.settings.credentials
+        try:
+            found = load(path)
+        except DamagedError as error:
+            if not self._pairing_token:
+                raise UsageError(f"{error}; create a pairing token and run the agent with it") from None
+            kept = set_aside(path)
+            logs.error("the credential file is worth nothing: pairing anew", why=str(error), kept=kept and str(kept))
+            found = None
+        self._on_disk = found
+        if found is not None and found.candidates(self._pairing_token):
+            return found
+        if not self._pairing_token:
+            problem = self.settings.token_problem
+            raise UsageError(problem or "this box is not paired yet: run the agent once with --pairing-token")
+        self._unstored = new_credentials()
+        return self._unstored
+
     def _endpoint(self) -> Endpoint:
         stored = self._credentials.url
         if self.settings.endpoint is None:
             if not stored:
                 raise UsageError("the daemon's URL is missing: --url wss://… or VISIONA_AGENT_URL")
-            return parse_url(stored)
+            try:
+                return parse_url(stored)
+            except AddressError as error:
+                raise UsageError(f"the daemon's URL in the credential file: {error}; say --url wss://…") from None
         if stored and stored != self.settings.endpoint.url:
             logs.warning("the URL differs from the one this box was paired at", url=self.settings.endpoint.url)
         return self.settings.endpoint
@@ -152,23 +200,67 @@ class Agent:
                 verdict = Verdict(f"internal error: {type(error).__name__}")
             if self._stopping.is_set():
                 return EXIT_OK
-            self._failed(verdict.message)
-            if verdict.exit_code is not None:
-                logs.error(verdict.message, exit_code=verdict.exit_code)
-                return verdict.exit_code
-            delay = self.backoff.next_delay(verdict.at_least, verdict.spread)
-            self._tell("waiting", next_attempt_in=round(delay, 1))
-            logs.warning(verdict.message, retry_in=round(delay, 2), attempt=self.backoff.attempt)
-            with trio.move_on_after(delay):
-                await self._stopping.wait()
+            if verdict.refused and self.settings.exit_on_refusal:
+                self._failed(verdict.message)
+                logs.error(verdict.message, exit_code=EXIT_REFUSED)
+                return EXIT_REFUSED
+            await self._wait(verdict)
+
+    async def _wait(self, verdict: Verdict) -> None:
+        """Say what happened, and wait as it asks for; less after a refusal, once a new pairing token turns up."""
+        delay, message = self._delay(verdict)
+        self._failed(message)
+        self._tell("refused" if verdict.refused else "waiting", next_attempt_in=round(delay, 1))
+        level = logging.ERROR if verdict.refused else logging.WARNING
+        attempt = self.backoff.refusals if verdict.refused else self.backoff.attempt
+        logs.event(level, message, retry_in=round(delay, 2), attempt=attempt)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_stopping, nursery.cancel_scope)
+            if verdict.refused:
+                nursery.start_soon(self._cancel_at_new_token, nursery.cancel_scope)
+            await trio.sleep(delay)
+            nursery.cancel_scope.cancel()
+
+    def _delay(self, verdict: Verdict) -> tuple[float, str]:
+        """Seconds before the next attempt, and what there is to say meanwhile."""
+        if verdict.refused:
+            return self.backoff.next_refusal_delay(verdict.at_least), verdict.message
+        if verdict.again != "replaced":
+            return self.backoff.next_delay(verdict.at_least, verdict.spread), verdict.message
+        delay = self.backoff.next_replaced_delay()
+        if not self.backoff.cloned:
+            return delay, verdict.message
+        times = f"{self.backoff.replacements} times now"
+        return delay, f"{verdict.message} {times}: a copy of this box (a cloned card?); pair one of the two anew"
+
+    async def _cancel_at_new_token(self, scope: trio.CancelScope) -> None:
+        while True:
+            if self._look_for_token():
+                break
+            await trio.sleep(TOKEN_LOOK_SECONDS)
+        scope.cancel()
+
+    def _look_for_token(self) -> bool:
+        """Whether the settings file has another pairing token than the one we know; it is the one to use then."""
+        if self.settings.token_file is None:
+            return False
+        found = read_pairing_token(self.settings.token_file)
+        if not found or found == self._pairing_token:
+            return False
+        self._pairing_token = found
+        self.backoff.start_anew()
+        logs.info("there is a new pairing token", file=str(self.settings.token_file))
+        return True
 
     async def _attempt(self, link: Link, sessions: trio.Nursery) -> Verdict:
         """Connect, and serve one session after the other for as long as each is handed over to the next."""
         self._tell("connecting")
+        self._look_for_token()
         admission: Admission | None = None
-        verdict = Verdict("stopped", EXIT_OK)
+        verdict = Verdict("stopped")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_when_stopping, nursery.cancel_scope)
+            await self._look_at_local()
             try:
                 admission = await self._admission(link)
             except DialError as error:
@@ -188,17 +280,41 @@ class Agent:
         scope.cancel()
 
     async def _admission(self, link: Link, handover: str = "") -> Admission:
-        """Try the tokens that we have, best first; only a 401 lets the next one be tried."""
-        known = self._credentials.candidates(self.settings.pairing_token)
+        """Try the tokens that we have, best first; only a refusal lets the next one be tried."""
+        known = self._credentials.candidates(self._pairing_token)
         first, *others = sorted(known, key=self._refused.__contains__)  # stable: those refused before come last
+        local = self._local_fact()
         try:
-            return await link.connect(self._credentials, first, handover=handover)
+            return await link.connect(self._credentials, first, handover=handover, local=local)
         except RefusedError as error:
-            if error.status != 401 or not others:
+            if not error.verdict.refused or not others:
                 raise
+            level = logging.DEBUG if first in self._refused else logging.WARNING
             self._refused.add(first)
-            logs.warning("one credential was refused, trying the other", refusal=str(error))
-        return await link.connect(self._credentials, others[0], handover=handover)
+            logs.event(level, "one credential was refused, trying the other", refusal=str(error))
+        return await link.connect(self._credentials, others[0], handover=handover, local=local)
+
+    async def _look_at_local(self) -> None:
+        self._local_is(await why_unreachable(self.settings.local, LOCAL_LOOK_SECONDS))
+
+    def _local_is(self, problem: str) -> None:
+        """Something listens at the local address (`problem` is empty), or why nothing answers; said when it changes."""
+        answers = not problem
+        if answers is self.status.local_answers:
+            return
+        before, self.status.local_answers = self.status.local_answers, answers
+        address = str(self.settings.local)
+        if problem:
+            logs.warning("nothing answers at the local address; is the box's own server running?", local=address,
+                         why=problem)  # fmt: skip
+        elif before is not None:
+            logs.info("the local address answers again", local=address)
+        self._tell(self.status.phase, session=self.status.session, next_attempt_in=self.status.next_attempt_in)
+
+    def _local_fact(self) -> str:
+        """What the daemon is told of the local address (`X-VisionA-Local`)."""
+        known = {True: "; listening=yes", False: "; listening=no", None: ""}[self.status.local_answers]
+        return f"{self.settings.local}{known}"
 
     def _begin(self, admission: Admission, endpoint: Endpoint) -> _Session:
         self._remember(admission, endpoint)
@@ -254,7 +370,7 @@ class Agent:
             except DialError as error:
                 logs.info("no other daemon yet", why=str(error))
             except RefusedError as error:
-                if error.verdict.exit_code is not None:
+                if error.verdict.refused:
                     return  # what that means is decided when this session has ended
                 logs.info("no other daemon yet", why=str(error))
             else:
@@ -282,12 +398,10 @@ class Agent:
             await carry(stream, self.settings.local, counters, passes)
         finally:
             del self._serving[stream]
-        unreachable = counters.outcome.startswith("local server unreachable")
-        # Said once, not for each request of an impatient viewer
-        level = logging.WARNING if unreachable and not self._unreachable else logging.DEBUG
-        self._unreachable = unreachable
+        if counters.unreachable or counters.bytes_out:
+            self._local_is(counters.unreachable)  # said once, not for each request of an impatient viewer
         logs.event(
-            level,
+            logging.DEBUG,
             "stream ended",
             session=session,
             device=self._credentials.device_id or None,
@@ -324,19 +438,44 @@ class Agent:
             device_id=admission.device_id,
             url=endpoint.url,
         )
-        if new != self._credentials or not self._stored:
-            self._credentials, self._stored = new, False
-            self._try_to_store()
+        if new == self._credentials and self._unstored is None:
+            return
+        self._unstored = new
+        rotated = admission.session_token is not None and admission.token == self._credentials.session_token
+        if not rotated:
+            self._credentials = new
+        # A rotated token ends the one before as soon as it is used: not before it is on disk, or a restart would find
+        # a dead one there
+        self._try_to_store()
 
     def _try_to_store(self) -> None:
+        wanted = self._unstored
+        if wanted is None:
+            return
         try:
-            store(self.settings.credentials, self._credentials)
-            self._stored = True
+            store(self.settings.credentials, wanted)
         except CredentialError as error:
-            logs.error("the credential is in memory only: this box must be paired anew after a restart", why=str(error))
+            words = self._unstored_words(wanted)
+            if (words, str(error)) != self._why_unstored:  # once, not every 30 s
+                self._why_unstored = words, str(error)
+                logs.error(words, why=str(error))
+        else:
+            self._credentials = self._on_disk = wanted
+            self._unstored = None
+            if self._why_unstored is not None:
+                self._why_unstored = None
+                logs.info("the credential file is written now")
+
+    def _unstored_words(self, wanted: Credentials) -> str:
+        on_disk = self._on_disk.session_token if self._on_disk else ""
+        if wanted.session_token == on_disk:
+            return "the credential file cannot be written"
+        if self._credentials == wanted:
+            return "the credential is in memory only: this box must be paired anew after a restart"
+        return "the new credential cannot be stored: this box goes on with the one that it has"
 
     async def _store_again(self) -> None:
-        while not self._stored:
+        while self._unstored is not None:
             await trio.sleep(STORE_AGAIN_SECONDS)
             self._try_to_store()
 

@@ -14,7 +14,15 @@ from typing import Final, Literal
 from dotenv import dotenv_values
 
 from tunnel.agent.addresses import AddressError, Endpoint, LocalAddress, parse_local, parse_url
-from tunnel.contract import PREFIX, SettingError, read_settings
+from tunnel.contract import (
+    LOGIN_PREFIX,
+    PAIRING_PREFIX,
+    PREFIX,
+    SESSION_PREFIX,
+    SettingError,
+    read_settings,
+    token_prefix,
+)
 
 FLAGS: Final = {
     "url": "AGENT_URL",
@@ -31,7 +39,9 @@ FLAGS: Final = {
 """Flag → setting."""
 
 _HEADER_TEXT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?\Z")
-_TOKEN_TEXT = re.compile(r"[\x21-\x7e]{1,512}\Z")
+_QUOTES: Final = "\"'`<> \t\r\n\u00ab\u00bb\u2018\u2019\u201c\u201d"
+"""What comes along when a token or an address is copied, and what `docker run --env-file` leaves around a value."""
+_TOKEN_NAME: Final = PREFIX + FLAGS["pairing_token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,9 @@ class AgentSettings:
     firmware: str
     yamux_role: Literal["client", "server"]  # the agent's own: the opposite of the daemon's
     log_level: str
+    token_problem: str = ""  # why the pairing token that was given is not in `pairing_token`
+    token_file: Path | None = None  # where a new pairing token may turn up while the agent runs
+    exit_on_refusal: bool = False
 
     def __repr__(self) -> str:  # never the token
         return f"<AgentSettings {self.endpoint.url if self.endpoint else None} local={self.local}>"
@@ -72,6 +85,38 @@ def read_file(path: Path) -> dict[str, str]:
     return {name: value for name, value in named if value is not None}
 
 
+def read_pairing_token(path: Path) -> str:
+    """The pairing token in a settings file now; "" if there is none or the file cannot be read."""
+    try:
+        return clean_token(_without_quotes(read_file(path)).get(_TOKEN_NAME, ""))
+    except SettingError:
+        return ""
+
+
+def clean_token(text: str) -> str:
+    """The token, without blanks and quotes around it; "" if there is none.
+
+    Raises SettingError for what is no token of an agent's; the text never quotes it.
+    """
+    token = text.strip(_QUOTES)
+    found = token_prefix(token)
+    if not token or found in (PAIRING_PREFIX, SESSION_PREFIX):
+        return token
+    if found == LOGIN_PREFIX:
+        raise SettingError(f"{_TOKEN_NAME}: this is a user's login token; create a pairing token (it starts with vAc_)")
+    start = token[:4] if token.startswith((PAIRING_PREFIX, SESSION_PREFIX)) else ""
+    seen = f"; this one starts so and has {len(token)} characters" if start else ""
+    raise SettingError(f"{_TOKEN_NAME}: not a pairing token, which is vAc_ and 32 digits of 0-9 and a-f{seen}")
+
+
+def _without_quotes(values: Mapping[str, str]) -> dict[str, str]:
+    """The values without a pair of quotes around each: a shell takes them away, `--env-file` of Docker does not."""
+    return {
+        name: value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+        for name, value in ((name, value.strip()) for name, value in values.items())
+    }
+
+
 def load(
     flags: Mapping[str, str | None], environ: Mapping[str, str], config: Path | None
 ) -> tuple[AgentSettings, list[str]]:
@@ -85,7 +130,7 @@ def load(
         merged.update(read_file(path))
     merged.update({name: value for name, value in environ.items() if name.startswith(PREFIX) and value.strip()})
     merged.update({PREFIX + FLAGS[flag]: value for flag, value in flags.items() if value})
-    values, warnings = read_settings(merged, "agent")
+    values, warnings = read_settings(_without_quotes(merged), "agent")
     try:
         endpoint = parse_url(values["AGENT_URL"]) if values["AGENT_URL"] else None
     except AddressError as error:
@@ -94,8 +139,12 @@ def load(
         local = parse_local(values["AGENT_LOCAL"])
     except AddressError as error:
         raise SettingError(f"{PREFIX}AGENT_LOCAL: {error}") from None
-    if values["AGENT_PAIRING_TOKEN"] and not _TOKEN_TEXT.match(values["AGENT_PAIRING_TOKEN"]):
-        raise SettingError(f"{PREFIX}AGENT_PAIRING_TOKEN: not a token (it starts with vAc_)")
+    token = problem = ""
+    try:
+        token = clean_token(values["AGENT_PAIRING_TOKEN"])
+    except SettingError as error:
+        problem = str(error)  # a box that is paired already needs no other token: whoever has none says this then
+        warnings = [*warnings, problem]
     for name in ("AGENT_SERIAL", "AGENT_CHIP", "AGENT_FIRMWARE"):
         if values[name] and not _HEADER_TEXT.match(values[name]):
             raise SettingError(f"{PREFIX}{name}: 1 to 128 printable ASCII characters are needed")
@@ -106,7 +155,7 @@ def load(
     settings = AgentSettings(
         endpoint=endpoint,
         local=local,
-        pairing_token=values["AGENT_PAIRING_TOKEN"],
+        pairing_token=token,
         credentials=credentials,
         ca_file=ca_file,
         serial=values["AGENT_SERIAL"],
@@ -114,5 +163,7 @@ def load(
         firmware=values["AGENT_FIRMWARE"],
         yamux_role="server" if values["YAMUX_ROLE"] == "client" else "client",
         log_level=values["LOG_LEVEL"],
+        token_problem=problem,
+        token_file=None if flags.get("pairing_token") or environ.get(_TOKEN_NAME, "").strip() else path,
     )
     return settings, warnings

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tunnel.agent import credentials
@@ -28,17 +29,21 @@ def gather(path: Path) -> dict[str, Any]:
         "since": state.get("since"),
         "pid": state.get("pid") if running else None,
     }
-    names = ("local", "version", "attempt", "next_attempt_in", "last_error", "last_error_at", "updated_at")
+    names = (
+        "local", "local_answers", "version", "attempt", "next_attempt_in", "last_error", "last_error_at", "updated_at",
+    )  # fmt: skip
     return facts | {name: state.get(name) for name in names}
 
 
 def show(facts: dict[str, Any]) -> None:
     """Print the facts as a table."""
-    colour = "green" if facts["connected"] else "red" if facts["state"] in ("not running", "stopped") else "yellow"
+    bad = facts["state"] in ("not running", "stopped", "refused")
+    colour = "green" if facts["connected"] else "red" if bad else "yellow"
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("state", f"[{colour}]{facts['state']}[/]" + (f" since {facts['since']}" if facts["since"] else ""))
+    since = escape(f" since {facts['since']}" if facts["since"] else "")
+    table.add_row("state", f"[{colour}]{escape(facts['state'])}[/]{since}")
     table.add_row("paired", "yes" if facts["paired"] else "no: run the agent once with --pairing-token")
     labels = {
         "device_id": "device",
@@ -52,7 +57,9 @@ def show(facts: dict[str, Any]) -> None:
     }
     for name, label in labels.items():
         if facts.get(name) is not None:
-            table.add_row(label, str(facts[name]))
+            table.add_row(label, escape(str(facts[name])))  # a peer's words may be in it: no markup
+        if name == "local" and facts.get("local_answers") is False:
+            table.add_row("", "[red]nothing answers there[/]")
     if facts.get("last_error"):
-        table.add_row("last error", f"{facts['last_error']} ({facts['last_error_at']})")
+        table.add_row("last error", escape(f"{facts['last_error']} ({facts['last_error_at']})"))
     Console(highlight=False).print(table)

@@ -247,7 +247,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("OIDC_ALGORITHMS", "csv", "RS256,PS256,ES256", "signatures taken; asymmetric ones only"),
     _S("OIDC_EMAIL_CLAIM", "str", "email", "claim that holds the e-mail; with _verified: whether it is verified"),
     _S("OIDC_TIMEOUT_SECONDS", "float", "5", "for each answer of the provider", low=0.5, high=60),
-    _S("AGENT_URL", "url", "", "agent: the daemon's public URL, ws:// or wss:// (http and https are taken alike)"),
+    _S("AGENT_URL", "str", "", "agent: the daemon's public URL, ws:// or wss:// (http and https are taken alike)"),
     _S("AGENT_LOCAL", "str", "127.0.0.1:8080", "agent: the one local address that can be reached through it"),
     _S("AGENT_PAIRING_TOKEN", "str", "", "agent: redeemed at the first run"),
     _S("AGENT_CREDENTIALS", "str", "", "agent: the credential file; empty: below the user's state folder"),

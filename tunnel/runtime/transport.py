@@ -39,6 +39,9 @@ __all__ = [
 Headers = Sequence[tuple[str, str]]
 MAX_ANSWER_HEAD: Final = 64 * 1024
 MAX_REFUSAL_BODY: Final = 64 * 1024
+REFUSAL_BODY_SECONDS: Final = 3.0
+_TLS_ALERT: Final = b"\x15\x03"
+"""How a TLS server answers a request that is none of TLS: a record of type 21 (RFC 8446 §5.1)."""
 # wsproto tries to answer a bad 101 as a server would, and h11 then refuses: hence the two protocol errors.
 _BAD_HANDSHAKE: Final = (
     trio_websocket.HandshakeError,
@@ -235,16 +238,23 @@ class _Answer:
     async def head(self) -> bytes:
         if self.upgraded:
             await trio.sleep_forever()
-        data = b""
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            if len(data) > MAX_ANSWER_HEAD:
-                raise HandshakeError("the answer's head is too long")
-            more = await self._stream.receive_some(16 * 1024)
-            if not more:
-                raise HandshakeError("the server ended the connection without an answer")
-            data += more
-        head, self.rest = data[: end + 4], data[end + 4 :]
-        status, headers = _parse_answer(head)
+        data, seen = b"", 0
+        while True:
+            while (end := data.find(b"\r\n\r\n")) < 0:
+                if len(data) + seen > MAX_ANSWER_HEAD:
+                    raise HandshakeError("the answer's head is too long")
+                more = await self._stream.receive_some(16 * 1024)
+                if not more:
+                    raise HandshakeError("the server ended the connection without an answer")
+                data += more
+                if data.startswith(_TLS_ALERT):
+                    raise HandshakeError("this port speaks TLS; use wss://")
+            head, data = data[: end + 4], data[end + 4 :]
+            seen += len(head)
+            status, headers = _parse_answer(head)
+            if status < 100 or status >= 200 or status == 101:
+                break  # an interim head says nothing: the answer comes behind it (RFC 9110 §15.2)
+        self.rest = data
         if status == 101:
             self.upgraded = True
             return head
@@ -255,14 +265,15 @@ class _Answer:
         # int() refuses thousands of digits
         wanted = min(int(length[:9]), MAX_REFUSAL_BODY) if length.isdecimal() else MAX_REFUSAL_BODY
         body = self.rest
-        while len(body) < wanted:
-            try:
-                more = await self._stream.receive_some(16 * 1024)
-            except trio.BrokenResourceError:
-                break  # the status is what matters
-            if not more:
-                break
-            body += more
+        with trio.move_on_after(REFUSAL_BODY_SECONDS):  # the status is what matters, whether its body ends or not
+            while len(body) < wanted:
+                try:
+                    more = await self._stream.receive_some(16 * 1024)
+                except trio.BrokenResourceError:
+                    break
+                if not more:
+                    break
+                body += more
         return bytes(body[:wanted])
 
 
