@@ -1,8 +1,8 @@
 """Calls to servers that others name: bounded in time and bytes, and never to an address that is not theirs to name.
 
-One POST on a connection of its own, no redirect followed. The name is resolved once; every address that it has must be
-allowed, and the connection goes to one of those that were checked, so that DNS cannot change its mind in between. The
-usual clients offer neither that nor a deadline for the whole of a call, whatever its pieces do.
+One exchange on a connection of its own, no redirect followed. The name is resolved once; every address that it has must
+be allowed, and the connection goes to one of those that were checked, so that DNS cannot change its mind in between.
+The usual clients offer neither that nor a deadline for the whole of a call, whatever its pieces do.
 """
 
 from __future__ import annotations
@@ -169,9 +169,28 @@ def post(
     total_seconds: float,
     max_body: int = 0,
 ) -> Reply:
-    """POST, and what is answered.
+    """POST, and what is answered; as `exchange`."""
+    return exchange(
+        "POST", url, body, headers=headers, policy=policy,
+        connect_seconds=connect_seconds, total_seconds=total_seconds, max_body=max_body,
+    )  # fmt: skip
+
+
+def exchange(
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    *,
+    headers: Mapping[str, str],
+    policy: Policy,
+    connect_seconds: float,
+    total_seconds: float,
+    max_body: int = 0,
+) -> Reply:
+    """One request, and what is answered.
 
     Args:
+        body: None: there is none, and no Content-Length.
         url: checked here again: what was allowed when it was stored need not be so now.
         headers: beside Host, Content-Length and Connection, which are ours.
         connect_seconds: to resolve, connect and agree on TLS.
@@ -186,7 +205,7 @@ def post(
     try:
         with _connect(parts, policy, connected_by) as connection:
             connection.settimeout(_left(deadline))
-            connection.sendall(_request(parts, body, headers))
+            connection.sendall(_request(method, parts, body, headers))
             return _Answer(max_body).read(connection, deadline)
     except TimeoutError:
         raise Unanswered("timed out") from None
@@ -278,16 +297,12 @@ def _tls() -> ssl.SSLContext:
 
 
 # --- one exchange -----------------------------------------------------------------------------------------------------
-def _request(parts: SplitResult, body: bytes, headers: Mapping[str, str]) -> bytes:
+def _request(method: str, parts: SplitResult, body: bytes | None, headers: Mapping[str, str]) -> bytes:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    head = {
-        "Host": parts.netloc,
-        **headers,
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-    }
+    length = {} if body is None else {"Content-Length": str(len(body))}
+    head = {"Host": parts.netloc, **headers, **length, "Connection": "close"}
     lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-    return f"POST {target} HTTP/1.1\r\n{lines}\r\n".encode() + body
+    return f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + (body or b"")
 
 
 class _Answer:
@@ -298,6 +313,7 @@ class _Answer:
         self._parser: Any = httptools.HttpResponseParser(self)
         self._status = 0
         self._done = False
+        self._framed = False
         self._body = bytearray()
 
     def read(self, connection: socket.socket, deadline: float) -> Reply:
@@ -317,9 +333,13 @@ class _Answer:
                 raise Unanswered("it did not answer in HTTP") from None
         if not self._status:
             raise Unanswered("it closed the connection without an answer")
-        if not self._done and self._max_body:
+        if not self._done and self._max_body and self._framed:
             raise Unanswered("its answer was cut short")
         return Reply(self._status, bytes(self._body))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Without either of these the body ends with the connection (RFC 9112 §6.3)."""
+        self._framed = self._framed or name.lower() in (b"content-length", b"transfer-encoding")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 from django.conf import settings
 from django.http import HttpResponse
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -18,7 +19,7 @@ from apps.accounts.api.views import login_answer
 from apps.accounts.oidc import flow, login
 from apps.accounts.oidc.config import Config, config
 from apps.common.api import PublicApiView, StrictQuery
-from apps.common.errors import not_found
+from apps.common.errors import invalid, not_found
 from apps.common.responses import ok
 from apps.common.schema import describe, error_responses
 
@@ -87,45 +88,65 @@ class OidcLoginView(OidcView):
         """Send a browser here to log in at the provider; a cookie of ten minutes binds the login to it."""
         cookie = _cookie()
         browser = request.COOKIES.get(cookie.name, "")
-        if len(browser) != 43:  # one of ours stays, so that two tabs may log in at once
+        fresh = len(browser) != 43  # one of ours stays, so that two tabs may log in at once
+        if fresh:
             browser = secrets.token_urlsafe(32)
-        response = _to(flow.begin(self.target, redirect_uri=self.query["redirect_uri"], browser=browser))
-        response.set_cookie(
-            cookie.name,
-            browser,
-            max_age=flow.STATE_SECONDS,
-            path=cookie.path,
-            secure=cookie.secure,
-            httponly=True,
-            samesite="Lax",  # the provider sends the browser back by a link
-        )
+        url, state = flow.begin(self.target, redirect_uri=self.query["redirect_uri"], browser=browser)
+        # Two tabs that both begin without a cookie each get one: of the common name the second wins, and the first
+        # finds its own again by its state.
+        own = (f"{cookie.name}_{flow.state_name(state)}",) if fresh else ()
+        response = _to(url)
+        for name in (cookie.name, *own):
+            response.set_cookie(
+                name,
+                browser,
+                max_age=flow.STATE_SECONDS,
+                path=cookie.path,
+                secure=cookie.secure,
+                httponly=True,
+                samesite="Lax",  # the provider sends the browser back by a link
+            )
         return response
 
 
 class CallbackQuery(StrictQuery):
-    """What providers send back; more than the protocol asks for. Together they fit into a request line (8 KiB)."""
+    """What the protocol has a provider send back. Names that are not here are ignored (RFC 6749 §4.1.2)."""
 
     state = serializers.CharField(max_length=256)
-    code = serializers.CharField(max_length=3000, required=False)
-    iss = serializers.CharField(max_length=512, required=False)
-    error = serializers.CharField(max_length=256, required=False)
-    error_description = serializers.CharField(max_length=1000, required=False, allow_blank=True)
-    error_uri = serializers.CharField(max_length=500, required=False, allow_blank=True)
-    session_state = serializers.CharField(max_length=256, required=False, allow_blank=True)
-    scope = serializers.CharField(max_length=1000, required=False, allow_blank=True)
-    authuser = serializers.CharField(max_length=64, required=False, allow_blank=True)
-    hd = serializers.CharField(max_length=256, required=False, allow_blank=True)
-    prompt = serializers.CharField(max_length=64, required=False, allow_blank=True)
+    code = serializers.CharField(required=False, allow_blank=True)
+    iss = serializers.CharField(required=False, allow_blank=True)
+    error = serializers.CharField(required=False, allow_blank=True)
+    error_description = serializers.CharField(required=False, allow_blank=True)
+    error_uri = serializers.CharField(required=False, allow_blank=True)
+
+    @classmethod
+    def read(cls, request: Request) -> dict[str, Any]:
+        """The typed values; kept nowhere, since a code is a secret. Raises VALIDATION_ERROR."""
+        given = {name: values for name, values in request.query_params.lists() if name in cls._declared_fields}
+        twice = [name for name, values in given.items() if len(values) > 1]
+        if twice:
+            raise invalid(**dict.fromkeys(twice, str(_("Given more than once."))))
+        query = cls(data={name: values[0] for name, values in given.items() if values})
+        query.is_valid(raise_exception=True)
+        return dict(query.validated_data)
 
 
 class OidcCallbackView(OidcView):
     query_classes = {"GET": CallbackQuery}  # noqa: RUF012 - declared ClassVar in ApiView
 
-    @_redirects("The front end's page, with `#code=` (one use, 60 s) or `#error=` and one of our codes.")
+    @_redirects(
+        "The front end's page, with `#code=` (one use, 60 s) or `#error=`: one of our codes, or `PROVIDER_ERROR` with "
+        "the provider's own word as `reason`."
+    )
     def get(self, request: Request) -> HttpResponse:
         """Where the provider sends the browser back to."""
-        browser = request.COOKIES.get(_cookie().name, "")
-        return _to(flow.finish(self.target, self.query, browser=browser, now=timezone.now()))
+        cookie = _cookie()
+        own = f"{cookie.name}_{flow.state_name(self.query['state'])}"
+        browsers = [request.COOKIES.get(name, "") for name in (own, cookie.name)]
+        response = _to(flow.finish(self.target, self.query, browsers=browsers, now=timezone.now()))
+        if own in request.COOKIES:
+            response.set_cookie(own, "", max_age=0, path=cookie.path, secure=cookie.secure, httponly=True)
+        return response
 
 
 class OidcTokenView(OidcView):

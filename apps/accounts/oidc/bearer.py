@@ -9,7 +9,7 @@ from apps.accounts.models import User
 from apps.accounts.oidc import claims
 from apps.accounts.oidc.config import config
 from apps.accounts.oidc.linking import holder_of, user_of
-from apps.accounts.oidc.provider import provider
+from apps.accounts.oidc.verify import verified
 from apps.accounts.sessions import LoginSession
 from apps.common.actor import Actor
 from apps.common.errors import DomainError
@@ -27,8 +27,7 @@ def login(token: str, *, actor: Actor, now: dt.datetime) -> tuple[User, LoginSes
     if known is None or not claims.is_jwt(token):
         raise DomainError("UNAUTHENTICATED")
     try:
-        told = provider(known).known_with(claims.key_id(token))
-        found = claims.read(token, told.keys, known, issuer=told.issuer, now=now)
+        found = verified(token, known, now=now, at_once=False)
         claims.check_bearer(found, known)
     except claims.TokenError as error:
         raise DomainError("TOKEN_EXPIRED" if error.expired else "UNAUTHENTICATED") from error

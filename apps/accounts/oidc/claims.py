@@ -5,6 +5,7 @@ Taken are asymmetric signatures of an allow-list alone, and the key only from th
 """
 
 import datetime as dt
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,11 +30,12 @@ _LAST: Final = 32_503_680_000.0
 
 
 class TokenError(Exception):
-    """The token proves nothing. `expired`: it did."""
+    """The token proves nothing. `expired`: it did. `unsigned`: by the keys at hand, at least."""
 
-    def __init__(self, why: str, *, expired: bool = False) -> None:
+    def __init__(self, why: str, *, expired: bool = False, unsigned: bool = False) -> None:
         super().__init__(why)
         self.expired = expired
+        self.unsigned = unsigned
 
 
 class _Registry(JWSRegistry):
@@ -78,6 +80,8 @@ def read(token: str, keys: Iterable[Key], config: Config, *, issuer: str, now: d
         raise TokenError("an algorithm that is not taken")
     if str(header.get("typ", "")).lower() not in _TYPES:
         raise TokenError("a token for another purpose")
+    if "crit" in header:
+        raise TokenError("an extension that is not understood")  # RFC 7515 §4.1.11: none is here
     claims = _verified(token, [key for key in keys if kid is None or key.kid == kid], config)
     rules = JWTClaimsRegistry(
         now=int(now.timestamp()),
@@ -87,23 +91,41 @@ def read(token: str, keys: Iterable[Key], config: Config, *, issuer: str, now: d
         exp={"essential": True},
         iat={"essential": True},
     )
+    for name in ("exp", "iat", "nbf"):
+        if name in claims and not _is_moment(claims[name]):
+            raise TokenError(f"{name} is no moment")
     try:
         rules.validate(claims)
     except ExpiredTokenError as error:
         raise TokenError("expired", expired=True) from error
     except JoseError as error:
         raise TokenError(error.error) from error
-    if len(claims["sub"]) > 255 or "\0" in claims["sub"]:
+    if len(claims["sub"]) > 255 or not _can_be_kept(claims["sub"]):
         raise TokenError("a subject that cannot be kept")
     return claims
+
+
+def _is_moment(value: object) -> bool:
+    """Whether it is a NumericDate (RFC 7519 §2); JSON also has numbers that no clock and no float knows."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _can_be_kept(text: str) -> bool:
+    """Whether PostgreSQL takes it: no NUL, and no half of a character (JSON can name both)."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _header(token: str) -> Mapping[str, Any]:
     if not is_jwt(token):
         raise TokenError("no JWT")
     try:
-        return extract_compact(token.encode(), registry=_Registry()).headers()
-    except (JoseError, ValueError, RecursionError) as error:  # JSON may be nested deeper than Python follows
+        return dict(extract_compact(token.encode(), registry=_Registry()).headers())
+    except Exception as error:
         raise TokenError("no JWT") from error
 
 
@@ -112,9 +134,9 @@ def _verified(token: str, keys: list[Key], config: Config) -> dict[str, Any]:
     for key in keys:
         try:
             return jwt.decode(token, key, algorithms=config.algorithms, registry=registry).claims
-        except (JoseError, ValueError, TypeError, RecursionError):
+        except Exception:  # noqa: BLE001, S112 - whatever the library makes of a stranger's bytes and a strange key
             continue  # of several keys without an id one may fit
-    raise TokenError("no key of the provider's fits")
+    raise TokenError("no key of the provider's fits", unsigned=True)
 
 
 def check_bearer(claims: Mapping[str, Any], config: Config) -> None:
@@ -172,4 +194,4 @@ def identity(claims: Mapping[str, Any], config: Config) -> Identity:
 
 def _text(claims: Mapping[str, Any], name: str, limit: int) -> str:
     found = claims.get(name)
-    return found.strip() if isinstance(found, str) and len(found) <= limit and "\0" not in found else ""
+    return found.strip() if isinstance(found, str) and len(found) <= limit and _can_be_kept(found) else ""

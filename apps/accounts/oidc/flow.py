@@ -4,30 +4,33 @@ What a login remembers lies in Redis for ten minutes under the hash of its state
 cookie; what comes of it for a minute under the hash of our code. Both are taken with GETDEL: of many one gets them.
 """
 
+import base64
 import datetime as dt
+import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import structlog
-from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
-from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from django.utils.translation import gettext_lazy as _
 
 from apps.accounts.oidc import claims
 from apps.accounts.oidc.claims import Identity, TokenError
 from apps.accounts.oidc.config import Config
-from apps.accounts.oidc.fetch import ProviderError, fetch_json
+from apps.accounts.oidc.fetch import ProviderError, ProviderRefusal, fetch_json
 from apps.accounts.oidc.provider import Known, provider, unavailable
+from apps.accounts.oidc.verify import verified
 from apps.common import redis
 from apps.common.errors import DomainError, invalid
 from tunnel.contract import hash_token
 
 STATE_SECONDS: Final = 600
 CODE_SECONDS: Final = 60
+PROVIDER_ERROR: Final = "PROVIDER_ERROR"
+"""In `#error=` alone: the provider says that something is wrong; `reason` is its own word for it."""
 _STATE: Final = "visiona:oidc:state:"
 _CODE: Final = "visiona:oidc:code:"
 
@@ -44,8 +47,13 @@ class Begun:
     browser: str  # the hash of the cookie
 
 
-def begin(config: Config, *, redirect_uri: str, browser: str) -> str:
-    """Where to send the browser. `browser` is the secret in its cookie.
+def state_name(state: str) -> str:
+    """What a cookie of this login alone is called, in a browser that had none yet; it tells nothing of the state."""
+    return hash_token(state)[:12]
+
+
+def begin(config: Config, *, redirect_uri: str, browser: str) -> tuple[str, str]:
+    """Where to send the browser, and the login's state. `browser` is the secret in its cookie.
 
     Raises VALIDATION_ERROR for a page that is not on the list, OVERLOADED while the provider is away.
     """
@@ -58,7 +66,7 @@ def begin(config: Config, *, redirect_uri: str, browser: str) -> str:
     state, nonce, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(32), secrets.token_urlsafe(48)
     begun = Begun(redirect_uri, nonce, verifier, hash_token(browser))
     redis.client().set(_STATE + hash_token(state), json.dumps(asdict(begun)), ex=STATE_SECONDS)
-    url: str = prepare_grant_uri(
+    url = _with_query(
         endpoint,
         client_id=config.client_id,
         response_type="code",
@@ -66,34 +74,56 @@ def begin(config: Config, *, redirect_uri: str, browser: str) -> str:
         scope=config.scopes,
         state=state,
         nonce=nonce,
-        code_challenge=create_s256_code_challenge(verifier),
+        code_challenge=_challenge(verifier),
         code_challenge_method="S256",
     )
-    return url
+    return url, state
 
 
-def finish(config: Config, answer: Mapping[str, str], *, browser: str, now: dt.datetime) -> str:
+def _challenge(verifier: str) -> str:
+    """RFC 7636 §4.2, S256."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
+
+
+def _with_query(endpoint: str, **asked: str) -> str:
+    """The endpoint with our parameters; a query of its own stays (RFC 6749 §3.1)."""
+    parts = urlsplit(endpoint)
+    own = parse_qsl(parts.query, keep_blank_values=True)
+    return parts._replace(query=urlencode([*own, *asked.items()], quote_via=quote)).geturl()
+
+
+def finish(config: Config, answer: Mapping[str, str], *, browsers: Sequence[str], now: dt.datetime) -> str:
     """Where to send the browser that came back: the front end's page with `#code=`, or `#error=` and what went wrong.
+
+    `browsers` are the secrets in its cookies.
 
     Raises BAD_REQUEST for an answer to no login of this browser: it is not known, then, where it would want to go.
     """
     kept = _take(_STATE + hash_token(answer.get("state", "")))
-    if kept is None or not secrets.compare_digest(kept["browser"], hash_token(browser)):
+    if kept is None or not any(secrets.compare_digest(kept["browser"], hash_token(each)) for each in browsers):
         raise DomainError("BAD_REQUEST", _("This login was not begun here, or over ten minutes ago; begin again."))
     begun = Begun(**kept)
     try:
         identity = _identity(config, answer, begun, now)
-    except (TokenError, ProviderError) as error:
+    except (TokenError, ProviderError, DomainError) as error:
         logger.warning("oidc_login_failed", error=str(error))
-        code = "OVERLOADED" if isinstance(error, ProviderError) else "UNAUTHENTICATED"
-        return _at(begun.redirect_uri, error=code)
-    except DomainError as error:  # the provider is away
-        return _at(begun.redirect_uri, error=error.code)
-    if identity is None:
-        return _at(begun.redirect_uri, error="FORBIDDEN")
+        return _at(begun.redirect_uri, **_told(error))
     code = secrets.token_urlsafe(32)
     redis.client().set(_CODE + hash_token(code), json.dumps(asdict(identity)), ex=CODE_SECONDS)
     return _at(begun.redirect_uri, code=code)
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """What the front end is told went wrong: in our words, and the provider's where it says so itself."""
+    if isinstance(error, DomainError):  # the provider is away
+        return {"error": error.code}
+    if isinstance(error, ProviderRefusal):
+        if error.reason == "access_denied":
+            return {"error": "FORBIDDEN"}
+        if error.reason == "temporarily_unavailable":
+            return {"error": "OVERLOADED"}
+        return {"error": PROVIDER_ERROR, **({"reason": error.reason} if error.reason else {})}
+    return {"error": "OVERLOADED" if isinstance(error, ProviderError) else "UNAUTHENTICATED"}
 
 
 def redeem(code: str) -> Identity:
@@ -104,20 +134,20 @@ def redeem(code: str) -> Identity:
     return Identity(**kept)
 
 
-def _identity(config: Config, answer: Mapping[str, str], begun: Begun, now: dt.datetime) -> Identity | None:
-    """Who logged in there; None if they did not (the provider says `error`, as `access_denied`)."""
+def _identity(config: Config, answer: Mapping[str, str], begun: Begun, now: dt.datetime) -> Identity:
+    """Who logged in there. Raises ProviderRefusal where the answer is an `error`, as `access_denied`."""
     known = provider(config).known()
     if (known.sends_iss or "iss" in answer) and answer.get("iss") != known.issuer:
         raise TokenError("an answer of another provider")  # RFC 9207
-    if "error" in answer or "code" not in answer:
-        logger.info("oidc_login_refused", error=answer.get("error", "")[:64])
-        return None
+    if "error" in answer:
+        raise ProviderRefusal("the authorization endpoint", answer)
+    if not answer.get("code"):
+        raise TokenError("neither a code nor an error")
     tokens = _exchange(config, known, answer["code"], begun.verifier)
     token = tokens.get("id_token")
     if not isinstance(token, str):
         raise TokenError("no ID token")
-    known = provider(config).known_with(claims.key_id(token))
-    found = claims.read(token, known.keys, config, issuer=known.issuer, now=now)
+    found = verified(token, config, now=now, at_once=True)
     claims.check_login(found, config, nonce=begun.nonce)
     if config.email_claim not in found:
         found = {**_userinfo(config, known, tokens, found["sub"]), **found}

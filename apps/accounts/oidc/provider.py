@@ -1,7 +1,8 @@
 """The provider's discovery document and keys: fetched when first needed, kept for an hour, renewed for an unknown key.
 
 While the provider is away what is known goes on, for a day at most: a login here must not hang on every answer there.
-Whoever sends tokens with made-up key ids causes one fetch in `COOLDOWN_SECONDS`, and no more. One per process.
+Whoever sends tokens that no known key signed causes one fetch in `COOLDOWN_SECONDS` and no more, while `MAX_WAITING` at
+most wait for it. One per process.
 """
 
 import threading
@@ -14,7 +15,6 @@ from urllib.parse import urlsplit
 
 import structlog
 from django.utils.translation import gettext_lazy as _
-from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 
 from apps.accounts.oidc.config import Config
@@ -25,8 +25,14 @@ logger = structlog.get_logger(__name__)
 
 FRESH_SECONDS: Final = 3600.0
 STALE_SECONDS: Final = 24 * 3600.0
-COOLDOWN_SECONDS: Final = 30.0
-"""Between two fetches for keys that are not known."""
+COOLDOWN_SECONDS: Final = 2.0
+"""Between two fetches for tokens of strangers that no known key signed: so long a changed key can refuse them."""
+LOGIN_COOLDOWN_SECONDS: Final = 0.5
+"""The same for a token that the provider itself has just handed us: its key is there, so this is waited for."""
+AWAY_SECONDS: Final = 30.0
+"""Between two fetches that only renew what is known."""
+MAX_WAITING: Final = 16
+"""Calls that wait for a fetch of another's; more are refused at once, a slow provider does not hold everybody."""
 DOWN_SECONDS: Final = 2.0
 """After a failed fetch, while nothing is known: calls of this time fail at once."""
 MAX_KEYS: Final = 64
@@ -58,12 +64,20 @@ class Provider:
     """One provider, shared by the threads of a process."""
 
     def __init__(
-        self, issuer: str, seconds: float, *, fetch: Fetch = fetch_json, clock: Callable[[], float] = time.monotonic
+        self,
+        issuer: str,
+        seconds: float,
+        *,
+        fetch: Fetch = fetch_json,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._issuer = issuer
         self._seconds = seconds
         self._fetch = fetch
         self._clock = clock
+        self._sleep = sleep
+        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
         self._lock = threading.Lock()
         self._known: Known | None = None
         self._tried_at = float("-inf")
@@ -78,24 +92,38 @@ class Provider:
             return found
         if found is None:
             return self._renewed(pause=DOWN_SECONDS)
-        return self._renewed(pause=COOLDOWN_SECONDS, wait=False)
+        return self._renewed(pause=AWAY_SECONDS, wait=False)
 
-    def known_with(self, kid: str | None) -> Known:
-        """As `known`, asked anew if it has no key of that id (the provider may have changed its keys)."""
+    def known_with(self, kid: str | None, *, at_once: bool = False) -> Known:
+        """As `known`, asked anew if it has no key of that id (the provider may have changed its keys).
+
+        Args:
+            at_once: for a token that came from the provider itself; else strangers can ask for this.
+        """
         found = self.known()
         if kid is None or any(key.kid == kid for key in found.keys):
             return found
-        return self._renewed(pause=COOLDOWN_SECONDS)
+        return self.newer_than(found, at_once=at_once)
 
-    def _renewed(self, *, pause: float, wait: bool = True) -> Known:
+    def newer_than(self, seen: Known, *, at_once: bool = False) -> Known:
+        """What is known after `seen`, fetched if nobody did; `seen` itself where it may not be fetched yet."""
+        found = self._known
+        if found is not None and found is not seen:
+            return found
+        return self._renewed(pause=LOGIN_COOLDOWN_SECONDS if at_once else COOLDOWN_SECONDS, patient=at_once)
+
+    def _renewed(self, *, pause: float, wait: bool = True, patient: bool = False) -> Known:
         """Fetch, unless somebody did within `pause` seconds. Who comes meanwhile waits for the same fetch, or goes on
-        with what is known (`wait` false).
+        with what is known (`wait` false); who is `patient` waits for the end of the pause instead.
         """
         asked_at = self._clock()
-        if self._lock.acquire(timeout=3 * self._seconds if wait else 0):
+        if self._locked(wait):
             try:
                 # `pause` counts from before the wait: what another thread fetched meanwhile is new enough.
-                if asked_at - self._tried_at >= pause:
+                left = pause - (asked_at - self._tried_at)
+                if patient and 0 < left <= pause:
+                    self._sleep(left)
+                if (patient and left <= pause) or left <= 0:
                     self._try()
             finally:
                 self._lock.release()
@@ -104,15 +132,29 @@ class Provider:
             raise unavailable()
         return found
 
+    def _locked(self, wait: bool) -> bool:
+        """Whether it is ours to fetch: at once, or where `wait` says so after another's fetch."""
+        if self._lock.acquire(blocking=False):
+            return True
+        if not wait or not self._waiting.acquire(blocking=False):
+            return False
+        try:
+            return self._lock.acquire(timeout=self._seconds + LOGIN_COOLDOWN_SECONDS)
+        finally:
+            self._waiting.release()
+
     def _try(self) -> None:
         try:
             self._known = self._load()
         except ProviderError as error:
             logger.warning("oidc_provider_unavailable", issuer=self._issuer, error=str(error))
+        except Exception:  # what it answers must not be a crash of every login, whatever it is
+            logger.exception("oidc_provider_unreadable", issuer=self._issuer)
         finally:
             self._tried_at = self._clock()
 
     def _load(self) -> Known:
+        deadline = self._clock() + self._seconds
         document = self._fetch("GET", self._issuer + "/.well-known/openid-configuration", seconds=self._seconds)
         issuer = document.get("issuer")
         if not isinstance(issuer, str) or issuer.rstrip("/") != self._issuer:
@@ -128,7 +170,7 @@ class Provider:
             endpoints=endpoints,
             auth_methods=tuple(methods) if isinstance(methods, list) else ("client_secret_basic",),
             sends_iss=document.get("authorization_response_iss_parameter_supported") is True,
-            keys=read_keys(self._fetch("GET", endpoints["jwks_uri"], seconds=self._seconds)),
+            keys=read_keys(self._fetch("GET", endpoints["jwks_uri"], seconds=deadline - self._clock())),
             at=self._clock(),
         )
 
@@ -142,6 +184,8 @@ class Provider:
         except ValueError as error:
             raise ProviderError(f"{name} of the discovery document is no URL") from error
         same = (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ProviderError(f"{name} of the discovery document is no URL")
         if not same and not (ours.scheme == theirs.scheme == "https" and theirs.hostname):
             raise ProviderError(f"{name} of the discovery document leads elsewhere")
 
@@ -158,9 +202,11 @@ def read_keys(document: Mapping[str, Any]) -> tuple[Key, ...]:
         if item["kty"] == "RSA" and len(str(item.get("n"))) * 6 < MIN_RSA_BITS:  # base64: six bits a character
             continue
         try:
-            found.append(JWKRegistry.import_key(item))
-        except (JoseError, ValueError, TypeError) as error:
-            logger.warning("oidc_key_passed_over", error=type(error).__name__)
+            key = JWKRegistry.import_key(item)
+            key.get_op_key("verify")  # the library reads some of it only now: a curve that it does not know, say
+            found.append(key)
+        except Exception as error:  # noqa: BLE001 - whatever it raises, this key alone is none
+            logger.warning("oidc_key_passed_over", error=type(error).__name__, kid=ascii(item.get("kid"))[:100])
     return tuple(found)
 
 

@@ -1,5 +1,7 @@
 """The OpenID provider of the tests (`provider_site.py`), started, stopped and given new keys; and a browser for it."""
 
+import base64
+import hashlib
 import html
 import json
 import os
@@ -15,7 +17,6 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx2
-from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -112,7 +113,7 @@ class OpenIdProvider:
             "client_id": CLIENT_ID,
             "redirect_uri": PAGE,
             "scope": "openid email profile",
-            "code_challenge": create_s256_code_challenge(verifier),
+            "code_challenge": challenge(verifier),
             "code_challenge_method": "S256",
             "state": "s",
         }
@@ -129,6 +130,11 @@ class OpenIdProvider:
         assert answer.status_code == 200, answer.text
         token: str = answer.json()["id_token"]
         return token
+
+
+def challenge(verifier: str) -> str:
+    """RFC 7636 §4.2, S256."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
 
 
 def query(url: str) -> dict[str, str]:
