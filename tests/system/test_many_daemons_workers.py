@@ -92,8 +92,9 @@ class Parent:
 
 @asynccontextmanager
 async def workers(
-    folder: Path, size: int, arguments: Sequence[str] | None = None, **settings: object
+    folder: Path, size: int, arguments: Sequence[str] | None = None, descriptors: int = 0, **settings: object
 ) -> AsyncIterator[Parent]:
+    """`descriptors`: as many files as each process may open, 0: as we may."""
     control = Control()
     control.open()
     control.extra = {f"vAs_{n:032x}": {"device_id": f"device-{n}"} for n in range(100)}
@@ -107,6 +108,8 @@ async def workers(
     )
     given = ("--workers", str(size)) if arguments is None else arguments
     argv = [sys.executable, "-m", "tunnel", *given]
+    if descriptors:
+        argv = ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *argv]
     run = partial(trio.run_process, argv, env=env, cwd=folder, check=False, stdin=subprocess.DEVNULL)
     with trio.fail_after(150):
         async with trio.open_nursery() as nursery:

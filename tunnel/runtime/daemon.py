@@ -25,7 +25,9 @@ from tunnel.registry import Registry
 from tunnel.runtime.admission import Admission
 from tunnel.runtime.arrivals import Arrivals
 from tunnel.runtime.departures import Departures
+from tunnel.runtime.descriptors import connections_possible
 from tunnel.runtime.fast import FastLane
+from tunnel.runtime.fast_edge import Proxies
 from tunnel.runtime.hands import AVAILABLE, Handed, Hands
 from tunnel.runtime.heartbeat import Heart
 from tunnel.runtime.internal import InternalApi
@@ -33,6 +35,7 @@ from tunnel.runtime.listener import Listener, identity_of
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
 from tunnel.runtime.remote_line import RemoteLines
+from tunnel.runtime.room import Room
 from tunnel.runtime.server import HttpServer, Slots
 from tunnel.runtime.session import TunnelSession, never_connected, rfc3339
 from tunnel.runtime.share import Shares
@@ -195,6 +198,14 @@ class Daemon:
         )
         self.admission = admission
         arrivals = Arrivals()
+        sockets = connections_possible()
+        room = Room(
+            config.max_sessions + 10 * config.max_handshakes,
+            sockets,
+            elsewhere=lambda: internal_port.connections,
+            trusts=Proxies(config.trusted_proxies).trusts,
+        )
+        self.metrics.room = room
         fast = FastLane(
             config,
             control=control,
@@ -202,6 +213,7 @@ class Daemon:
             arrivals=arrivals,
             log=self._log,
             full=lambda: self.switch.over_budget,
+            room=room,
         )
         fast.node_url = self.node_url
         remote = RemoteLines(config.secrets[0], open_seconds=config.open_seconds)
@@ -230,6 +242,7 @@ class Daemon:
             handed_over=self._departures.handed_over,
             fast=fast,
             watchdog=watchdog,
+            room=room,
         )
         listener.node_url = self.node_url
         internal = InternalApi(
@@ -242,7 +255,8 @@ class Daemon:
             handed_over=self._departures.handed_over,
             fast=fast,
         )
-        public = self._public(listener)
+        public = self._public(listener, room)
+        internal_port = self._internal(internal, sockets)
         async with control, trio.open_nursery() as background:
             self._background = background
             background.start_soon(self._log.run)
@@ -253,7 +267,7 @@ class Daemon:
             async with trio.open_nursery() as sessions, trio.open_nursery() as accepting:
                 await sessions.start(fast.run)
                 accepting.start_soon(public.run, sessions)
-                accepting.start_soon(self._internal(internal).run, sessions)
+                accepting.start_soon(internal_port.run, sessions)
                 if hands is not None:
                     accepting.start_soon(hands.run, partial(_adopt, public, listener))
                 accepting.start_soon(heart.run)
@@ -338,7 +352,7 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 - the background must not die of one session
             self._log.error("background_crashed", work=getattr(work, "__qualname__", ""), error=repr(error))
 
-    def _public(self, listener: Listener) -> HttpServer:
+    def _public(self, listener: Listener, room: Room) -> HttpServer:
         config = self.config
         return HttpServer(
             self._ports.public,
@@ -348,9 +362,10 @@ class Daemon:
             slots=self._slots,
             head_seconds=config.head_seconds,
             max_connections=config.max_sessions + 10 * config.max_handshakes,
+            room=room,
         )
 
-    def _internal(self, internal: InternalApi) -> HttpServer:
+    def _internal(self, internal: InternalApi, sockets: int) -> HttpServer:
         config = self.config
         return HttpServer(
             self._ports.internal,
@@ -359,7 +374,7 @@ class Daemon:
             name="internal",
             slots=Slots(config.max_internal, wait_seconds=config.queue_seconds),
             head_seconds=config.head_seconds,
-            max_connections=config.max_internal + 1024,
+            max_connections=min(config.max_internal + 1024, sockets // 2),
         )
 
     def _describe(self) -> HeartbeatMessage:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import resource
 from contextlib import suppress
+from typing import Final
+
+_OWN: Final = 80
+"""For what is no connection of a port: the log, listeners, pollers, calls to the API and to other daemons."""
+_LEAST: Final = 32
+_ENDLESS: Final = 1 << 20
 
 
 def raise_limit() -> int:
@@ -13,3 +19,11 @@ def raise_limit() -> int:
         with suppress(OSError, ValueError):  # some systems take no unlimited number of files
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def connections_possible() -> int:
+    """How many connections the ports may hold together with the descriptors that there are."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY or soft > _ENDLESS:
+        soft = _ENDLESS
+    return max(_LEAST, soft - _OWN)

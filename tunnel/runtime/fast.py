@@ -42,6 +42,7 @@ from tunnel.runtime.fast_types import BoxStream, Line, Plain, Remote
 from tunnel.runtime.fast_watch import Watch
 from tunnel.runtime.hands import Hands
 from tunnel.runtime.remote import RemoteStream
+from tunnel.runtime.room import Room
 from tunnel.runtime.session import TunnelSession
 from tunnel.runtime.sockets import ByteStream
 
@@ -63,6 +64,7 @@ class FastLane:
         arrivals: Arrivals,
         log: JsonLog,
         full: Callable[[], bool] = lambda: False,
+        room: Room | None = None,
     ) -> None:
         self.config = config
         self.head_seconds = config.head_seconds
@@ -80,6 +82,7 @@ class FastLane:
         self._arrivals = arrivals
         self._log = log
         self._full = full
+        self._room = room
         self._cors = Cors(config.cors_origins)
         self._ids = Ids()
         self.proxies = Proxies(config.trusted_proxies)
@@ -125,6 +128,8 @@ class FastLane:
     ) -> Agents | None:
         """One client connection, from its first head (read already) to its end, or to a request of an agent's."""
         client = Client(self, raw, address, turns)
+        if self._room is not None:
+            self._room.heard(raw, client)
         self._clients.add(client)
         try:
             return await client.serve(head, rest)
@@ -242,6 +247,9 @@ class FastLane:
             mount=asked.mount,
             upgrade=asked.upgrade,
         )
+        if self._room is not None and not client.proved:
+            client.proved = True
+            self._room.prove(client.address)
         exchange = Exchange(asked.head, via, grant.limits)
         run: Run | None = None
         if self.share is not None and asked.sharable and not exchange.request.body_length:

@@ -45,7 +45,7 @@ class Client(Pipe):
 
     __slots__ = (
         "_descriptor", "_given", "_keep", "_lane", "_parser", "_quick", "_rester", "_waiter", "address", "forwarded",
-        "noted", "phase", "reading", "run", "scope", "since", "trusted", "wander",
+        "noted", "phase", "proved", "reading", "run", "scope", "since", "trusted", "wander",
     )  # fmt: skip
 
     def __init__(self, lane: FastLane, raw: ByteStream, address: str, turns: int = 0) -> None:
@@ -57,6 +57,7 @@ class Client(Pipe):
         self.forwarded = address.encode("latin-1")
         self.run: Served | None = None
         self.noted: Noted | None = None
+        self.proved = False  # a request of it was allowed
         self.phase = HEAD
         self.since = trio.current_time()  # of the phase
         self.reading = True  # False: nobody reads the socket now, so its end has to be asked for
@@ -365,6 +366,13 @@ class Client(Pipe):
         """Close the connection; whoever reads it is told."""
         self._wake()
         self.raw.close()
+
+    def idle_since(self) -> float | None:
+        """Since when it waits for a request, or for the rest of a slow head; None: it is at work."""
+        if self.phase == IDLE:
+            return self.since
+        slow = self.phase == HEAD and trio.current_time() - self.since >= _SLOW_SECONDS
+        return self.since if slow else None
 
     # --- the watchdog -------------------------------------------------------------------------------------------------
     def look(self, now: float) -> None:

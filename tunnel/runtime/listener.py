@@ -43,6 +43,7 @@ from tunnel.runtime.hands import Handed
 from tunnel.runtime.http1 import Refusal, Request, refusal, request_of, send_and_close
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
+from tunnel.runtime.room import Room
 from tunnel.runtime.server import Rest
 from tunnel.runtime.session import Identity, TunnelSession, never_connected
 from tunnel.runtime.sockets import ByteStream
@@ -71,6 +72,7 @@ class Listener:
         handed_over: Callable[[TunnelSession], None],
         fast: FastLane,
         watchdog: Watchdog,
+        room: Room,
     ) -> None:
         self._config = config
         self._admission = admission
@@ -84,6 +86,8 @@ class Listener:
         self._handed_over = handed_over
         self._fast = fast
         self._watchdog = watchdog
+        self._room = room
+        self._max_sessions = min(config.max_sessions, room.most_agents)
         self._role = Role.CLIENT if config.role == "client" else Role.SERVER
         self._limits = SessionConfig(max_outbound_streams=config.max_streams, open_timeout=config.open_seconds)
         self._admitting = 0
@@ -99,6 +103,8 @@ class Listener:
         """One connection up to its upgrade; what is returned carries the tunnel. Raises Refusal."""
         if request.path != TUNNEL_PATH:
             if is_lane_path(request.path):
+                if not self._room.enter():
+                    raise Refusal("OVERLOADED", "too many connections; try again shortly", retry_after=1)
                 return partial(self._lane, request, stream, peer)
             raise Refusal("NOT_FOUND", "there is nothing here")
         session_id = str(uuid.uuid4())
@@ -112,6 +118,7 @@ class Listener:
             except Refusal as refusal:
                 self._refused(request, peer, refusal)
                 raise
+            self._room.admitted(stream)
             transport = await self._answered(request, stream, identity, admitted)
             return partial(self._hold, self._begin(identity, admitted, transport))
 
@@ -156,7 +163,7 @@ class Listener:
 
     async def _admit(self, asked: Credential, arrival: Arrival) -> tuple[Identity, Admitted]:
         self._check_not_draining()
-        if len(self._sessions) + self._admitting >= self._config.max_sessions:
+        if len(self._sessions) + self._admitting >= self._max_sessions:
             raise Refusal("OVERLOADED", "this daemon holds as many tunnels as it may", retry_after=30)
         self._admitting += 1
         try:

@@ -47,6 +47,7 @@ class Metrics:
         self.outbox: Outbox | None = None
         self.fast: Source | None = None
         self.shares: Source | None = None
+        self.room: Source | None = None
         self.heart: Heart | None = None
         self.leaving = False  # told to end, and not ready any more; what comes is served until `draining`
         self.draining = False
@@ -110,7 +111,7 @@ class Metrics:
         yield GaugeMetricFamily(
             name + "tasks", "Trio tasks of this process", value=trio.lowlevel.current_statistics().tasks_living
         )
-        for source in (self.fast, self.shares):
+        for source in (self.fast, self.shares, self.room):
             if source is not None:
                 yield from source.live()
         if self.outbox is not None:

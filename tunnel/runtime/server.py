@@ -16,9 +16,11 @@ from tunnel.contract import request_id_from
 from tunnel.http import ProxyError
 from tunnel.logs import JsonLog
 from tunnel.runtime.http1 import Refusal, Request, read_request, refusal, send_and_close, unreadable
+from tunnel.runtime.room import Room
 from tunnel.runtime.sockets import ByteStream, accept, accept_nowait, stop_listening
 
 _OUR_FAULT: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _PAUSE_SECONDS: Final = 0.1
 _SLOW_SECONDS: Final = 1.0  # a head takes a round trip; one that takes longer is in no hurry
 _WAITING_FACTOR: Final = 8  # connections that may wait, for each slot
@@ -99,7 +101,8 @@ class Slots:
 class HttpServer:
     """One listening socket. `route` serves a request whose head was read; it raises Refusal to have that answered.
 
-    At most `max_connections` are held at once, whatever they do; more are closed unheard.
+    At most `max_connections` are held at once, whatever they do; more are closed unheard. With a `room` that decides
+    whom to hold, and who gives way.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class HttpServer:
         slots: Slots,
         head_seconds: float,
         max_connections: int,
+        room: Room | None = None,
     ) -> None:
         self._listener = listener
         self._route = route
@@ -120,6 +124,7 @@ class HttpServer:
         self._slots = slots
         self._head_seconds = head_seconds
         self._max_connections = max_connections
+        self._room = room
         self._nursery: trio.Nursery | None = None
         self.connections = 0
 
@@ -136,6 +141,8 @@ class HttpServer:
                     raise
                 # Out of descriptors or memory, a network that is down: accept(2) says that it passes.
                 self._log.error("accept_failed", port=self._name, error=str(error))
+                if error.errno in _NO_DESCRIPTORS and self._room is not None:
+                    self._room.make_room()
                 await trio.sleep(_PAUSE_SECONDS)
                 if self._listener.fileno() < 0:
                     return
@@ -155,30 +162,40 @@ class HttpServer:
         stop_listening(self._listener)
 
     def _take(self, sock: socket.socket, address: str) -> None:
-        if self._nursery is None or self.connections >= self._max_connections:
+        stream, unheard = ByteStream(sock), trio.CancelScope()
+        if self._nursery is None or not self._place(stream, address, unheard):
             sock.close()
             return
         self.connections += 1
-        self._nursery.start_soon(self._serve, ByteStream(sock), address)
+        self._nursery.start_soon(self._serve, stream, address, unheard)
+
+    def _place(self, stream: ByteStream, address: str, unheard: trio.CancelScope) -> bool:
+        if self.connections >= self._max_connections:
+            return False
+        return self._room is None or self._room.take(stream, address, unheard.cancel)
 
     def adopt(self, sock: socket.socket, address: str, work: Callable[[ByteStream], Awaitable[None]]) -> None:
         """Hold a connection that another process accepted, as one of ours: `work` is what it is used for.
 
         Where there is no room the client is told so: its request was heard already.
         """
-        if self._nursery is None or self.connections >= self._max_connections:
+        stream, unheard = ByteStream(sock), trio.CancelScope()
+        if self._nursery is None or not self._place(stream, address, unheard):
             with sock, suppress(OSError):  # it is gone, or reads nothing
                 sock.send(refusal(_full(), request_id_from(None)))
             return
         self.connections += 1
-        stream = ByteStream(sock)
-        self._nursery.start_soon(self._serve, stream, address, partial(work, stream))
+        self._nursery.start_soon(self._serve, stream, address, unheard, partial(work, stream))
 
-    async def _serve(self, stream: ByteStream, address: str, rest: Rest | None = None) -> None:
+    async def _serve(
+        self, stream: ByteStream, address: str, unheard: trio.CancelScope, rest: Rest | None = None
+    ) -> None:
+        """`unheard` ends it while its first request has not been read."""
         scope = trio.CancelScope()
         try:
             if rest is None:
-                rest = await self._exchange(stream, address, scope)
+                with unheard:
+                    rest = await self._exchange(stream, address, scope)
             self._slots.leave(scope)
             if rest is not None:
                 await rest()
@@ -190,6 +207,8 @@ class HttpServer:
             self._slots.leave(scope)
             self.connections -= 1
             stream.close()
+            if self._room is not None:
+                self._room.leave(stream)
 
     async def _exchange(self, stream: ByteStream, address: str, scope: trio.CancelScope) -> Rest | None:
         request: Request | None = None
@@ -215,6 +234,8 @@ class HttpServer:
         if scope.cancelled_caught:
             raise Refusal("REQUEST_TIMEOUT", "the request did not arrive in time")
         self._slots.head_read(scope)
+        if self._room is not None:
+            self._room.read(stream)
         return request
 
 
