@@ -66,6 +66,8 @@ class Switch:
         self._poll = select.poll()
         self._registered: dict[int, int] = {}
         self._moved_at = time.monotonic()
+        self._box_deaf = False  # the stream takes no more
+        self._box_reset = False
 
     def __repr__(self) -> str:
         return f"<Switch up={self._up.bytes} ended={self._up.ended} down={self._down.bytes} ended={self._down.ended}>"
@@ -99,14 +101,14 @@ class Switch:
             client, box = happened.get(self._client.fileno(), 0), happened.get(self._box.fileno(), 0)
             if client & _GONE:
                 raise ClientLeft
-            if box & _GONE:
-                raise AnswerCut("AGENT_BAD_RESPONSE", "the stream was reset")
             if client & (select.POLLIN | select.POLLHUP):
                 self._read_client()
-            if box & (select.POLLIN | select.POLLHUP):
+            if box & (select.POLLIN | select.POLLHUP | _GONE):
                 self._read_box()
             self._deliver_up()
             self._deliver_down()
+            if self._box_reset and not self._down.out.size:  # what the box said before has been passed on
+                raise AnswerCut("AGENT_BAD_RESPONSE", "the stream was reset")
 
     def _set(self, level: int, option: int, value: int) -> None:
         try:
@@ -118,7 +120,7 @@ class Switch:
     def _wait(self) -> dict[int, int]:
         """What happened on which descriptor. Raises Ended, AnswerCut."""
         self._watch(self._client, reads=self._up.reads, writes=self._down.out.size > 0)
-        self._watch(self._box, reads=self._down.reads, writes=self._up.out.size > 0)
+        self._watch(self._box, reads=self._down.reads and not self._box_reset, writes=self._up.out.size > 0)
         quiet = HALF_CLOSED_SECONDS if self._up.ended or self._down.ended else self._idle
         deadline = self._moved_at + min(quiet, self._idle)
         while True:
@@ -154,8 +156,10 @@ class Switch:
     def _read_box(self) -> None:
         try:
             self._take(self._box, self._down)
-        except OSError as error:
-            raise AnswerCut("AGENT_BAD_RESPONSE", "the stream was reset") from error
+        except OSError:
+            self._box_reset = True
+        if self._down.ended and self._box_deaf:  # a failed write takes the reset's error away: this is no end
+            self._down.ended, self._box_reset = False, True
 
     def _take(self, sock: socket.socket, flow: _Flow) -> None:
         if not flow.reads:
@@ -174,8 +178,9 @@ class Switch:
     def _deliver_up(self) -> None:
         try:
             self._deliver(self._up, self._box)
-        except OSError as error:
-            raise AnswerCut("AGENT_BAD_RESPONSE", "the stream takes no more") from error
+        except OSError:
+            self._box_deaf = True  # how it ended is read, behind what the box said before
+            self._up.out.clear()
 
     def _deliver_down(self) -> None:
         try:

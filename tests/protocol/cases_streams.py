@@ -180,6 +180,7 @@ def _(delivery: str) -> None:
     assert stream.fault is Fault.PEER_RESET
     assert not stream.read_eof
     assert stream.send_window.available == WIN
+    assert lab.session.read(stream) == b"abc", "what came before the reset is delivered before it"
     assert lab.session.buffered == 0
 
 

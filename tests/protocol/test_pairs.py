@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.protocol.lab import ACK, DELIVERIES, FIN, RST, SYN, WIN, Lab, data, window
 from tunnel.protocol.core import Role
-from tunnel.protocol.errors import LocalProtocolError
+from tunnel.protocol.errors import Fault, LocalProtocolError
 from tunnel.protocol.stream import MuxStream, State
 
 
@@ -94,7 +94,7 @@ WIRE = [
         lambda i, f: window(i, f, 1000),
     )
 ]
-CALLS = ("half_close", "close", "reset", "send", "read")
+CALLS = ("half_close", "close", "reset", "reset_when_flushed", "send", "read")
 
 
 def test_every_frame_in_every_state() -> None:
@@ -156,11 +156,12 @@ def _check(lab: Lab, stream: MuxStream) -> None:
     session = lab.session
     live = [s for s in (session.stream(1), session.stream(2)) if s is not None]
     assert all(not s.gone for s in live)
-    assert session.buffered == sum(len(s.received) for s in {*live, stream})
+    unread = {*live, stream, *session._core.lingering}
+    assert session.buffered == sum(len(s.received) for s in unread)
     assert (stream in live) == (not stream.gone)
     if stream.fault is not None:
         assert stream.gone
-        assert not stream.received
+        assert not stream.received or stream.fault in (Fault.PEER_RESET, Fault.SESSION_ENDED)
         assert not stream.send_buffer
     window_ = stream.receive_window
     assert 0 <= window_.remaining <= WIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from tests.runtime.daemonworld import SECRET, TOKEN, World, echo, world
 from tunnel.runtime import remote
 from tunnel.runtime.connection import Stream, StreamReset
 from tunnel.runtime.remote import RemoteNodes, RemoteRefused, RemoteStream
-from tunnel.runtime.sockets import ByteStream, accept, listen
+from tunnel.runtime.sockets import ByteStream, accept, listen, tune
 
 
 async def opened(w: World, *, session: str = "", secret: str = SECRET, seconds: float = 5.0) -> RemoteStream:
@@ -260,3 +261,20 @@ async def test_nobody_there() -> None:
 @pytest.mark.parametrize("url", ["https://127.0.0.1:1", "http://", "ftp://x", "http://no-such-host.invalid:1"])
 async def test_a_url_that_leads_nowhere(url: str) -> None:
     assert (await refused(url, seconds=5)).code == "TUNNEL_UNAVAILABLE"
+
+
+async def test_a_write_that_fails_takes_nothing_away_from_what_the_box_said_before() -> None:
+    """The kernel tells a reset once. Told to a write, what is read behind the bytes is still no clean end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        tune(sock)
+        peer, _ = listener.accept()
+        peer.sendall(b"answer")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        stream = RemoteStream(ByteStream(sock), "s", frozenset(), b"")
+        with pytest.raises(StreamReset):
+            stream.send_nowait(b"more of an upload")
+        assert await stream.receive_some() == b"answer"
+        with pytest.raises(StreamReset):
+            await stream.receive_some()
+        stream.reset()

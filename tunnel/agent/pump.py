@@ -8,6 +8,7 @@ in each direction besides the stream's own window.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import trio
 
 from tunnel.agent.addresses import LocalAddress
 from tunnel.runtime.peek import RequestPeek
-from tunnel.runtime.sockets import ByteStream, tune
+from tunnel.runtime.sockets import FLUSH_SECONDS, ByteStream, tune
 
 READ_BYTES: Final = 128 * 1024
 CONNECT_SECONDS: Final = 5.0
@@ -39,9 +40,13 @@ class TunnelStream(Protocol):
     async def send_eof(self) -> None: ...
     async def aclose(self) -> None: ...
     def reset(self) -> None: ...
+    def reset_when_flushed(self) -> None: ...
 
 
 OK: Final = "ok"
+LOCAL_RESET: Final = "reset by the local server"
+CLOSED_EARLY: Final = "local server closed early"
+_OF_THE_LOCAL_SERVER: Final = frozenset({LOCAL_RESET, CLOSED_EARLY})
 
 
 @dataclass(slots=True)
@@ -126,7 +131,10 @@ async def carry(stream: TunnelStream, address: LocalAddress, counters: Counters,
         counters.outcome = f"local server unreachable: {counters.unreachable}"
     finally:
         if counters.outcome != OK:  # neither side may take this for a clean end
-            stream.reset()
+            if counters.outcome in _OF_THE_LOCAL_SERVER:
+                stream.reset_when_flushed()  # its reset does not overtake what it said before
+            else:
+                stream.reset()
             if local is not None:
                 local.reset()
 
@@ -138,7 +146,7 @@ async def _both_ways(stream: TunnelStream, local: ByteStream, counters: Counters
         nursery.start_soon(pair.towards_local)
         await pair.towards_daemon()
     if pair.outcome == OK and pair.scope.cancelled_caught:
-        return "local server closed early"
+        return CLOSED_EARLY
     return pair.outcome
 
 
@@ -154,6 +162,7 @@ class _Pair:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     answered: bool = False  # the local server has sent all that it will send
     deaf: bool = False  # the local server reads no more
+    was_reset: bool = False  # … for it has reset its connection, which a write was told: reading tells no more of it
     outcome: str = OK
 
     def _fail(self, outcome: str) -> None:
@@ -189,13 +198,28 @@ class _Pair:
         if self.stream.broken:
             self._fail("reset by the daemon")
 
+    def _look_stuck(self) -> None:
+        """The daemon has reset the stream while the local server is slow to take what came before."""
+        if self.stream.broken:
+            self.outcome = "reset by the daemon"
+            self.scope.deadline = trio.current_time() + FLUSH_SECONDS
+
     async def _write_local(self, data: bytes | bytearray) -> None:
         try:
-            await self.local.send_all(data)
-        except trio.BrokenResourceError:
+            sent = self.local.send_nowait(data)
+            if sent < len(data):
+                self.stream.listener = self._look_stuck
+                self._look_stuck()
+                await self.local.send_all(memoryview(data)[sent:])
+                self.stream.listener = None
+                self.scope.deadline = math.inf
+        except trio.BrokenResourceError as error:
             # It closed while we were writing. It may have answered before (an early 413): what it said comes first,
-            # so the rest is read and dropped, as a lingering close does.
+            # so the rest is read and dropped, as a lingering close does. The kernel tells a reset once: to whoever
+            # asks first. One that came behind its end is no news (EPIPE, Linux' tcp_reset).
+            self.stream.listener = None
             self.deaf = True
+            self.was_reset = isinstance(error.__cause__, ConnectionResetError)
             self._linger()
 
     async def towards_daemon(self) -> None:
@@ -203,7 +227,10 @@ class _Pair:
             try:
                 data = await self.local.receive_some()
             except trio.BrokenResourceError:
-                self._fail("reset by the local server")
+                self._fail(LOCAL_RESET)
+                return
+            if not data and self.was_reset:
+                self._fail(LOCAL_RESET)
                 return
             if not self.peek.looking:
                 self.peek.turned()

@@ -50,6 +50,7 @@ from tunnel.http.errors import ProxyError as ProxyError
 from tunnel.http.errors import error_body as error_body
 from tunnel.http.errors import error_response as error_response
 from tunnel.http.exchange import CONTINUE as CONTINUE
+from tunnel.http.exchange import UNREAD_FROM as UNREAD_FROM
 from tunnel.http.exchange import Exchange as Exchange
 from tunnel.http.fields import Field as Field
 from tunnel.http.heads import METHODS as METHODS

@@ -18,6 +18,8 @@ from tunnel.http.response import AnswerHead, ResponseReader, client_head
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 """What a driver sends to a client that expects it, when it first wants the body; never after the answer's head."""
+UNREAD_FROM: Final = 400
+"""From this status on a box may have answered a body that it did not read, and may reset its connection for it."""
 
 
 class Exchange:
@@ -229,13 +231,17 @@ class Exchange:
 
     @property
     def reusable(self) -> bool:
-        """Whether the stream is clean for another request: both sides complete, nothing behind, the box keeps it."""
+        """Whether the stream is clean for another request: both sides complete, nothing behind, the box keeps it.
+
+        Not behind an error that answers a body: the box may not have read all of it, and then resets its connection.
+        """
         head = self._reader.head
         return (
             self.request_done
             and self.complete
             and head is not None
             and head.keep_alive
+            and not (self.request.body_length and head.status >= UNREAD_FROM)
             and not self._reader.extra
             and not self._via.close
         )

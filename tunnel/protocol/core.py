@@ -17,6 +17,8 @@ from tunnel.protocol.stream import MuxStream, State
 # Frames other than Data that may still arrive for a closed stream without being a glitch: credits for bytes that the
 # peer's application reads late, its FIN or RST, a late ACK.
 _LATE_CONTROLS = 16
+# What the peer does to a stream never overtakes the bytes that it sent before.
+_AFTER_BYTES = (Fault.PEER_RESET, Fault.SESSION_ENDED)
 # Bytes for a peer that has ended its own side and takes none for so long are not wanted any more.
 _STUCK_SECONDS = 30.0
 
@@ -260,12 +262,16 @@ class Core:
         while self.buffered > self.config.hard_buffered:
             victim = max((*self.streams.values(), *self.lingering), key=lambda stream: len(stream.received))
             if victim.state is State.GONE:
-                self.lingering.discard(victim)
-                self._drop_buffers(victim)
+                self.drop_unread(victim)
                 victim.fault = Fault.BUFFER_LIMIT
                 self.touch(victim)
             else:
                 self.drive(victim, Input.RESET, Fault.BUFFER_LIMIT)
+
+    def drop_unread(self, stream: MuxStream) -> None:
+        """Nobody will read what is left of a stream that is gone."""
+        self.lingering.discard(stream)
+        self._drop_buffers(stream)
 
     def give_up_closed(self) -> bool:
         """Reset the oldest of our own streams that the application has closed, both ways; False if there is none.
@@ -322,10 +328,12 @@ class Core:
         if stream.bulk:
             del self.bulk[stream_id]
         self.remember(stream_id, 0 if stream.read_eof and fault is None else stream.receive_window.remaining)
-        if fault is not None:
+        if fault is None or (fault in _AFTER_BYTES and not stream.discarding and stream_id not in self.backlog):
+            stream.send_buffer.clear()
+            if stream.received:
+                self.lingering.add(stream)
+        else:
             self._drop_buffers(stream)
-        elif stream.received:
-            self.lingering.add(stream)
         if stream.inbound:
             self.inbound_open -= 1
             self.backlog.pop(stream_id, None)

@@ -128,7 +128,7 @@ class Inbound:
         if stream is not None and stream.state is not State.GONE:
             core = self._core
             if stream.discarding:
-                core.drive(stream, Input.RESET, Fault.ABANDONED)
+                self._refuse_bytes(stream)
             else:
                 stream.received += data if taken == len(data) else memoryview(data)[pos : pos + taken]
                 core.buffered += taken
@@ -140,6 +140,11 @@ class Inbound:
             self._body_stream = None
             self._body_fin = False
         return pos + taken
+
+    def _refuse_bytes(self, stream: MuxStream) -> None:
+        """Bytes for a stream that the application has closed. One whose reset waits behind its own bytes stays."""
+        if not stream.reset_wanted:
+            self._core.drive(stream, Input.RESET, Fault.ABANDONED)
 
     def _header(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if flags & ~KNOWN_FLAGS:
@@ -173,7 +178,7 @@ class Inbound:
             if not stream.acked:
                 core.mark_acked(stream)
             if stream.discarding:
-                core.drive(stream, Input.RESET, Fault.ABANDONED)
+                self._refuse_bytes(stream)
                 return
             if core.drive(stream, Input.RECV_DATA, Fault.DATA_AFTER_FIN) is not Verdict.OK:
                 return

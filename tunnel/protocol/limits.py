@@ -63,6 +63,7 @@ class SessionConfig:
     unacked_timeout: float = 15.0  # with max_unacked outstanding and none answered, the session ends
     accept_timeout: float = 10.0  # a Go opener kills its session after 75 s without ACK
     close_timeout: float = 300.0  # without progress after our half-close
+    flush_stuck: float = 30.0  # without progress of what goes before a reset that is passed on
     partial_frame_timeout: float = 30.0
     write_timeout: float = 30.0  # without progress of the transport
     ping_idle: float = 15.0  # without an inbound byte

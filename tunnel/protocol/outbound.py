@@ -7,9 +7,10 @@ stream the SYN is first and the FIN last; no frame carries more than one flag, a
 
 from tunnel.protocol.classes import crowd, weigh, weigh_received
 from tunnel.protocol.core import Core
+from tunnel.protocol.errors import Fault
 from tunnel.protocol.frames import ACK, FIN, GO_AWAY, HEADER, HEADER_SIZE, PING, RST, SYN, WINDOW_UPDATE
 from tunnel.protocol.states import Input
-from tunnel.protocol.stream import CREDIT, MuxStream, State
+from tunnel.protocol.stream import CREDIT, MuxStream
 
 # SYN, ACK and credit of one stream.
 _CONTROL_ROOM = 3 * HEADER_SIZE
@@ -135,7 +136,7 @@ class Outbound:
         counters.window_stalls += ring.stalls
         ring.frames = ring.stalls = 0
         for stream in drained:
-            if stream.fin_wanted and stream.state is not State.LOCAL_CLOSED:
+            if stream.owes_fin:
                 if len(out) + HEADER_SIZE > limit:
                     ring.add(stream)
                     continue
@@ -145,3 +146,5 @@ class Outbound:
                 # Go never acknowledges a stream that we half-closed before it was accepted: no open timeout then.
                 core.opening.pop(stream.stream_id, None)
                 core.drive(stream, Input.SEND_FIN)
+            if stream.reset_wanted:
+                core.drive(stream, Input.RESET, Fault.LOCAL_RESET)

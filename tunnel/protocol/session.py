@@ -147,7 +147,7 @@ class Session:
         If it was not all, the stream is touched once half of the buffer is free. Raises LocalProtocolError if the
         stream was half-closed here or is gone.
         """
-        if stream.state is State.GONE or stream.fin_wanted:
+        if stream.state is State.GONE or stream.fin_wanted or stream.reset_wanted:
             raise LocalProtocolError(f"send on {stream!r}")
         buffer = stream.send_buffer
         size = len(data)
@@ -197,8 +197,12 @@ class Session:
         """No more bytes from us: FIN once what is queued has gone out. Idempotent; nothing on a stream that is gone."""
         if stream.fin_wanted or stream.state is State.GONE:
             return
-        core = self._core
         stream.fin_wanted = True
+        self._begin_end(stream)
+
+    def _begin_end(self, stream: MuxStream) -> None:
+        """Nothing more will be queued: what was wanted behind it goes out once it has."""
+        core = self._core
         stream.last_progress = core.now
         core.closing[stream.stream_id] = stream
         if stream.ack_owed and stream.stream_id in core.backlog:
@@ -216,10 +220,7 @@ class Session:
         """
         core = self._core
         if stream.state is State.GONE:
-            if stream.received:
-                core.buffered -= len(stream.received)
-                stream.received.clear()
-                core.lingering.discard(stream)
+            core.drop_unread(stream)
             return
         stream.discarding = True
         stream.plain_receive = False
@@ -230,8 +231,25 @@ class Session:
 
     def reset(self, stream: MuxStream) -> None:
         """Break the stream off: queued and unread bytes are dropped, the peer gets RST. Idempotent."""
-        if stream.state is not State.GONE:
+        if stream.state is State.GONE:
+            self._core.drop_unread(stream)
+        else:
             self._core.drive(stream, Input.RESET, Fault.LOCAL_RESET)
+
+    def reset_when_flushed(self, stream: MuxStream) -> None:
+        """Pass on a reset that came behind the queued bytes: they go out first, an end that was wanted too, then RST.
+
+        Idempotent. What still comes is dropped. A peer that takes nothing for `flush_stuck` seconds gets RST too.
+        """
+        core = self._core
+        if stream.state is State.GONE or not (stream.send_buffer or stream.owes_fin):
+            self.reset(stream)
+            return
+        core.buffered -= len(stream.received)
+        stream.received.clear()
+        stream.discarding = stream.reset_wanted = True
+        stream.plain_receive = False
+        self._begin_end(stream)
 
     # Session
 

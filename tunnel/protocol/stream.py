@@ -31,7 +31,7 @@ class MuxStream:
 
     `context` belongs to the caller (the shell hangs its own object there). `touched` is cleared by whoever takes the
     list of touched streams. `fault` is None as long as nothing broke. `read_eof` is True once the peer's FIN came;
-    unread bytes may still lie in `received`.
+    unread bytes may still lie in `received`, and behind a reset of the peer's as well: they come before the fault.
     """
 
     __slots__ = (
@@ -55,6 +55,7 @@ class MuxStream:
         "read_eof",
         "receive_window",
         "received",
+        "reset_wanted",
         "send_blocked",
         "send_buffer",
         "send_window",
@@ -79,6 +80,7 @@ class MuxStream:
         # What the writer still has to say: SYN, ACK (frame flags) and credit, merged until it is written.
         self.pending = 0
         self.fin_wanted = False
+        self.reset_wanted = False  # RST follows what is queued, and the FIN if one was wanted
         self.in_control = False
         self.in_ring = False
         self.deficit = 0
@@ -108,7 +110,12 @@ class MuxStream:
     @property
     def writable(self) -> bool:
         """True while `Session.send` accepts bytes, if only later."""
-        return self.state is not State.GONE and not self.fin_wanted
+        return self.state is not State.GONE and not (self.fin_wanted or self.reset_wanted)
+
+    @property
+    def owes_fin(self) -> bool:
+        """True if the application has ended its side and the FIN has not gone out."""
+        return self.fin_wanted and self.state is not State.LOCAL_CLOSED
 
     @property
     def ready_to_send(self) -> bool:
@@ -117,7 +124,7 @@ class MuxStream:
             return False
         if self.send_buffer:
             return self.send_window.available > 0
-        return self.fin_wanted and self.state is not State.LOCAL_CLOSED
+        return self.reset_wanted or self.owes_fin
 
     def __repr__(self) -> str:
         bits = "".join(

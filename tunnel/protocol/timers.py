@@ -8,7 +8,7 @@ from tunnel.protocol.core import Core
 from tunnel.protocol.errors import EndKind, Fault
 from tunnel.protocol.inbound import Inbound
 from tunnel.protocol.states import Input
-from tunnel.protocol.stream import State
+from tunnel.protocol.stream import MuxStream, State
 
 
 def request_ping(core: Core) -> bool:
@@ -77,7 +77,7 @@ def next_deadline(core: Core, inbound: Inbound) -> float:
     if core.full_since is not None:
         due = min(due, core.full_since + config.unacked_timeout)
     if core.closing:
-        due = min(due, min(stream.last_progress for stream in core.closing.values()) + config.close_timeout)
+        due = min(due, *(_close_due(core, stream) for stream in core.closing.values()))
     return due
 
 
@@ -107,6 +107,12 @@ def _expire_opens(core: Core, now: float) -> None:
         core.full_since = now
 
 
+def _close_due(core: Core, stream: MuxStream) -> float:
+    """When a stream that ends is given up, if nothing of it moves before."""
+    config = core.config
+    return stream.last_progress + (config.flush_stuck if stream.reset_wanted else config.close_timeout)
+
+
 def _expire_others(core: Core, now: float) -> None:
     config = core.config
     while core.backlog:
@@ -115,6 +121,6 @@ def _expire_others(core: Core, now: float) -> None:
             break
         core.drive(stream, Input.RESET, Fault.ACCEPT_TIMEOUT)
     if core.closing:
-        stuck = [s for s in core.closing.values() if now - s.last_progress >= config.close_timeout]
+        stuck = [s for s in core.closing.values() if now >= _close_due(core, s)]
         for stream in stuck:
             core.drive(stream, Input.CLOSE_TIMEOUT, Fault.CLOSE_TIMEOUT)

@@ -362,6 +362,18 @@ class Client(Pipe):
         self.raw.reset()
         self.changed()
 
+    def cut_when_flushed(self) -> None:
+        """Reset the connection as the box did: what was written arrives before that."""
+        try:
+            kept = ByteStream(self.sock.dup())  # so that closing this one ends nothing
+        except OSError:
+            self.cut()  # no descriptor is left, or it was closed
+            return
+        self._keep = False
+        self.close()
+        self._lane.spawn(kept.reset_when_flushed)
+        self.changed()
+
     def close(self) -> None:
         """Close the connection; whoever reads it is told."""
         self._wake()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tunnel.http import Exchange, OrdinaryAnswers, ProxyError, Via
+from tunnel.http import UNREAD_FROM, Exchange, OrdinaryAnswers, ProxyError, Via
 from tunnel.logs import JsonLog
 from tunnel.runtime.connection import TunnelError
 from tunnel.runtime.fast_edge import Ids, is_request_id
@@ -231,7 +231,8 @@ class Quick:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.listener = None
-            self._line.keep(stream, self._idle, now, reusable=answer.keep_alive)
+            reusable = answer.keep_alive and not (self._body and answer.status >= UNREAD_FROM)
+            self._line.keep(stream, self._idle, now, reusable=reusable)
         if whole:
             self._finished(now)
         else:

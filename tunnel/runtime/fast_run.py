@@ -157,7 +157,8 @@ class Carried(Progress):
         """The box takes no more; what it said before that still counts."""
         if not self.over and stream is self._stream:
             self._spoke()
-        if not self.over and stream is self._stream:
+        # Who pumps comes to the fault himself, behind what he has still to pass on.
+        if not (self.over or self._pumping) and stream is self._stream:
             self.broken(error)
 
     async def end_body(self) -> None:
@@ -325,7 +326,7 @@ class Carried(Progress):
             self.problem = f"{error.code}: {error}"
             self._end(CUT)
             self._drop()
-            self.client.cut()
+            self.client.cut_when_flushed()
 
     def _may_try_again(self) -> bool:
         """A reused stream that ended unanswered: on a new one. A new one: if the device has a newer session by now."""

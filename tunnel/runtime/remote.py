@@ -60,6 +60,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         "_early",
         "_ended",
         "_raw",
+        "_reset",
         "features",
         "last_progress",
         "listener",
@@ -73,6 +74,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         self._ended = False  # half-closed here
         self._closed = False
         self._broken: OSError | trio.BrokenResourceError | None = None
+        self._reset: OSError | None = None  # what a write met: the end of what is read is not a clean one
         self.session = session
         self.features = features
         self.listener: Callable[[], None] | None = None
@@ -154,6 +156,8 @@ class RemoteStream(trio.abc.HalfCloseableStream):
             return None
         except OSError as error:
             raise self._break(error) from error
+        if not data and self._reset is not None:
+            raise self._break(self._reset)
         self.last_progress = trio.current_time()
         return data
 
@@ -201,7 +205,9 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._break(error) from error
+            # What the box said before is still to be read. The kernel tells a reset once, so it is kept.
+            self._reset = self._reset or error
+            raise StreamReset(str(error)) from error
         self.last_progress = trio.current_time()
         return sent
 

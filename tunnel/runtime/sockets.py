@@ -21,6 +21,9 @@ _SMALL_READ: Final = 64 * 1024
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 15, 10, 3
 _NOTSENT_LOWAT: Final = 128 * 1024  # so that a pong waits behind little (yamux.md §7)
 _ACKED_AT: Final = 120  # of `struct tcp_info`: 8 bytes, 24 words, two rates before it
+FLUSH_SECONDS: Final = 30.0
+"""What goes before a reset that is passed on may stand still for so long, no longer."""
+_FLUSH_LOOK: Final = 0.01
 _shared: trio.lowlevel.RunVar[memoryview] = trio.lowlevel.RunVar("tunnel_read_buffer")
 
 
@@ -153,14 +156,18 @@ class ByteStream:
                 self._size = READ_SIZE if len(data) == size else _SMALL_READ
             return data
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of `data`. Raises trio.BrokenResourceError."""
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Write what the kernel takes at once: how many bytes that was. Raises trio.BrokenResourceError."""
         try:
-            sent = self.sock.send(data)
+            return self.sock.send(data)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`. Raises trio.BrokenResourceError."""
+        sent = self.send_nowait(data)
         if sent == len(data):
             return
         rest = memoryview(data)[sent:]
@@ -193,6 +200,23 @@ class ByteStream:
                 self.close()  # the peer is gone already
             else:
                 self.close()
+
+    async def reset_when_flushed(self) -> None:
+        """Close with RST once the peer's kernel has what was written: a reset drops what was not acknowledged yet.
+
+        A peer that takes nothing for `FLUSH_SECONDS` is reset all the same, as is this if it is cancelled.
+        """
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + FLUSH_SECONDS) as scope:
+                held = unsent(self.sock)
+                while held:
+                    await trio.sleep(_FLUSH_LOOK)
+                    left = unsent(self.sock)
+                    if left is not None and left < held:
+                        scope.deadline = trio.current_time() + FLUSH_SECONDS
+                    held = left
+        finally:
+            self.reset()
 
     def close(self) -> None:
         """Close at once; what the kernel still holds is delivered. Idempotent."""

@@ -7,7 +7,7 @@ per call. Nothing awaits between a decision and its effect, so that a cancelled 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 from trio.lowlevel import (
@@ -21,12 +21,16 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from tunnel.protocol.errors import Fault
 from tunnel.protocol.inbound import Bytes
 from tunnel.protocol.stream import MuxStream
 from tunnel.runtime.mux_errors import stream_error
 
 if TYPE_CHECKING:
     from tunnel.runtime.connection import Connection
+
+_BEHIND_THE_END: Final = (None, Fault.PEER_RESET)
+"""The peer had ended its side before: its reset says that it takes no more, not that something is missing."""
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -135,7 +139,8 @@ class Stream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, at most `max_bytes`; b"" after the peer's end. Taking them is what lets the peer send more.
 
-        Raises TunnelError if the stream broke, and ValueError, TypeError for a bad `max_bytes`.
+        Raises TunnelError if the stream broke, once what came before the peer's reset has been taken, and
+        ValueError, TypeError for a bad `max_bytes`.
         """
         if max_bytes is not None:
             if not isinstance(max_bytes, int):
@@ -187,6 +192,13 @@ class Stream(trio.abc.HalfCloseableStream):
         if not self._closed:
             self._forget()
         self._connection.session.reset(self._core)
+        self._connection.kick()
+
+    def reset_when_flushed(self) -> None:
+        """Pass on a reset that came behind what was sent: the peer gets that first. Idempotent; does not wait."""
+        if not self._closed:
+            self._forget()
+        self._connection.session.reset_when_flushed(self._core)
         self._connection.kick()
 
     # For the connection
@@ -248,13 +260,15 @@ class Stream(trio.abc.HalfCloseableStream):
     def _receive(self, max_bytes: int | None) -> bytes | None:
         self._check_open()
         core = self._core
-        if core.fault is not None:
-            raise self._error()
         if core.received:
             data = self._connection.session.read(core, max_bytes)
             self._connection.kick()
             return data
-        return b"" if core.read_eof else None
+        if core.read_eof and core.fault in _BEHIND_THE_END:
+            return b""
+        if core.fault is not None:
+            raise self._error()
+        return None
 
     def _forget(self) -> None:
         self._closed = True

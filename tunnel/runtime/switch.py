@@ -7,6 +7,7 @@ a second at what moved.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -85,7 +86,14 @@ class Forward:
         """Carry until both directions have ended, or one broke. `first` was read behind the client's head."""
         with self.scope:
             await self._both(first)
-        if self.outcome:
+        # What is passed on does not overtake what came before it; our own abort is at once.
+        if self.outcome == "agent_reset":
+            self.stream.reset()
+            await self.raw.reset_when_flushed()
+        elif self.outcome == "client_reset" and isinstance(self.stream, Stream):
+            self.stream.reset_when_flushed()
+            self.raw.reset()
+        elif self.outcome:
             self.stream.reset()
             self.raw.reset()
         else:
@@ -95,8 +103,14 @@ class Forward:
 
     async def _both(self, first: bytes) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._guard, self._carry_up, first)
+            nursery.start_soon(self._guard, self._carry_up_to_end, first)
             await self._guard(self._carry_down)
+
+    async def _carry_up_to_end(self, first: bytes) -> None:
+        """Carry up until the client ends, or the stream takes no more: how that ended is told by its other side, behind
+        all that the agent said before."""
+        with contextlib.suppress(TunnelError):
+            await self._carry_up(first)
 
     async def _guard(self, carry: Callable[..., Awaitable[None]], *args: bytes) -> None:
         try:
