@@ -4,12 +4,13 @@
 Limits on heads are the worker class's; what gunicorn has of its own is opened as far as it goes.
 """
 
+import math
 import os
 import resource
 from typing import Any
 
 from apps.common.cores import cores, free_number
-from cloud import master
+from cloud import gunicorn_listener, master
 from tunnel.contract import BY_NAME, PREFIX, SettingError, parse_setting
 
 
@@ -38,7 +39,8 @@ threads = _setting("API_THREADS")
 worker_connections = _connections(threads)
 backlog = 2048
 timeout = 60  # s without a sign of a worker's main loop; requests themselves are not bounded by it
-graceful_timeout = 30
+_lameduck = _setting("LAMEDUCK_SECONDS")
+graceful_timeout = 30 + math.ceil(_lameduck)  # from SIGTERM on, the lame-duck time included
 keepalive = 30
 
 # The worker class bounds heads to 32 KiB, 100 fields and a target of 8 KiB.
@@ -61,13 +63,15 @@ control_socket_disable = True
 proc_name = "visiona-api"
 
 
-def on_starting(server: Any) -> None:  # noqa: ARG001 - gunicorn's interface
+def on_starting(server: Any) -> None:
     """Before the sockets are opened: what cannot start ends here, with one line."""
     master.prepare()
+    gunicorn_listener.bind(server)
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """In the master: the number by which the worker chooses its core."""
+    """In the master: what the worker is to know of its settings, and the number by which it chooses its core."""
+    worker.lameduck_seconds = _lameduck
     worker.core_number = free_number(each.core_number for each in server.WORKERS.values())
 
 

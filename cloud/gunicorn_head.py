@@ -18,6 +18,9 @@ from tunnel.contract import ERROR_STATUS, error_envelope, request_id_from
 HEAD_BYTES: Final = 32 * 1024
 HEAD_FIELDS: Final = 100
 TARGET_BYTES: Final = 8 * 1024
+BODY_BYTES: Final = 64 * 1024
+"""A body announced with this or less is gathered before a thread gets the request."""
+EMPTY_LINES: Final = 2
 
 REASONS: Final = {
     400: "Bad Request",
@@ -36,6 +39,8 @@ _MESSAGES: Final = {
     "INTERNAL_ERROR": "Something went wrong on our side.",
     "OVERLOADED": "Too much is going on; try again shortly.",
 }
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*(?=\r\n)", re.IGNORECASE)
+_NOT_GATHERED = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade):", re.IGNORECASE)
 _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._-]{1,64})[ \t]*\r\n", re.IGNORECASE)
 
@@ -101,15 +106,22 @@ def inbound_id(head: bytes) -> str:
 
 
 class HeadGate:
-    """Gathers bytes until a request's head is whole or can no longer become one. Never blocks, holds 32 KiB."""
+    """Gathers bytes until a request's head, and the small body that it announces, are whole, or cannot become so.
 
-    __slots__ = ("_buffer", "_scanned", "ready", "refusal")
+    Never blocks, holds 32 KiB of a head and BODY_BYTES behind it. It decides when a thread is worth its wait, and
+    nothing about framing: that is the parser's.
+    """
+
+    __slots__ = ("_buffer", "_counted", "_empty", "_scanned", "_whole", "ready", "refusal")
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._buffer: bytes | bytearray = b""
         self._scanned = 0
+        self._empty = 0  # lines dropped before the request
+        self._whole = 0  # bytes of head and body, once the head is whole
+        self._counted = 0
         self.ready = False
-        """The head is whole: a thread may read it without waiting."""
+        """Head and announced body are whole: a thread may read them without waiting."""
         self.refusal: Refusal | None = None
 
     @property
@@ -117,25 +129,43 @@ class HeadGate:
         """Whether a byte of a request came."""
         return bool(self._buffer)
 
+    @property
+    def head_came(self) -> bool:
+        """Whether the head is whole."""
+        return self._whole > 0
+
+    def gathered(self) -> int:
+        """Bytes that came since this was asked last."""
+        more, self._counted = len(self._buffer) - self._counted, len(self._buffer)
+        return more
+
     def feed(self, data: bytes) -> bool:
         """Take bytes; whether the connection is a thread's business now (`ready`, or `refusal` is set)."""
-        buffer = self._buffer + data if self._buffer else data
-        while buffer.startswith(b"\r\n"):  # empty lines before a request (RFC 9112 §2.2)
-            buffer = buffer[2:]
+        buffer: bytes | bytearray = data
+        if self._buffer:  # in pieces: a bytearray grows without being copied for each of them
+            buffer = self._buffer if isinstance(self._buffer, bytearray) else bytearray(self._buffer)
+            buffer += data
         self._buffer = buffer
+        if self._whole:
+            self.ready = len(buffer) >= self._whole
+            return self.ready
+        while buffer.startswith(b"\r\n") and self._empty < EMPTY_LINES:  # before a request (RFC 9112 §2.2)
+            self._empty += 1
+            buffer = self._buffer = buffer[2:]
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3), HEAD_BYTES)
         self._scanned = min(len(buffer), HEAD_BYTES)
         if end >= 0:
-            self.ready = True
-            self.refusal = self._too_large(buffer[:end])
+            self._whole = end + 4 + _announced(buffer, end)
+            self.ready = len(buffer) >= self._whole
+            self.refusal = self._too_large(bytes(buffer[:end]))
         elif buffer and buffer != b"\r":
-            self.refusal = self._hopeless(buffer)
+            self.refusal = self._hopeless(bytes(buffer))
         return self.ready or self.refusal is not None
 
     def take(self) -> bytes:
         """All bytes gathered, for the parser; the gate is fresh for the next request."""
-        buffer, self._buffer = self._buffer, b""
-        self._scanned = 0
+        buffer, self._buffer = bytes(self._buffer), b""
+        self._scanned = self._empty = self._whole = self._counted = 0
         self.ready = False
         self.refusal = None
         return buffer
@@ -162,6 +192,20 @@ class HeadGate:
                 return Refusal("URI_TOO_LONG", f"a request line of {len(line)} bytes")
             return Refusal("HEADERS_TOO_LARGE", "a head over the limit")
         return None
+
+
+def _announced(buffer: bytes | bytearray, end: int) -> int:
+    """Bytes of the body that the head before `end` announces; 0 where there is none, or none to be gathered.
+
+    That is one of unknown or greater length, one that its client sends only when it is asked, and that of a GET.
+    """
+    if buffer.startswith((b"GET ", b"HEAD ")):
+        return 0
+    lengths = _LENGTH.findall(buffer, 0, end + 2)
+    if len(lengths) != 1 or _NOT_GATHERED.search(buffer, 0, end) is not None:
+        return 0
+    length = int(lengths[0])
+    return length if length <= BODY_BYTES else 0
 
 
 def _target(line: bytes) -> int:

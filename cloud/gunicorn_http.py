@@ -345,7 +345,7 @@ class ApiResponse(Response):  # type: ignore[misc]  # gunicorn has no types
 
     def default_headers(self) -> list[str]:
         """No `Server` of ours (a box's own passes), and `Date` only where the app has none."""
-        if not self.worker.alive or self.req.body_in_the_way:
+        if self.worker.stopping or not self.worker.alive or self.req.body_in_the_way:
             self.force_close()
         if self.upgrade:
             connection = "upgrade"

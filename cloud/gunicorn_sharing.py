@@ -8,17 +8,19 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from gunicorn.workers.gthread import ThreadWorker
-
 from cloud.gunicorn_board import LEAVE_SECONDS, Board, Place
+from cloud.gunicorn_stopping import StoppingWorker
 
 _OUT_OF_FILES_SECONDS: Final = 0.1
 """No connection is taken for this long when descriptors or memory ran out; those that wait stay in the backlog."""
 _BOARD: Final = Board()  # made in the master, which imports this before it forks
 
 
-class SharingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's loop; whoever accepts asks `gives_way` first and tells what came of it. The main thread's alone."""
+class SharingWorker(StoppingWorker):
+    """The stopping worker's loop; whoever accepts asks `gives_way` first and tells what came of it.
+
+    The main thread's alone.
+    """
 
     place: Place | None = None
     """None where all places were taken, and from the worker's end on."""
@@ -82,7 +84,7 @@ class SharingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         self.set_accept_enabled(False)
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """As gunicorn, which asks before each turn of the loop; but not while none may be taken."""
+        """As the loop, which asks before each turn of the loop; but not while none may be taken."""
         if not self.alive:
             self._tell_absent()
         super().set_accept_enabled(enabled and not self._accept_again)

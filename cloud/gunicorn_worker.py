@@ -1,8 +1,8 @@
 """gunicorn's threaded worker, as the API needs it.
 
 gunicorn 27 itself answers in HTML before the view, lets half-sent heads block threads, joins repeated fields, drops
-those with `_`, and writes a 500 into a connection that a view took over. Here the main thread gathers heads without
-blocking, and a thread gets a connection only with a whole head, and puts it back itself to wait for the next one;
+those with `_`, and writes a 500 into a connection that a view took over. Here the main thread gathers heads and
+small bodies without blocking; a thread gets a connection with all that, and puts it back itself for the next request;
 refusals before the view are the JSON envelope; a view finds the raw head in the environ (`visiona.raw_headers`,
 `visiona.raw_target`) and may borrow the connection (`visiona.connection`, cloud.takeover). It speaks HTTP/1 only and no
 TLS: that is the reverse proxy's part. It knows nothing of Django.
@@ -25,7 +25,7 @@ from gunicorn.http.errors import NoMoreData
 from cloud.gunicorn_connection import Connection
 from cloud.gunicorn_crew import Crew
 from cloud.gunicorn_head import Refusal, inbound_id, refusal_of
-from cloud.gunicorn_http import DRAIN_BYTES, ApiRequest, ApiResponse, WatchedBody
+from cloud.gunicorn_http import DRAIN_BYTES, UPLOAD_MIN_RATE, ApiRequest, ApiResponse, WatchedBody
 from cloud.gunicorn_sharing import SharingWorker
 from cloud.gunicorn_waiting import Waiting
 from cloud.takeover import Takeover
@@ -38,6 +38,8 @@ LINGER_SECONDS: Final = 2.0
 DRAIN_SECONDS: Final = 2.0
 _READ: Final = 64 * 1024
 _ACCEPTS: Final = 32  # connections taken in one turn of the loop
+_BODIES: Final = 1024
+"""Bodies gathered at once, of 64 KiB each at most; over it the one that takes longest goes."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -52,6 +54,7 @@ class ApiWorker(SharingWorker):
         self._lock = threading.Lock()
         """Held to change what waits and what the poller watches: a thread puts its connection back by itself."""
         self._heads = Waiting()  # a request begun, or a new connection
+        self._bodies = Waiting()  # the head is whole, and of a small body the rest is to come
         self._idle = Waiting()  # kept alive between requests
         self._lingering = Waiting()  # answered and half-closed
 
@@ -79,33 +82,64 @@ class ApiWorker(SharingWorker):
     def accept(self, listener: socket.socket) -> None:
         """Take what waits at the listener. Over `worker_connections` idle ones give way."""
         for _ in range(_ACCEPTS):
-            if self.gives_way():
+            if self.gives_way() or not self._accept_one(listener) or not self._make_room():
                 return
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                self.saw_none()
-                return
-            except (ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:  # out of descriptors or memory: it passes, and requests under way must not end
-                self.log.warning("accept: %s", error)
-                self.cannot_take()
-                return
-            self.count(1)
-            conn = Connection(self.cfg, sock, address, listener.getsockname())
-            self._await_head(conn)
-            if self.nr_conns >= self.worker_connections:
-                with self._lock:
-                    oldest = self._idle.oldest()
-                if oldest is None:
-                    return
-                self._drop(oldest)
 
-    def _await_head(self, conn: Connection) -> None:
-        """A head may begin: read what is there already, the rest as it comes."""
-        self._wait(conn, self._heads, self.head_seconds)
+    def take_all(self, listener: socket.socket) -> None:
+        """As the worker ends: everything that waits at the listener, whatever others hold."""
+        for _ in range(self.cfg.backlog + 1):
+            if not self._accept_one(listener):
+                return
+            self._make_room()
+
+    def _accept_one(self, listener: socket.socket) -> bool:
+        """Whether there was one."""
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            self.saw_none()
+            return False
+        except (ConnectionAbortedError, InterruptedError):
+            return False
+        except OSError as error:  # out of descriptors or memory: it passes, and requests under way must not end
+            self.log.warning("accept: %s", error)
+            self.cannot_take()
+            return False
+        self.count(1)
+        self._await_request(Connection(self.cfg, sock, address, listener.getsockname()))
+        return True
+
+    def _make_room(self) -> bool:
+        """Where every place is taken, the one that is idle longest goes, else the one whose body takes longest.
+
+        Whether there is room for another.
+        """
+        if self.nr_conns < self.worker_connections:
+            return True
+        with self._lock:
+            idle, slow = self._idle.oldest(), self._bodies.oldest()
+        if idle is not None:
+            self._drop(idle)
+        elif slow is not None:
+            self._refuse_late(slow)
+        return idle is not None or slow is not None
+
+    def _await_request(self, conn: Connection) -> None:
+        """A request may begin, or go on: read what is there already, the rest as it comes."""
+        if conn.gate.head_came:
+            self._await_body(conn)
+        else:
+            self._wait(conn, self._heads, self.head_seconds)
         self._readable(conn, conn.sock)
+
+    def _await_body(self, conn: Connection) -> None:
+        """The rest of a small body is to come: it is gathered like a head, since a thread would wait for it."""
+        conn.gate.gathered()  # counted from here
+        self._wait(conn, self._bodies, WatchedBody.grace_seconds)
+        with self._lock:
+            slow = self._bodies.oldest() if len(self._bodies) > _BODIES else None
+        if slow is not None:
+            self._refuse_late(slow)
 
     def _wait(self, conn: Connection, where: Waiting, seconds: float) -> None:
         """By whatever thread has the connection, which is the main thread's from here. Raises OSError, ValueError."""
@@ -134,13 +168,16 @@ class ApiWorker(SharingWorker):
             return
         except OSError:
             data = b""
-        if not data:
+        if not data and conn.waits is not self._bodies:
             self._drop(conn)
         elif conn.waits is self._lingering:
             return  # the rest of a request that was answered already
-        elif conn.gate.feed(data):
+        elif not data or conn.gate.feed(data):  # who reads a body that was cut short tells its client
             self._end_wait(conn)
             self.enqueue_req(conn)
+        elif conn.gate.head_came and conn.waits is not self._bodies:
+            self._end_wait(conn)
+            self._await_body(conn)
         elif conn.waits is self._idle:  # the next request began: from here its head's own time runs
             with self._lock:
                 self._idle.remove(conn)
@@ -168,7 +205,7 @@ class ApiWorker(SharingWorker):
             elif conn.gate.feed(early):
                 self.enqueue_req(conn)
             else:
-                self._await_head(conn)
+                self._await_request(conn)
         except OSError:  # the client reset it, or a view closed it
             self._drop(conn)
 
@@ -178,20 +215,33 @@ class ApiWorker(SharingWorker):
 
     # --- the main thread: time ----------------------------------------------------------------------------------------
     def murder_pending(self) -> None:
-        """Every second or sooner: heads that are late get 408, connections that said nothing are closed."""
+        """Every second or sooner: heads and bodies that are late get 408, connections that said nothing are closed."""
         now = time.monotonic()
         with self._lock:
             late, over = self._heads.expired(now), self._lingering.expired(now)
+            slow = self._bodies.expired(now)
         for conn in late:
             self._refuse_late(conn)
+        for conn in slow:
+            self._ask_for_progress(conn)
         for conn in over:
             self._drop(conn)
+
+    def _ask_for_progress(self, conn: Connection) -> None:
+        """A body whose time is over gets more of it as long as it comes at the least rate."""
+        if conn.gate.gathered() < WatchedBody.grace_seconds * UPLOAD_MIN_RATE:
+            self._refuse_late(conn)
+            return
+        with self._lock:
+            self._bodies.remove(conn)
+            self._bodies.add(conn, time.monotonic() + WatchedBody.grace_seconds)
 
     def _refuse_late(self, conn: Connection) -> None:
         if not conn.gate.begun:
             self._drop(conn)
             return
-        refusal = Refusal("REQUEST_TIMEOUT", "the head did not come in time")
+        part = "body" if conn.gate.head_came else "head"
+        refusal = Refusal("REQUEST_TIMEOUT", f"the {part} did not come in time")
         request_id = inbound_id(conn.gate.take())
         self._end_wait(conn)
         try:
@@ -202,14 +252,12 @@ class ApiWorker(SharingWorker):
         self._log_refusal(conn, refusal, request_id)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close what was idle too long; all of it when the worker ends; the oldest where every place is taken."""
+        """Close what was idle too long; all of it when the worker ends; one more where every place is taken."""
         with self._lock:
             over = self._idle.all() if force else self._idle.expired(time.monotonic())
-            oldest = self._idle.oldest()
-        if oldest is not None and oldest not in over and self.nr_conns >= self.worker_connections:
-            over.append(oldest)
         for conn in over:
             self._drop(conn)
+        self._make_room()
 
     def _cap_keepalive(self, deadline: float) -> None:
         """The worker stops: idle connections and heads not yet begun go soon, or the grace would be theirs."""
@@ -275,6 +323,8 @@ class ApiWorker(SharingWorker):
                 "visiona.connection": loan,
             }
         )
+        if self.stopping:
+            environ["visiona.stopping"] = True
         try:
             self._run_app(environ, resp)
         except Exception as error:  # noqa: BLE001 - the last resort: whatever an app raises must become an answer

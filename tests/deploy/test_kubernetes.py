@@ -63,6 +63,13 @@ def test_the_daemons_pods_outlive_their_drain() -> None:
     assert grace > lameduck + float(BY_NAME["TUNNEL_DRAIN_SECONDS"].default) + beside
 
 
+def test_the_apis_pods_outlive_their_grace() -> None:
+    (api,) = [document for document in WORKLOADS if document["metadata"]["name"] == "visiona-api"]
+    spec = api["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] > float(CONFIG["VISIONA_LAMEDUCK_SECONDS"]) + 30
+    assert "lifecycle" not in spec["containers"][0], "the lame-duck time is the wait, and says that it is none"
+
+
 def test_the_settings_are_complete_but_for_the_secrets() -> None:
     assert {name.removeprefix(PREFIX) for name in CONFIG} <= set(BY_NAME)
     secrets = {"SECRET_KEY", "INTERNAL_SECRET", "STORAGE_SIGNING_SECRET"}

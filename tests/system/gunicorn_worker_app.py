@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from cloud.gunicorn_http import WatchedBody
@@ -22,6 +23,13 @@ class HurriedWorker(ApiWorker):
         """In the worker's process, before it serves."""
         WatchedBody.grace_seconds = 1.0
         super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Takes as long as the test likes."""
+        gate = os.environ.get("TEST_LOADS_ONCE_THERE_IS")
+        while gate and not Path(gate).exists():
+            time.sleep(0.02)
+        super().load_wsgi()
 
 
 def _read(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -100,8 +108,11 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     if path == "/endless":
         start_response("200 OK", [])
         return iter(lambda: b"x" * 65536, b"")
-    if path == "/slow":
-        time.sleep(1.5)
+    if path == "/healthz" and environ.get("visiona.stopping"):
+        start_response("503 Service Unavailable", [("Content-Length", "0")])
+        return []
+    if path in ("/slow", "/slower"):
+        time.sleep(1.5 if path == "/slow" else 4.0)
     if path == "/own":
         start_response(
             "299 All is well",

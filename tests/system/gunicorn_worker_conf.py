@@ -2,8 +2,16 @@
 
 from pathlib import Path
 from runpy import run_path
+from typing import Any
+
+from cloud import gunicorn_listener
 
 _OWN = run_path(str(Path(__file__).parents[2] / "cloud" / "gunicorn.conf.py"))
 globals().update({name: value for name, value in _OWN.items() if name.islower() and not name.startswith(("_", "on_"))})
 worker_class = "tests.system.gunicorn_worker_app.HurriedWorker"
 worker_connections = 40
+
+
+def on_starting(server: Any) -> None:
+    """As in production, less the database."""
+    gunicorn_listener.bind(server)

@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "gunicorn", "-c", CONFIG, "tests.system.gunicor
 class Server:
     """One process with `workers` of THREADS threads each; what it logs is in `log`."""
 
-    def __init__(self, log: Path, workers: int = 1) -> None:
+    def __init__(self, log: Path, workers: int = 1, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.log = log
@@ -33,6 +33,7 @@ class Server:
             "VISIONA_API_THREADS": str(THREADS),
             "VISIONA_LOG_LEVEL": "debug",
             "HOME": str(log.parent),
+            **settings,
         }
         with log.open("wb") as out:
             self.process = subprocess.Popen(COMMAND, cwd=ROOT, env=environ, stdout=out, stderr=out)

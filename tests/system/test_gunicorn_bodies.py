@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -84,12 +86,12 @@ def test_a_body_that_trickles_is_late_as_well(server: Server, framing: bytes) ->
 
 def test_a_body_that_nobody_reads_may_not_trickle_on_after_the_answer(server: Server) -> None:
     with server.connect() as sock:
-        sock.sendall(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\n")
+        sock.sendall(b"POST / HTTP/1.1\r\n" + HOST + CHUNKED)
         assert read_answer(sock)[0] == b"HTTP/1.1 200 OK"
         sock.settimeout(0.5)
         for _ in range(40):
             try:
-                sock.sendall(b"x")
+                sock.sendall(b"1\r\nx\r\n")
                 assert sock.recv(100) == b""
             except TimeoutError:
                 continue
@@ -113,7 +115,7 @@ def test_only_an_upload_may_take_as_long_as_it_is_large(server: Server) -> None:
         check_refusal(said_to(sock, b"x" * 5000, 20, 0.1), 408, "REQUEST_TIMEOUT")
 
 
-@pytest.mark.parametrize("body", [b"Content-Length: 10\r\n\r\nhello", CHUNKED + b"ff\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("body", [b"Content-Length: 70000\r\n\r\nhello", CHUNKED + b"ff\r\n0\r\n\r\n"])
 def test_slow_bodies_hold_a_share_of_the_threads_only(server: Server, body: bytes) -> None:
     """Also one whose bytes look like the last chunk."""
     with contextlib.ExitStack() as stack:
@@ -126,7 +128,74 @@ def test_slow_bodies_hold_a_share_of_the_threads_only(server: Server, body: byte
     told = next(answer for answer in answers if answer.startswith(b"HTTP/1.1 503"))
     assert check_refusal(told, 503, "OVERLOADED")[b"retry-after"] == b"1"
     with server.connect() as sock:  # and the slots came back
-        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\nsl")
+        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + CHUNKED + b"2\r\nsl\r\n")
         time.sleep(0.1)
-        sock.sendall(b"ow")
+        sock.sendall(b"2\r\now\r\n0\r\n\r\n")
         assert read_answer(sock)[2] == b"slow"
+
+
+@contextlib.contextmanager
+def trickling(server: Server, callers: int) -> Iterator[None]:
+    """So many callers whose bodies come at a few bytes a second and never whole; one that is refused comes again."""
+    stop = threading.Event()
+
+    def dial() -> socket.socket:
+        sock = server.connect()
+        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 600\r\n\r\nx")
+        return sock
+
+    def trickle(slow: list[socket.socket]) -> None:
+        while not stop.wait(0.3):
+            for sock in select.select(slow, [], [], 0)[0]:
+                slow.remove(sock)
+                sock.close()
+                slow.append(dial())
+            for sock in slow:
+                with contextlib.suppress(OSError):
+                    sock.send(b"x")
+        for sock in slow:
+            sock.close()
+
+    thread = threading.Thread(target=trickle, args=([dial() for _ in range(callers)],))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("callers", [30, 60])
+def test_small_bodies_that_trickle_take_nothing_from_others(server: Server, callers: int) -> None:
+    """Of the 40 places that the settings of this test have; over them the slowest goes."""
+    with trickling(server, callers):
+        for _ in range(5):
+            with server.connect() as sock:
+                sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\n")
+                time.sleep(0.05)
+                sock.sendall(b"login")  # in a packet of its own
+                line, _, body = read_answer(sock)
+                assert (line, body) == (b"HTTP/1.1 200 OK", b"login")
+
+
+def test_a_small_body_in_pieces_and_what_follows_it(server: Server) -> None:
+    """On one connection, the next request's beginning in the same packet as a body's end."""
+    with server.connect() as sock:
+        for _ in range(2):
+            for piece in (b"POST /read HTTP/1.1\r\nHo", b"st: a\r\nContent-length:  9 \r\n\r\nab", b"cd", b"efg"):
+                sock.sendall(piece)
+                time.sleep(0.01)
+            sock.sendall(b"hiPOST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\n")
+            assert read_answer(sock)[2] == b"abcdefghi"
+            sock.sendall(b"end")
+            assert read_answer(sock)[2] == b"end"
+
+
+def test_a_small_body_that_comes_steadily_may_take_its_time(server: Server) -> None:
+    """Above the least rate, and for longer than a body's time of one second; nobody's thread waits for it."""
+    with server.connect() as sock:
+        sock.sendall(b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 6000\r\n\r\n")
+        for _ in range(20):
+            time.sleep(0.1)
+            sock.sendall(b"x" * 300)
+        assert len(read_answer(sock)[2]) == 6000

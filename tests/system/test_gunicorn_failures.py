@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.workers.gthread import ThreadWorker
 
 from cloud.gunicorn_board import Board, Place
 from cloud.gunicorn_connection import Connection
 from cloud.gunicorn_crew import Crew
+from cloud.gunicorn_stopping import StoppingWorker
 from cloud.gunicorn_waiting import Waiting
 from cloud.gunicorn_worker import ApiWorker
 
@@ -36,7 +36,7 @@ def worker() -> Iterator[Any]:
     made.worker_connections = 2
     made._lock = threading.Lock()
     made._accepting, made._accept_again = False, 0.0
-    made._heads, made._idle, made._lingering = Waiting(), Waiting(), Waiting()
+    made._heads, made._bodies, made._idle, made._lingering = Waiting(), Waiting(), Waiting(), Waiting()
     made.poller = selectors.DefaultSelector()
     made.listener = socket.create_server(("127.0.0.1", 0))
     made.listener.setblocking(False)
@@ -80,7 +80,7 @@ def test_the_threads_end_with_a_worker_whose_loop_failed(monkeypatch: pytest.Mon
         def run(_worker: Any) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
 
-        monkeypatch.setattr(ThreadWorker, "run", run)
+        monkeypatch.setattr(StoppingWorker, "run", run)
         with pytest.raises(OSError, match="Too many"):
             failed.run()
         for thread in mine:

@@ -90,10 +90,55 @@ def test_an_upload_is_not_gathered_before_it_goes_on(site: Site, lane: int) -> N
 
     site.box.on("/take", take)
     with site.wire() as wire:
-        wire.send(site.head("POST", f"{site.prefixes()[lane]}/take", "Content-Length: 20000") + b"x" * 10_000)
+        wire.send(site.head("POST", f"{site.prefixes()[lane]}/take", "Content-Length: 200000") + b"x" * 100_000)
         assert first.wait(10)
-        wire.send(b"x" * 10_000)
-        assert wire.read().body == b"20000"
+        wire.send(b"x" * 100_000)
+        assert wire.read().body == b"200000"
+
+
+@pytest.mark.parametrize(
+    ("path", "gathered"),
+    [
+        ("/api/auth/login", True),
+        ("/api/devices/x", True),
+        ("/api/devices/x/proxy/take", False),
+        ("/api/clusters/x/proxy", False),
+        ("/api/inference/run", False),
+        ("/storage/a-file?signature=x", False),
+    ],
+)
+def test_bodies_of_the_api_itself_are_gathered_first(
+    tmp_path: Path, free_port: Callable[[], int], path: str, gathered: bool
+) -> None:
+    """A slow client holds nothing of the API; what is a file, or a box's, goes on as it comes."""
+    need_nginx()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as api,
+        running(tmp_path, free_port(), api=api.getsockname()[1], tunnels=[free_port()]) as nginx,
+        Wire(nginx.port) as wire,
+    ):
+        api.settimeout(0.5 if gathered else 10)
+        wire.send(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n".encode() + b"x" * 500)
+        if gathered:
+            with pytest.raises(TimeoutError):
+                api.accept()
+            api.settimeout(10)
+            wire.send(b"x" * 500)
+        with api.accept()[0] as upstream:
+            upstream.settimeout(10)
+            got, wanted = b"", b"x" * (1000 if gathered else 500)
+            while not got.endswith(b"\r\n\r\n" + wanted):
+                part = upstream.recv(65536)
+                assert part, got
+                got += part
+
+
+def test_a_body_that_is_too_large_to_be_gathered_is_refused_in_the_envelope(site: Site) -> None:
+    with site.wire() as wire:
+        wire.send(site.head("POST", "/api/auth/login", "Content-Type: application/json", f"Content-Length: {3 * MIB}"))
+        got = wire.read()
+    assert (got.status, got.json["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    assert got.json["error"]["request_id"] == got.one("x-request-id")
 
 
 @pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
@@ -357,7 +402,7 @@ def test_a_client_that_leaves_looks_to_the_box_as_what_it_is(site: Site, lane: i
 
     site.box.on("/waits", wait)
     with site.wire() as wire:
-        length = ["Content-Length: 100"] if moment == "upload" else []
+        length = ["Content-Length: 100000"] if moment == "upload" else []
         wire.send(site.head("POST", f"{site.prefixes()[lane]}/waits", *length) + b"x" * len(length))
         assert reached.wait(WAIT)
         while moment == "body" and b"hello" not in wire.buffer:

@@ -84,7 +84,10 @@ def test_whoever_stops_within_a_body_is_not_waited_for(lane: Lane) -> None:
 
     lane.box.on("/stall", stall)
     lane.box.on("/take", take)
-    with started(lane, "GET", "/stall") as down, started(lane, "PUT", "/take", "Content-Length: 9", body=b"x") as up:
+    with (
+        started(lane, "GET", "/stall") as down,
+        started(lane, "PUT", "/take", "Content-Length: 90000", body=b"x") as up,
+    ):
         answer = down.read()
         assert (answer.body, answer.complete, answer.ended) == (b"some", False, "reset")
         told = up.read()

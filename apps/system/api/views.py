@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
+from django.utils.translation import gettext as _
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -39,8 +40,12 @@ class HealthzView(PublicApiView):
 
     @describe("System", bare=HealthzAnswer, public=True)
     def get(self, request: Request) -> Response:
-        """Ready to serve? Pings PostgreSQL and Redis."""
-        found = {} if self.query.get("live") == "1" else checks.run()
+        """Ready to serve? Pings PostgreSQL and Redis. 503 also where this process is about to end."""
+        if self.query.get("live") == "1":
+            return Response({"status": "ok", "checks": {}})
+        if request.META.get("visiona.stopping"):  # the server's word (cloud.gunicorn_stopping): all is served still
+            raise DomainError("OVERLOADED", _("This process is about to end; ask another one."))
+        found = checks.run()
         if found.get("postgresql") == checks.DOWN:
             raise DomainError("DATABASE_UNAVAILABLE", details={"checks": found})
         if found.get("redis") == checks.DOWN:

@@ -38,6 +38,14 @@ class TestHealthz:
         monkeypatch.setattr(checks, "run", lambda: pytest.fail("asked"))
         assert anonymous("GET", "/healthz?live=1").json == {"status": "ok", "checks": {}}
 
+    def test_is_not_ready_while_the_process_ends(self, client, monkeypatch):
+        """The server's word in the lame-duck time (cloud.gunicorn_stopping); alive it is, nonetheless."""
+        monkeypatch.setattr(checks, "run", lambda: pytest.fail("asked"))
+        ending = {"visiona.stopping": True}
+        answer = client.get("/healthz", **ending)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "OVERLOADED")
+        assert client.get("/healthz?live=1", **ending).json() == {"status": "ok", "checks": {}}
+
     @pytest.mark.parametrize("query", ["live=yes", "live=", "dead=1", "live=1&live=1"])
     def test_a_bad_query_is_refused(self, anonymous, query):
         assert anonymous("GET", f"/healthz?{query}").code == "VALIDATION_ERROR"
