@@ -180,12 +180,14 @@ def ok(body: bytes, *fields: str) -> Handler:
     return answer
 
 
-async def box(w: World, handler: Handler, *, features: str = "keepalive") -> Connection:
+async def box(w: World, handler: Handler, *, features: str = "keepalive", local: str = "") -> Connection:
     """An agent of `DEVICE` whose box answers as `handler` says, one call a stream."""
     w.control.extra[TOKEN] = {"device_id": DEVICE}
     headers = [("Authorization", f"Bearer {TOKEN}")]
     if features:
         headers.append(("X-VisionA-Agent", f"box/1; features={features}"))
+    if local:
+        headers.append(("X-VisionA-Local", local))
     before = {session.id for session in w.daemon.sessions.all()}
     agent, _ = await w.agent(headers=headers)
     await w.until(lambda: any(one.id not in before for one in w.daemon.sessions.all()))

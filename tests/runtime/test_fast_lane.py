@@ -117,6 +117,21 @@ async def test_a_request_that_no_stream_answers_is_made_twice_and_no_more() -> N
         assert w.logged("forward")[-1]["attempts"] == 2
 
 
+@pytest.mark.parametrize("line", ["GET", "POST"])
+async def test_a_502_names_the_address_at_which_nothing_answers(line: str) -> None:
+    async def nothing(wire: Wire) -> None:
+        await wire.head()
+        raise trio.BrokenResourceError
+
+    async with fast_world() as w:
+        await box(w, nothing, local="127.0.0.1:8080; listening=no")
+        async with Visitor(w) as visitor:
+            got = await visitor.ask(f"{line} /d/{DEVICE}/x")
+            assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
+            assert got.json["error"]["details"] == {"local_address": "127.0.0.1:8080"}
+            assert "on the device" in got.json["error"]["message"]
+
+
 def resting(w: World) -> int:
     """Streams that are kept for the next request."""
     assert w.daemon.fast is not None

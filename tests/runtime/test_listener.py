@@ -34,6 +34,7 @@ async def test_an_admitted_agent_is_told_who_it_is() -> None:
             ("X-VisionA-Serial", "S1"),
             ("X-VisionA-Chip", "KL720"),
             ("X-VisionA-Firmware", "2.0"),
+            ("X-VisionA-Local", "127.0.0.1:8080; listening=no"),
         ]
         _, answer = await w.agent(headers=headers)
         session = w.daemon.sessions.all()[0]
@@ -54,6 +55,8 @@ async def test_an_admitted_agent_is_told_who_it_is() -> None:
                 "serial": "S1",
                 "chip": "KL720",
                 "firmware": "2.0",
+                "local": "127.0.0.1:8080",
+                "local_listening": False,
             }
         ]
         assert b"bearer " + SECRET.encode() in w.control.headers[0].lower()

@@ -10,7 +10,7 @@ from tests.runtime.daemonworld import OTHER, TOKEN, dial, parse, read_all, world
 from tests.runtime.refusals import code_of, refused
 from tunnel.config import TunnelConfig, load
 from tunnel.contract import SettingError
-from tunnel.runtime.agent_head import agent_of, client_address
+from tunnel.runtime.agent_head import agent_of, client_address, local_of
 from tunnel.runtime.http1 import Request
 from tunnel.runtime.server import Slots
 
@@ -114,6 +114,24 @@ async def test_more_sessions_than_allowed_are_503() -> None:
 )
 def test_what_an_agent_says_of_itself(value: str | None, agent: str, features: list[str]) -> None:
     assert agent_of(value) == (agent, features)
+
+
+@pytest.mark.parametrize(
+    ("value", "local"),
+    [
+        ("127.0.0.1:8080; listening=yes", ("127.0.0.1:8080", True)),
+        ("127.0.0.1:8080; listening=no", ("127.0.0.1:8080", False)),
+        ("127.0.0.1:8080", ("127.0.0.1:8080", None)),
+        ("[::1]:80; listening=no", ("[::1]:80", False)),
+        ("box-1.lan:80; listening=no; more=1", ("", None)),
+        ("<b>:80", ("", None)),
+        ("a" * 300 + ":80", ("", None)),
+        ("nothing", ("", None)),
+        (None, ("", None)),
+    ],
+)
+def test_what_an_agent_says_of_its_local_address(value: str | None, local: tuple[str, bool | None]) -> None:
+    assert local_of(value) == local
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ class Credential(TypedDict):
     chip: NotRequired[str]
     firmware: NotRequired[str]
     handover: NotRequired[str]  # the session, at a daemon that drains, that this one takes over from
+    local: NotRequired[str]  # host:port that the agent makes reachable, as it says
+    local_listening: NotRequired[bool]  # whether anything listens there; left out by an agent that did not look
 
 
 class Replaced(TypedDict):

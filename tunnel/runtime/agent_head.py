@@ -16,6 +16,7 @@ from tunnel.contract import (
     H_FIRMWARE,
     H_HANDOVER,
     H_INSTANCE,
+    H_LOCAL,
     H_RELAY_TOKEN,
     H_SERIAL,
     PAIRING_PREFIX,
@@ -27,6 +28,9 @@ from tunnel.runtime.http1 import Refusal, Request
 
 _AGENT: Final = re.compile(r"[A-Za-z0-9._+-]{1,64}(?:/[A-Za-z0-9._+-]{1,64})?\Z")
 _FEATURE: Final = re.compile(r"[a-z0-9-]{1,32}\Z")
+_LOCAL: Final = re.compile(
+    r"(?P<address>[A-Za-z0-9._:\[\]-]{1,255}:[0-9]{1,5})(?:; ?listening=(?P<listening>yes|no))?\Z"
+)
 _MAX_FEATURES: Final = 16
 _MAX_FACT: Final = 255  # characters of a serial, chip …: Django judges what they mean
 
@@ -94,7 +98,23 @@ def credential(request: Request, *, session: str, address: str) -> Credential:
         asked["firmware"] = firmware
     if handover := _fact(request, H_HANDOVER):
         asked["handover"] = handover
+    local, listening = local_of(request.header(H_LOCAL.lower()))
+    if local:
+        asked["local"] = local
+    if listening is not None:
+        asked["local_listening"] = listening
     return asked
+
+
+def local_of(value: str | None) -> tuple[str, bool | None]:
+    """(address, whether anything listens there) of `127.0.0.1:8080; listening=no`; ("", None) of what is no such text.
+
+    None as the second: the agent does not say.
+    """
+    found = _LOCAL.match(value or "")
+    if found is None:
+        return "", None
+    return found["address"], None if found["listening"] is None else found["listening"] == "yes"
 
 
 def agent_of(value: str | None) -> tuple[str, list[str]]:

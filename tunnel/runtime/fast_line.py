@@ -29,6 +29,11 @@ class LocalLine:
     def __repr__(self) -> str:
         return f"<LocalLine {self.tunnel!r} {self.lines!r}>"
 
+    @property
+    def local_address(self) -> str:
+        """The address at the box that the agent says it makes reachable, "" if it says none."""
+        return self.tunnel.identity.local
+
     def take(self, *, repeatable: bool) -> BoxStream | None:
         """An idle stream that may carry the request."""
         return self.lines.take(repeatable=repeatable) if self.lines.idle else None

@@ -43,6 +43,10 @@ class Line(Protocol):
 
     session: str
 
+    @property
+    def local_address(self) -> str:
+        """The address at the box that its streams lead to; "" if nobody here knows."""
+
     def take(self, *, repeatable: bool) -> BoxStream | None:
         """An idle stream for the next request, if there is one that may carry it."""
 

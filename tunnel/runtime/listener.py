@@ -275,6 +275,7 @@ def identity_of(asked: Credential, admitted: Admitted) -> Identity:
         features=tuple(asked.get("features", ())),
         request_id=asked.get("request_id", ""),
         handover=asked.get("handover", ""),
+        local=asked.get("local", ""),
     )
 
 

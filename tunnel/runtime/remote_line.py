@@ -41,6 +41,11 @@ class RemoteLine:
     def __repr__(self) -> str:
         return f"<RemoteLine {self.session} at {self.node_url} {self._lines!r}>"
 
+    @property
+    def local_address(self) -> str:
+        """Only the daemon that holds the session knows it."""
+        return ""
+
     def take(self, *, repeatable: bool) -> BoxStream | None:
         """An idle stream that may carry the request."""
         self.used = trio.current_time()

@@ -48,7 +48,8 @@ def rfc3339(at: datetime) -> str:
 class Identity:
     """Who a session is, as admitted. `features` are what the agent announced; `request_id` that of its connect.
 
-    `handover` is the session that the agent says it takes over from, "" for none.
+    `handover` is the session that the agent says it takes over from, "" for none; `local` the address that it says it
+    makes reachable, "" of an agent that says none.
     """
 
     session: str
@@ -60,6 +61,7 @@ class Identity:
     features: tuple[str, ...]
     request_id: str
     handover: str = ""
+    local: str = ""
 
 
 class TunnelSession:
