@@ -20,11 +20,11 @@ from tunnel.contract import LOGIN_PREFIX, hash_token, new_token
 PUSH_SECONDS: Final = 60
 """A use pushes the idle clock at most this often, so that a busy client does not write on every call."""
 
-_KEY: Final = "visiona:login:"
-_INDEX: Final = "visiona:logins:"
-_ADOPTED: Final = "visiona:adopted:"
-_ENDED: Final = "visiona:adopted-ended:"
-_FLOOR: Final = "visiona:adopted-floor:"
+_KEY: Final = redis.PREFIX + "login:"
+_INDEX: Final = redis.PREFIX + "logins:"
+_ADOPTED: Final = redis.PREFIX + "adopted:"
+_ENDED: Final = redis.PREFIX + "adopted-ended:"
+_FLOOR: Final = redis.PREFIX + "adopted-floor:"
 
 # KEYS: session, index of the user. ARGV: hash, now, idle s, absolute s, then the hash's fields and values.
 _CREATE: Final = """

@@ -24,7 +24,7 @@ from apps.clusters.dispatch import PROBE_MS, Choice, Member, bench_ms
 from apps.clusters.selectors import Share
 from apps.common import redis, scripts
 
-PREFIX: Final = "{visiona}:cluster:"
+PREFIX: Final = redis.TAGGED + "cluster:"
 LEASE_MS: Final = 15_000
 """How long a request counts after its process was last heard of; renewed every 2 s (`apps.proxy.engine`)."""
 HEALTH_SECONDS: Final = 600

@@ -18,6 +18,13 @@ from redis.retry import Retry
 
 from apps.common.breaker import Breaker
 
+PREFIX: Final = "visiona:"
+"""With which each key of ours begins that stands alone."""
+TAGGED: Final = "{visiona}:"
+"""The same for keys that one script changes together: the hash tag keeps them on one slot of a cluster."""
+PREFIXES: Final = (PREFIX, TAGGED)
+"""All there are: what is dropped when a backup is restored (`forget_all`)."""
+
 _FAILURES: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 
@@ -97,3 +104,17 @@ def client() -> redis.Redis:
     """
     connection: redis.Redis = get_redis_connection("default")
     return connection
+
+
+def forget_all() -> int:
+    """Drop every key of ours, whichever part of the product wrote it. Returns how many there were."""
+    found = {key for prefix in PREFIXES for key in client().scan_iter(_literal(prefix) + "*", count=1000)}
+    keys = sorted(found)
+    for start in range(0, len(keys), 1000):
+        client().delete(*keys[start : start + 1000])
+    return len(keys)
+
+
+def _literal(prefix: str) -> str:
+    """The prefix as a pattern of SCAN that means itself."""
+    return "".join(f"\\{char}" if char in "*?[]^\\" else char for char in prefix)

@@ -23,7 +23,7 @@ from apps.common.errors import DomainError
 WINDOW_SECONDS: Final = 60
 IPV6_PREFIX: Final = 64
 """An IPv6 client is a /64: it has all of its addresses to itself (RFC 6177 §2)."""
-_KEY: Final = "visiona:throttle:"
+_KEY: Final = redis.PREFIX + "throttle:"
 
 # KEYS: counters. ARGV: 1 to count or 0 to look, window ms, then each limit. Answers {0, when each window ends (ms)…}
 # if none is full, else {which, ms left}: of several full ones that which stays so for longest.

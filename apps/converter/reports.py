@@ -31,7 +31,7 @@ from apps.storage.base import Upload
 from apps.webhooks.signing import LEEWAY_SECONDS, signed_at, verify
 
 MAX_VERSION: Final = 64
-_SEEN: Final = "visiona:converter:seen:"
+_SEEN: Final = redis.PREFIX + "converter:seen:"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 import structlog
 from django.conf import settings
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Q
 
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
+from apps.devices import installation
 from apps.devices.admission_rules import Ask, Book, Grant, Refusal, admit
 from apps.devices.happenings import happening
 from apps.devices.models import Device, DeviceEvent
@@ -26,7 +27,7 @@ from apps.tunnels import registry
 from apps.tunnels.registry import Held, Put, Session
 from apps.webhooks import services as webhooks
 from apps.webhooks.services import Happening
-from tunnel.contract import PAIRING_PREFIX, Admitted, Credential, Refused, Replaced
+from tunnel.contract import PAIRING_PREFIX, Admitted, Credential, Refused, Replaced, hash_token
 
 logger = structlog.get_logger(__name__)
 
@@ -50,23 +51,38 @@ def authenticate(credentials: Sequence[Credential], *, node: str, now: dt.dateti
     asks = [Ask.of(credential) for credential in credentials]
     verdicts = retry_stale(lambda: _decide(asks, now))
     grants = [verdict for verdict in verdicts if isinstance(verdict, Grant)]
-    puts = registry.put(node, [_session(grant, now) for grant in grants])
-    answers = dict(zip(map(id, grants), puts, strict=True))
-    fenced_out = [grant for grant, put in zip(grants, puts, strict=True) if put.verdict != "ok"]
-    whys = _why_fenced_out(fenced_out) if fenced_out else {}
-    return [
-        _refused(verdict)
-        if isinstance(verdict, Refusal)
-        else _admitted(verdict, answers[id(verdict)], node, whys.get(id(verdict)))
-        for verdict in verdicts
-    ]
+    if grants:
+        installation.remember()
+    written = iter(_write(grants, node, now))
+    return [_refused(verdict) if isinstance(verdict, Refusal) else next(written) for verdict in verdicts]
 
 
-def _session(grant: Grant, now: dt.datetime) -> Session:
+def _write(grants: Sequence[Grant], node: str, now: dt.datetime) -> list[Admitted | Refused]:
+    """Tell the registry who was admitted; of those that it does not take, why, or once more with a higher epoch."""
+    puts = registry.put(node, [_session(grant, grant.epoch, now) for grant in grants])
+    answers = {
+        place: _admitted(grant, grant.epoch, put, node)
+        for place, (grant, put) in enumerate(zip(grants, puts, strict=True))
+        if put.verdict == "ok"
+    }
+    left = [place for place in range(len(grants)) if place not in answers]
+    looks = _second_look([grants[place] for place in left]) if left else []
+    for place, look in zip(left, looks, strict=True):
+        if isinstance(look, Refusal):
+            answers[place] = _refused(look)
+            continue
+        (put,) = registry.put(node, [_session(grants[place], look, now)])
+        answers[place] = (
+            _admitted(grants[place], look, put, node) if put.verdict == "ok" else _refused(Refusal.of("OVERLOADED"))
+        )
+    return [answers[place] for place in range(len(grants))]
+
+
+def _session(grant: Grant, epoch: int, now: dt.datetime) -> Session:
     return Session(
         device_id=str(grant.device.id),
         session=grant.ask.session,
-        epoch=grant.epoch,
+        epoch=epoch,
         user_id=str(grant.device.owner_id),
         connected_at=now.isoformat().replace("+00:00", "Z"),
         address=grant.ask.address,
@@ -84,16 +100,14 @@ def _refused(refusal: Refusal) -> Refused:
     return answer
 
 
-def _admitted(grant: Grant, put: Put, node: str, why: Refusal | None) -> Admitted | Refused:
-    if why is not None:
-        return _refused(why)
+def _admitted(grant: Grant, epoch: int, put: Put, node: str) -> Admitted:
     old = put.replaced
     elsewhere = old is not None and old.node != node and old.node_url
     return Admitted(
         ok=True,
         device_id=str(grant.device.id),
         user_id=str(grant.device.owner_id),
-        epoch=grant.epoch,
+        epoch=epoch,
         session_token=grant.session_token,
         replaced=_replaced(old, handed_over=put.handed_over) if old is not None and elsewhere else None,
     )
@@ -105,28 +119,53 @@ def _replaced(old: Held, *, handed_over: bool) -> Replaced:
     return Replaced(node_url=old.node_url, session=old.session)
 
 
-def _why_fenced_out(grants: Sequence[Grant]) -> dict[int, Refusal]:
-    """Who was overtaken between the commit and the write of presence: by a newer connection, or by being unpaired."""
-    rows = Device.objects.filter(id__in=[grant.device.id for grant in grants])
-    state = {row[0]: row[1:] for row in rows.values_list("id", "epoch", "deleted_at", "owner__is_active")}
-    why = {}
+@transaction.atomic
+def _second_look(grants: Sequence[Grant]) -> list[int | Refusal]:
+    """Of grants that the registry did not take: why, or the epoch that is above the registry's, with which it will.
+
+    Between the commit and the write of presence a device may be overtaken by a newer connection, unpaired, or lose its
+    token: they are refused. Where nothing of that is so, the registry knows an epoch that the database never had or has
+    lost (a failover meanwhile). All under the device's lock, under which tokens are revoked: who revokes later ends the
+    epoch that is given here.
+    """
+    locked = Device.objects.select_for_update(no_key=True, of=("self",)).select_related("owner").order_by("id")
+    devices = {device.id: device for device in locked.filter(id__in={grant.device.id for grant in grants})}
+    hashes = {text for grant in grants for text in _hashes(grant)}
+    revoked = set(
+        SessionToken.objects.filter(token_hash__in=hashes, revoked_at__isnull=False).values_list("pk", flat=True)
+    )
+    revoked |= set(
+        PairingToken.objects.filter(token_hash__in=hashes, status=PairingStatus.REVOKED).values_list("pk", flat=True)
+    )
+    known = registry.epochs(str(device_id) for device_id in devices)
+    looks: list[int | Refusal] = []
     for grant in grants:
-        epoch, deleted_at, active = state.get(grant.device.id, (0, True, True))
-        if not active:
-            why[id(grant)] = Refusal.of("ACCOUNT_DISABLED")
-        elif deleted_at is None and epoch > grant.epoch:
-            why[id(grant)] = Refusal.of(
-                "CONFLICT", "A newer connection of this device took over.", REPLACED_WAIT_SECONDS
-            )
+        device = devices.get(grant.device.id)
+        if device is not None and not device.owner.is_active:
+            looks.append(Refusal.of("ACCOUNT_DISABLED"))
+        elif device is None or device.deleted_at is not None or revoked & _hashes(grant):
+            looks.append(Refusal.of("TOKEN_REVOKED"))
+        elif device.epoch > grant.epoch:
+            looks.append(Refusal.of("CONFLICT", "A newer connection of this device took over.", REPLACED_WAIT_SECONDS))
         else:
-            why[id(grant)] = Refusal.of("TOKEN_REVOKED")
-    return why
+            device.epoch = max(device.epoch, known.get(str(device.id), 0)) + 1
+            device.save(update_fields=["epoch"])
+            looks.append(device.epoch)
+    return looks
+
+
+def _hashes(grant: Grant) -> set[str]:
+    """Of the token that came, and of the one that was issued for it."""
+    fresh = {hash_token(grant.session_token)} if grant.session_token else set()
+    return {grant.ask.token_hash} | fresh
 
 
 # --- the transaction --------------------------------------------------------------------------------------------------
 def _decide(asks: Sequence[Ask], now: dt.datetime) -> list[Grant | Refusal]:
     book = _load(asks)
+    book.lift(registry.epochs(str(device_id) for device_id in book.devices))
     verdicts = [ask.fault or admit(ask, book, now) for ask in asks]
+    verdicts = installation.excuse(verdicts)
     try:
         _save(book, now)
     except IntegrityError as error:  # the serial was registered meanwhile

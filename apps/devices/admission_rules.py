@@ -9,7 +9,7 @@ import datetime as dt
 import hmac
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -128,6 +128,11 @@ class Book:
         """Rows that the caller has locked."""
         for device in devices:
             self.devices[device.id] = device
+
+    def lift(self, epochs: Mapping[str, int]) -> None:
+        """The registry's epochs count where they are higher than the table's: the higher one wins (data.md)."""
+        for device in self.devices.values():
+            device.epoch = max(device.epoch, epochs.get(str(device.id), 0))
 
     def by_serial(self, owner_id: uuid.UUID, serial: str) -> Device | None:
         """The owner's live device of this serial, else the one that was unpaired last, else None."""

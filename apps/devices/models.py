@@ -65,6 +65,20 @@ class Device(BaseModel):
         return self.name
 
 
+class Installation(models.Model):
+    """Which database this is: one row, made once, that goes with a dump and with a replica."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    singleton = models.BooleanField(default=True, unique=True, editable=False)
+
+    class Meta:
+        db_table = "installation"
+        constraints = (models.CheckConstraint(condition=models.Q(singleton=True), name="installation_one_row"),)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
 class Accelerator(BaseModel):
     """An accelerator that a scan of the device found."""
 

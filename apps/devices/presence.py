@@ -16,6 +16,7 @@ import structlog
 from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
+from apps.devices import installation
 from apps.devices.happenings import happening
 from apps.devices.models import Device, DeviceEvent, LinkStatus
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
@@ -39,6 +40,8 @@ logger = structlog.get_logger(__name__)
 SEEN_EVERY: Final = dt.timedelta(seconds=30)
 """How far `last_seen_at` of a device that stays online may lag: writing it every 5 s would rewrite every row."""
 _BATCH: Final = 1000
+NOBODYS: Final = 1 << 63
+"""The epoch of a device that is not there: above any that a message may name."""
 _TOLD_FIELDS: Final = ("id", "owner_id", "name", "serial", "epoch", "link_status", "deleted_at")
 _BARRED: Final = (
     Q(deleted_at__isnull=False)
@@ -82,11 +85,14 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
     rows = Device.objects.filter(id__in={fact["device_id"] for fact in listed}).annotate(barred=_BARRED)
     known = {str(device.id): device for device in rows.select_related("owner")}
     closes, good = {}, []
+    foreign = len(known) < len({fact["device_id"] for fact in listed}) and installation.is_foreign()
     older = [fact["device_id"] for fact in listed if fact["epoch"] < _epoch(known.get(fact["device_id"]))]
     bases = registry.bases(older)
     for fact in listed:
         device = known.get(fact["device_id"])
         order: tuple[int, str] | None = None
+        if device is None and foreign:
+            continue  # another database knows it: nothing is ended that could not be taken back
         if device is None:
             order = CLOSE_REVOKED, "revoked"
         elif device.barred:
@@ -112,12 +118,26 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
             )
         )
     registry.put(node, good)
+    _lift({each.device_id: each.epoch for each in good if each.epoch > _epoch(known.get(each.device_id))})
     registry.remove_missing(node, {fact["session"] for fact in listed})
     return closes
 
 
 def _epoch(device: Device | None) -> int:
     return 0 if device is None else device.epoch
+
+
+def _lift(epochs: Mapping[str, int]) -> None:
+    """Raise the table's epochs to those that admissions have given: the table has lost them (data.md, "Presence")."""
+    if not epochs:
+        return
+    with transaction.atomic():
+        rows = Device.objects.select_for_update(no_key=True).filter(id__in=list(epochs)).order_by("id").only("epoch")
+        lower = [device for device in rows if device.epoch < epochs[str(device.id)]]
+        for device in lower:
+            device.epoch = epochs[str(device.id)]
+        Device.objects.bulk_update(lower, ["epoch"])
+    logger.warning("epochs_lifted", count=len(lower))
 
 
 def _orders(held: Mapping[str, str]) -> dict[str, CloseOrder]:
@@ -159,7 +179,8 @@ def apply_events(events: Sequence[TunnelEvent], *, now: dt.datetime) -> int:
         rows = Device.objects.select_for_update(no_key=True).filter(id__in=ids).order_by("id")
         locked = {str(device.id): device for device in rows.only(*_TOLD_FIELDS)}
         epochs = {key: device.epoch for key, device in locked.items()}
-        current = [event for event in events if epochs.get(event["device_id"]) == event["epoch"]]
+        current = [event for event in events if epochs.get(event["device_id"], NOBODYS) <= event["epoch"]]
+        _lift({event["device_id"]: event["epoch"] for event in current if event["epoch"] > epochs[event["device_id"]]})
         DeviceEvent.objects.bulk_create([_row(event, now) for event in current], ignore_conflicts=True)
         # Of several events of one session in a batch the last counts: a connect and its disconnect come in this order.
         last = {event["device_id"]: event["type"] for event in current}
@@ -296,8 +317,10 @@ def close_forbidden(*, request_id: str = "") -> int:
     The heartbeats find them too, within 10 s; this is for the promised 5 s. Returns how many.
     """
     groups: dict[tuple[int, str], dict[str, int]] = {}
-    for device in must_close(registry.online_devices()):
-        groups.setdefault(close_code(device), {})[str(device.id)] = device.epoch
+    suspects = [str(device_id) for device_id in must_close(registry.online_devices()).values_list("id", flat=True)]
+    known = registry.epochs(suspects)  # before the look that counts: what was admitted after it is not ended
+    for device in must_close(suspects) if suspects else ():
+        groups.setdefault(close_code(device), {})[str(device.id)] = max(device.epoch, known.get(str(device.id), 0))
     for (code, reason), epochs in groups.items():
         tunnels.end_devices(epochs, code=code, reason=reason, request_id=request_id)
     return sum(map(len, groups.values()))

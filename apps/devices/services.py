@@ -103,7 +103,7 @@ def _unpair(devices: Sequence[Device], *, actor: Actor, now: dt.datetime) -> Non
     Device.objects.bulk_update(devices, ["deleted_at", "link_status", "updated_at"])
     revoke_of_devices([device.id for device in devices], now=now, reason="unpaired")
     webhooks.emit_many([_unpaired(device) for device in devices], now=now)
-    epochs = {str(device.id): device.epoch for device in devices}
+    epochs = tunnels.epochs_to_end({str(device.id): device.epoch for device in devices})
     jobs.configure_task("tunnels.end_devices").defer(
         epochs={**epochs}, code=CLOSE_REVOKED, reason="revoked", request_id=actor.request_id
     )

@@ -184,14 +184,14 @@ def live_sessions(device_id: uuid.UUID) -> QuerySet[SessionToken]:
 
 
 def _lock_device(device_id: uuid.UUID | None) -> int | None:
-    """Lock a device's row until the transaction ends; its epoch, or None if it is not there."""
+    """Lock a device's row until the transaction ends; the epoch up to which it would end, None if it is not there."""
     if device_id is None:
         return None
     devices = apps.get_model("devices", "Device").objects  # by name: the app `devices` stands above this one
     epoch: int | None = (
         devices.select_for_update(no_key=True).filter(pk=device_id).values_list("epoch", flat=True).first()
     )
-    return epoch
+    return None if epoch is None else tunnels.epochs_to_end({str(device_id): epoch})[str(device_id)]
 
 
 def _close_after_commit(actor: Actor, device_id: uuid.UUID, epoch: int, now: dt.datetime) -> None:

@@ -18,7 +18,7 @@ from tunnel.contract import hash_token
 
 SECONDS: Final = 60
 PREFIX_MAX: Final = 2048
-_KEY: Final = "visiona:ticket:"
+_KEY: Final = redis.PREFIX + "ticket:"
 
 
 @dataclass(frozen=True, slots=True)

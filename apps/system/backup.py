@@ -74,7 +74,7 @@ def restore(folder: Path, say: Say) -> None:
     for key, size, sha256 in models:
         _bring_back(folder, key, size, sha256)
     say(f"database and the bytes of {len(models)} models restored")
-    say(f"{_forget()} keys of Redis dropped: people log in again, boxes are back with a heartbeat")
+    say(f"{redis.forget_all()} keys of Redis dropped: people log in again, boxes are back with a heartbeat")
 
 
 def _ready_models() -> Iterator[tuple[str, int, str]]:
@@ -113,15 +113,6 @@ def _bring_back(folder: Path, key: str, size: int, sha256: str) -> None:
             storage.store().put(key, file, limit=size)
         except Mismatch as error:
             raise BackupError(f"{key}: {error}") from None
-
-
-def _forget() -> int:
-    """Logins, presence and throttles of the time after the backup."""
-    client = redis.client()
-    found = list(client.scan_iter("visiona:*", count=1000))
-    for start in range(0, len(found), 1000):
-        client.delete(*found[start : start + 1000])
-    return len(found)
 
 
 # --- PostgreSQL's programs --------------------------------------------------------------------------------------------

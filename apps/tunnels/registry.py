@@ -14,6 +14,7 @@ Keys below the prefix `{visiona}:tunnel:` (times in Unix ms)
   `sessions:<node>`   hash, session → device
   `user:<user>`       set of the user's devices with a tunnel
   `since`             when it was first looked at: after a loss of Redis it is young
+  `database`          the identity of the database that admitted a device last
   `closing:<node>`    hash, session → `at|code|reason`: told with every heartbeat until the session is gone
 """
 
@@ -27,7 +28,7 @@ from typing import Any, Final, Literal, cast
 from apps.common import redis, scripts
 from apps.tunnels import lua
 
-PREFIX: Final = "{visiona}:tunnel:"
+PREFIX: Final = redis.TAGGED + "tunnel:"
 NODE_TTL_MS: Final = 30_000
 """A node is gone this long after its last heartbeat (data.md)."""
 CLOSING_MS: Final = 120_000
@@ -36,6 +37,7 @@ ADMISSION_GRACE_MS: Final = 15_000
 """A session written within this time may be missing in a full list: its agent is still shaking hands."""
 SETTLE_MS: Final = 15_000
 """After a loss of Redis it takes a heartbeat (10 s) and a full list until the registry is whole again."""
+DATABASE_REMEMBERED_SECONDS: Final = 7 * 24 * 3600
 _CHUNK: Final = 512
 
 Verdict = Literal["ok", "older", "ended"]
@@ -215,6 +217,16 @@ def ping() -> None:
     redis.client().ping()
 
 
+def remember_database(identity: str) -> None:
+    """The devices that are admitted now are in this database (see `apps.devices.installation`)."""
+    redis.client().set(f"{PREFIX}database", identity, ex=DATABASE_REMEMBERED_SECONDS)
+
+
+def remembered_database() -> str | None:
+    """Which database admitted devices last, within DATABASE_REMEMBERED_SECONDS."""
+    return cast("str | None", redis.client().get(f"{PREFIX}database"))
+
+
 def settled() -> bool:
     """Whether the registry is old enough to be whole: what it does not hold is offline, not just not told yet."""
     now = _now_ms()
@@ -321,6 +333,16 @@ def _entries(flat: Sequence[Any]) -> dict[str, Entry]:
             moving=draining == "1",
         )
     return found
+
+
+def epochs(devices: Iterable[str]) -> dict[str, int]:
+    """Of each device that the registry knows, online or ended: the highest epoch that it was told."""
+    wanted = list(devices)
+    pipe = redis.client().pipeline(transaction=False)
+    for device in wanted:
+        pipe.hget(f"{PREFIX}device:{device}", "e")
+    answers = pipe.execute() if wanted else []
+    return {device: int(epoch) for device, epoch in zip(wanted, answers, strict=True) if epoch}
 
 
 def bases(devices: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Final
 
+import redis.exceptions
 import structlog
 
 from apps.common.errors import DomainError
@@ -36,6 +37,19 @@ def end_devices(epochs: Mapping[str, int], *, code: int, reason: str, request_id
     Returns how many tunnels were left to a heartbeat. Raises the errors of Redis.
     """
     return _end(epochs, users=(), code=code, reason=reason, request_id=request_id)
+
+
+def epochs_to_end(epochs: Mapping[str, int]) -> dict[str, int]:
+    """Device → the epoch up to which it ends: the table's, or the registry's where the table has lost some.
+
+    Called under the devices' locks, under which admissions raise them. Without Redis the table's own: what it does not
+    end, the worker and the heartbeats find.
+    """
+    try:
+        known = registry.epochs(epochs)
+    except redis.exceptions.RedisError:
+        known = {}
+    return {device: max(epoch, known.get(device, 0)) for device, epoch in epochs.items()}
 
 
 def _end(epochs: Mapping[str, int], *, users: Sequence[str], code: int, reason: str, request_id: str) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from django.test import Client
@@ -50,7 +50,10 @@ def _empty_redis() -> Iterator[None]:
     """Each test starts with no logins, no registry and no throttles."""
     redis.client().flushdb()
     yield
+    keys = cast("list[str]", redis.client().keys("*"))
     redis.client().flushdb()
+    strange = [key for key in keys if not key.startswith(redis.PREFIXES)]
+    assert strange == [], "a key of ours that restoring a backup would not drop"
 
 
 class Api:

@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from cloud.supervisor import plan as plans
 from tests.conftest import ROOT, _admin
+from tests.system.stack import Stack, eventually, run_stack
 
 pytestmark = pytest.mark.system
 
@@ -142,3 +145,60 @@ def test_bytes_that_are_lost_are_noticed_by_the_backup(lived_in: Env, tmp_path: 
     done = manage(lived_in | {"VISIONA_STORAGE_DIR": str(tmp_path / "empty")}, "backup", str(tmp_path / "backup"))
     assert (done.returncode, "CommandError: backup: " in done.stderr) == (1, True)
     assert not (tmp_path / "backup" / "backup.json").exists()
+
+
+# --- boxes, of which the backup knows less than the registry ----------------------------------------------------------
+def _epoch(stack: Stack, device: str) -> int:
+    """Of the box's session that the daemon holds; 0: it holds none."""
+    return max((each["epoch"] for each in stack.sessions() if each["device_id"] == device), default=0)
+
+
+def _reconnected(stack: Stack, device: str) -> int:
+    """The box comes back with its own credential; its epoch."""
+    stack.stop("agent")
+    eventually(lambda: not _epoch(stack, device), 10, "the box has left")
+    stack.start_agent()
+    return int(eventually(lambda: _epoch(stack, device), 20, "the box is back"))
+
+
+def _moved(stack: Stack, name: str) -> Stack:
+    """The same installation, its programs on another, new database."""
+    with closing(connected(dict(stack.plan.environ) | {"VISIONA_DB_NAME": "postgres"})) as db:
+        db.autocommit = True
+        db.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    environ = stack.environ | {"VISIONA_DB_NAME": name}
+    return replace(stack, environ=environ, plan=plans.make(stack.var, environ), processes={})
+
+
+def _started(stack: Stack) -> str:
+    """All but the worker, which nothing here needs; the box's device id once it is online."""
+    stack.start(plans.tunnel(stack.plan))
+    stack.start(plans.api(stack.plan))
+    stack.log_in()
+    stack.start_agent()
+    return stack.device_id()
+
+
+@pytest.mark.timeout(420)
+def test_boxes_that_reconnected_since_the_backup_come_back_after_it(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """Backup, a reconnect, restore: the table knows of fewer admissions than the registry did. Then it forgets the
+    rest while the registry stands (a failover that lost commits). The box is back both times, as the device it was."""
+    ports = free_port(), free_port(), free_port()
+    with run_stack(tmp_path / "var", ports) as before, ExitStack() as stack:
+        device = _started(before)
+        saved = manage(dict(before.plan.environ), "backup", str(tmp_path / "backup"))
+        assert saved.returncode == 0, saved.stderr
+        _reconnected(before, device)
+        for name in ("agent", "api", "tunnel"):
+            before.stop(name)
+        after = _moved(before, "restored")
+        stack.callback(after.close)
+        done = manage(dict(after.plan.environ), "restore", str(tmp_path / "backup"))
+        assert done.returncode == 0, done.stderr
+        assert _started(after) == device
+
+        with connected(dict(after.plan.environ)) as db:
+            db.execute("UPDATE devices SET epoch = 0")
+        assert _reconnected(after, device) > 1

@@ -31,8 +31,8 @@ STATE_SECONDS: Final = 600
 CODE_SECONDS: Final = 60
 PROVIDER_ERROR: Final = "PROVIDER_ERROR"
 """In `#error=` alone: the provider says that something is wrong; `reason` is its own word for it."""
-_STATE: Final = "visiona:oidc:state:"
-_CODE: Final = "visiona:oidc:code:"
+_STATE: Final = redis.PREFIX + "oidc:state:"
+_CODE: Final = redis.PREFIX + "oidc:code:"
 
 logger = structlog.get_logger(__name__)
 

@@ -31,7 +31,7 @@ def test_others_in_the_same_call_are_heard_in_their_order(daemon, alice):
     assert told[2]["ok"]
 
 
-def test_elsewhere_it_is_another_counter(daemon, db):
+def test_elsewhere_it_is_another_counter(daemon, alice):
     token = new_token("vAs_")
     for _ in range(3):
         daemon.ask(token)
