@@ -25,6 +25,7 @@ from apps.common.admin import ReadOnlyAdmin
 from apps.common.errors import DomainError
 from apps.devices import services
 from apps.devices.models import Accelerator, Device, DeviceEvent
+from apps.devices.twins import CLONED_SHOWN, is_cloned
 from apps.tunnels import daemon, registry
 from apps.tunnels.registry import Entry
 from tunnel.contract import SessionFact
@@ -53,6 +54,23 @@ class LinkFilter(admin.SimpleListFilter):
         return live
 
 
+class TwinFilter(admin.SimpleListFilter):
+    """Devices that look like another one."""
+
+    title = "looks like another"
+    parameter_name = "twins"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("twin", "Possible twins"), ("cloned", "Cloned")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Device]) -> QuerySet[Device]:
+        if self.value() == "twin":
+            return queryset.filter(twin_at__isnull=False)
+        if self.value() == "cloned":
+            return queryset.filter(cloned_at__gt=timezone.now() - CLONED_SHOWN)
+        return queryset
+
+
 def _entries(devices: Iterable[Device]) -> Mapping[str, Entry] | None:
     """The registry's entries of the devices; None while Redis is down: the admin is of use then, too."""
     try:
@@ -66,18 +84,26 @@ class DeviceAdmin(ReadOnlyAdmin):
     list_display: ClassVar[Any] = (
         "box", "link", "connected_since", "last_seen_at", "chip", "owner", "agent",
     )  # fmt: skip
-    list_filter: ClassVar[Any] = (LinkFilter, "device_status", "chip", ("last_seen_at", RangeDateTimeFilter))
+    list_filter: ClassVar[Any] = (
+        LinkFilter,
+        TwinFilter,
+        "device_status",
+        "chip",
+        ("last_seen_at", RangeDateTimeFilter),
+    )
     list_filter_submit = True
     list_select_related: ClassVar[Any] = ("owner",)
-    search_fields: ClassVar[Any] = ("name", "serial", "owner__email", "id", "address")
+    search_fields: ClassVar[Any] = ("name", "serial", "claimed_serial", "owner__email", "id", "address")
     ordering: ClassVar[Any] = ("-created_at",)
     actions: ClassVar[Any] = ("kick_selected", "unpair_selected")
     actions_submit_line: ClassVar[Any] = ("kick_this", "unpair_this")
     fieldsets: ClassVar[Any] = (
-        ("Device", {"fields": ("id", "name", "serial", "owner", "chip", "firmware", "device_status", "metadata")}),
+        ("Device", {"fields": (
+            "id", "name", "serial", "claimed_serial", "owner", "chip", "firmware", "device_status", "metadata",
+        )}),
         ("Tunnel", {"fields": (
             "link", "connected_since", "node", "tunnel_session", "agent_version", "address", "round_trip", "traffic",
-            "streams", "epoch", "last_seen_at",
+            "streams", "epoch", "last_seen_at", "looks_like", "twin_at", "cloned_at",
         )}),
         ("History", {"fields": ("history", "created_at", "updated_at", "deleted_at")}),
     )  # fmt: skip
@@ -127,9 +153,19 @@ class DeviceAdmin(ReadOnlyAdmin):
             return "unknown"
         return "online" if _entry(device) else "offline"
 
+    @display(  # type: ignore[untyped-decorator]  # unfold is untyped
+        description="Looks like another",
+        label={"cloned": "danger", "possible twin": "warning"},
+    )
+    def looks_like(self, device: Device) -> str:
+        if is_cloned(device.cloned_at, timezone.now()):
+            return "cloned"
+        return "possible twin" if device.possible_twin else "-"
+
     @display(description="Device", ordering="name", header=True)  # type: ignore[untyped-decorator]  # unfold is untyped
     def box(self, device: Device) -> list[str]:
-        return [device.name, device.serial or "no serial"]
+        marks = [mark for mark in (self.looks_like(device),) if mark != "-"]
+        return [device.name, " · ".join([device.serial or device.claimed_serial or "no serial", *marks])]
 
     @display(description="Agent", ordering="agent_version", header=True)  # type: ignore[untyped-decorator]  # unfold is untyped
     def agent(self, device: Device) -> list[str]:

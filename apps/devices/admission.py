@@ -7,7 +7,8 @@ their verdicts. Locks: devices by id, then pairing tokens by hash; session token
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -17,12 +18,13 @@ from django.db.models import Q
 
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
-from apps.devices import installation
-from apps.devices.admission_rules import Ask, Book, Grant, Refusal, admit
+from apps.common.errors import DomainError
+from apps.devices import installation, twins
+from apps.devices.admission_rules import Ask, Book, Grant, Presence, Refusal, UnaskedError, admit
 from apps.devices.happenings import happening
 from apps.devices.models import Device, DeviceEvent
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
-from apps.pairing.services import SESSION_IDLE, StaleRead, retry_stale
+from apps.pairing.services import ATTEMPTS, SESSION_IDLE, StaleRead, retry_stale
 from apps.tunnels import registry
 from apps.tunnels.registry import Held, Put, Session
 from apps.webhooks import services as webhooks
@@ -32,7 +34,8 @@ from tunnel.contract import PAIRING_PREFIX, Admitted, Credential, Refused, Repla
 logger = structlog.get_logger(__name__)
 
 _DEVICE_FIELDS: Final = (
-    "owner_id", "name", "serial", "chip", "firmware", "agent_version", "address", "epoch", "deleted_at",
+    "owner_id", "name", "serial", "claimed_serial", "chip", "firmware", "agent_version", "address", "instance", "epoch",
+    "twin_at", "cloned_at", "deleted_at",
 )  # fmt: skip
 _SESSION_FIELDS: Final = (
     "device_id", "issued_at", "expires_at", "last_used_at", "rotated_from_id", "revoked_at", "revoke_reason",
@@ -49,7 +52,7 @@ def authenticate(credentials: Sequence[Credential], *, node: str, now: dt.dateti
     """
     registry.ping()  # without presence nobody is admitted: better known before tokens are used up
     asks = [Ask.of(credential) for credential in credentials]
-    verdicts = retry_stale(lambda: _decide(asks, now))
+    verdicts = _judge(asks, now)
     grants = [verdict for verdict in verdicts if isinstance(verdict, Grant)]
     if grants:
         installation.remember()
@@ -60,7 +63,7 @@ def authenticate(credentials: Sequence[Credential], *, node: str, now: dt.dateti
 def _write(grants: Sequence[Grant], node: str, now: dt.datetime) -> list[Admitted | Refused]:
     """Tell the registry who was admitted; of those that it does not take, why, or once more with a higher epoch."""
     puts = registry.put(node, [_session(grant, grant.epoch, now) for grant in grants])
-    answers = {
+    answers: dict[int, Admitted | Refused] = {
         place: _admitted(grant, grant.epoch, put, node)
         for place, (grant, put) in enumerate(zip(grants, puts, strict=True))
         if put.verdict == "ok"
@@ -161,8 +164,20 @@ def _hashes(grant: Grant) -> set[str]:
 
 
 # --- the transaction --------------------------------------------------------------------------------------------------
-def _decide(asks: Sequence[Ask], now: dt.datetime) -> list[Grant | Refusal]:
+def _judge(asks: Sequence[Ask], now: dt.datetime) -> list[Grant | Refusal]:
+    """Ask who is there, outside of any transaction, and judge; anew where a device has turned up meanwhile."""
+    for _ in range(ATTEMPTS):
+        answers = twins.presences(asks)
+        try:
+            return retry_stale(lambda answers=answers: _decide(asks, answers, now))  # type: ignore[misc]  # mypy#12557
+        except UnaskedError:
+            continue
+    raise DomainError("OVERLOADED")
+
+
+def _decide(asks: Sequence[Ask], answers: Mapping[uuid.UUID, Presence], now: dt.datetime) -> list[Grant | Refusal]:
     book = _load(asks)
+    book.answers = answers
     book.lift(registry.epochs(str(device_id) for device_id in book.devices))
     verdicts = [ask.fault or admit(ask, book, now) for ask in asks]
     verdicts = installation.excuse(verdicts)
@@ -250,6 +265,8 @@ def _save(book: Book, now: dt.datetime) -> None:
         )
     if book.new_sessions:
         SessionToken.objects.bulk_create(book.new_sessions)
+    if book.twins:
+        twins.mark(book.twins, now=now)
     if book.paired:
         DeviceEvent.objects.bulk_create([_event(grant, now) for grant in book.paired])
         AuditEvent.objects.bulk_create([_audit(grant, now) for grant in book.paired])
@@ -280,15 +297,20 @@ def _update_devices(devices: Sequence[Device], now: dt.datetime) -> None:
         [device.firmware for device in devices],
         [device.agent_version for device in devices],
         [device.address for device in devices],
+        [device.instance for device in devices],
+        [device.claimed_serial for device in devices],
+        [device.cloned_at for device in devices],
     ]
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE devices AS d SET epoch = v.epoch, serial = v.serial, chip = v.chip, firmware = v.firmware,
-                agent_version = v.agent_version, address = v.address, deleted_at = NULL, last_seen_at = %s,
+                agent_version = v.agent_version, address = v.address, instance = v.instance,
+                claimed_serial = v.claimed_serial, cloned_at = v.cloned_at, deleted_at = NULL, last_seen_at = %s,
                 updated_at = %s
-            FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
-                AS v(id, epoch, serial, chip, firmware, agent_version, address)
+            FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+                %s::text[], %s::text[], %s::timestamptz[])
+                AS v(id, epoch, serial, chip, firmware, agent_version, address, instance, claimed_serial, cloned_at)
             WHERE d.id = v.id
             """,
             [now, now, *columns],

@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from apps.common.errors import DomainError
 from apps.devices.models import Device
+from apps.devices.serials import is_junk
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
 from apps.pairing.services import EXPIRED, SESSION_IDLE
 from tunnel.contract import PAIRING_PREFIX, SESSION_PREFIX, Credential, TokenPrefix, hash_token, new_token, token_prefix
@@ -23,10 +24,9 @@ ROTATE_AFTER: Final = dt.timedelta(days=30)
 REDEEM_AGAIN_WITHIN: Final = dt.timedelta(minutes=10)
 """A lost answer locks no box out: for this long the same instance may redeem its pairing token again (tunnel.md)."""
 UNKNOWN: Final = "This token is not known; create a new pairing token and start the agent with it."
-SERIAL_TAKEN: Final = (
-    "Another device of this account has this serial; unpair it, or start the agent with its own token."
-)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+Presence = Literal["offline", "answers", "silent", "unknown"]
+"""Of a device: it has no tunnel; it has one, whose agent answered a ping, did not, or could not be asked."""
 How = Literal["created", "revived", "paired_anew", "registered", "redeemed_again", ""]
 
 
@@ -55,6 +55,7 @@ class Ask:
     features: tuple[str, ...]
     instance: str
     serial: str
+    claimed_serial: str
     chip: str
     firmware: str
     handover: str
@@ -81,7 +82,8 @@ class Ask:
             agent=clean(credential.get("agent", ""), 128),
             features=tuple(clean(name, 32).replace(",", "") for name in credential.get("features", ())[:32]),
             instance=instance,
-            serial=serial,
+            serial="" if is_junk(serial) else serial,
+            claimed_serial=serial,
             chip=clean(credential.get("chip", ""), 64),
             firmware=clean(credential.get("firmware", ""), 64),
             handover=clean(credential.get("handover", ""), 64),
@@ -105,11 +107,28 @@ class Grant:
     how: How
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Twins:
+    """A box that says the serial of another live device of its owner."""
+
+    ask: Ask
+    device: Device
+    other: Device
+
+
+class UnaskedError(Exception):
+    """Whether a device is online must be asked before it is paired anew; then the call is to be judged again."""
+
+
 @dataclass(slots=True)
 class Book:
-    """The rows that a call rests on, and what its verdicts change in them."""
+    """The rows that a call rests on, and what its verdicts change in them.
+
+    `answers`: of each device that was looked at as a possible twin, whether its agent is there (`Presence`).
+    """
 
     reconnect: bool
+    answers: Mapping[uuid.UUID, Presence] = field(default_factory=dict)
     pairing: dict[str, PairingToken] = field(default_factory=dict)
     sessions: dict[str, SessionToken] = field(default_factory=dict)
     devices: dict[uuid.UUID, Device] = field(default_factory=dict)
@@ -123,6 +142,7 @@ class Book:
     succeeded: set[str] = field(default_factory=set)  # those whose successor was used first now
     repaired: set[uuid.UUID] = field(default_factory=set)  # devices whose older tokens are revoked
     paired: list[Grant] = field(default_factory=list)
+    twins: list[Twins] = field(default_factory=list)
 
     def add_devices(self, devices: Iterable[Device]) -> None:
         """Rows that the caller has locked."""
@@ -172,8 +192,7 @@ def _admit_session(ask: Ask, book: Book, now: dt.datetime) -> Grant | Refusal:
         return Refusal.of("TOKEN_EXPIRED")
     if device.owner_id not in book.active_owners:
         return Refusal.of("ACCOUNT_DISABLED")
-    if not _take_serial(ask, device, book):
-        return Refusal.of("SERIAL_TAKEN", SERIAL_TAKEN)
+    _take_serial(ask, device, book)
     if token.last_used_at is None and token.rotated_from_id is not None:
         book.succeeded.add(token.rotated_from_id)
     token.last_used_at = now
@@ -203,8 +222,7 @@ def _admit_pairing(ask: Ask, book: Book, now: dt.datetime) -> Grant | Refusal:
         if known is None or known.deleted_at is not None:
             return Refusal.of("TOKEN_REVOKED")
         device, how = known, ("redeemed_again" if token.status == PairingStatus.CONSUMED else "")
-        if not _take_serial(ask, device, book):
-            return Refusal.of("SERIAL_TAKEN", SERIAL_TAKEN)
+        _take_serial(ask, device, book)
     fresh = None
     if ask.agent:  # an agent that keeps a session token: its pairing token is used up
         if how == "redeemed_again":
@@ -236,14 +254,23 @@ def _dead(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> Refusa
 
 
 def _redeem(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> tuple[Device, How]:
-    """The device that a pairing token makes at its first use: by serial of the same owner, else a new one."""
+    """The device that a pairing token makes at its first use: by serial of the same owner, else a new one.
+
+    A serial is no proof: while the device of that serial is there with another agent, the box becomes a device of its
+    own, and nothing of the other is revoked (data.md, "What is atomic").
+    """
     device = book.by_serial(token.owner_id, ask.serial) if ask.serial else None
-    if device is None:
+    twin = device if device is not None and _is_there(ask, device, book) else None
+    if device is None or twin is not None:
         name = token.name or ask.serial or f"Box {str(token.id)[-8:]}"
-        device = Device(owner_id=token.owner_id, name=name, serial=ask.serial or None)
+        own = ask.serial if twin is None else ""
+        device = Device(owner_id=token.owner_id, name=name, serial=own or None)
+        if twin is not None:
+            _note_twins(ask, device, twin, book)
         book.new_devices.append(device)
         book.devices[device.id] = device
         return device, "created"
+    device.cloned_at = None  # whoever had its credential has it no more
     how: How = "paired_anew"
     if device.deleted_at is not None:
         device.deleted_at, how = None, "revived"
@@ -257,18 +284,46 @@ def _redeem(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> tupl
     return device, how
 
 
-def _take_serial(ask: Ask, device: Device, book: Book) -> bool:
-    """Whether a device that is known by its token may go by the serial that its agent says.
+def _is_there(ask: Ask, device: Device, book: Book) -> bool:
+    """Whether the device has its own agent just now, another than the one that asks. Raises UnaskedError."""
+    if device.deleted_at is not None:
+        return False
+    same = bool(ask.instance) and ask.instance == device.instance
+    if same:
+        return False
+    if device.id in book.changed_devices:  # it was admitted a moment ago, in this very call
+        return True
+    presence = book.answers.get(device.id)
+    if presence is None:
+        raise UnaskedError
+    # One that names no instance may be the same agent: then nothing but an answer tells two of them.
+    other = bool(ask.instance and device.instance)
+    return presence == "answers" or (presence == "unknown" and other)
+
+
+def _note_twins(ask: Ask, device: Device, other: Device, book: Book) -> None:
+    """The device says the serial of another one; told once."""
+    if device.claimed_serial != ask.serial:
+        device.claimed_serial = ask.serial
+        book.twins.append(Twins(ask, device, other))
+
+
+def _take_serial(ask: Ask, device: Device, book: Book) -> None:
+    """Let a device that is known by its token go by the serial that its agent says.
 
     The token decides which device it is; its serial follows the hardware, unless another live one has that serial.
     """
-    if not ask.serial or ask.serial == device.serial:
-        return True
+    if not ask.serial:
+        device.claimed_serial = ask.claimed_serial
+        return
+    if ask.serial == device.serial:
+        device.claimed_serial = ""
+        return
     other = book.by_serial(device.owner_id, ask.serial)
     if other is not None and other.deleted_at is None and other is not device:
-        return False
-    device.serial = ask.serial
-    return True
+        _note_twins(ask, device, other, book)
+        return
+    device.serial, device.claimed_serial = ask.serial, ""
 
 
 def _issue_session(device: Device, book: Book, now: dt.datetime, *, rotated_from: str | None = None) -> str:
@@ -288,6 +343,9 @@ def _issue_session(device: Device, book: Book, now: dt.datetime, *, rotated_from
 def _grant(ask: Ask, device: Device, book: Book, fresh: str | None, how: How) -> Grant:
     device.epoch += 1
     device.address = ask.address
+    device.instance = ask.instance
+    if not ask.serial and ask.claimed_serial:
+        device.claimed_serial = ask.claimed_serial
     device.agent_version = ask.agent
     device.chip = ask.chip or device.chip
     device.firmware = ask.firmware or device.firmware

@@ -25,7 +25,11 @@ class DeviceStatus(models.TextChoices):
 
 
 class Device(BaseModel):
-    """A box. `link_status` follows the registry by a job; the registry's word is what counts at once."""
+    """A box. `link_status` follows the registry by a job; the registry's word is what counts at once.
+
+    `twin_at`: when another live device of the owner was seen with its serial. `cloned_at`: when two agents were last
+    seen with its credential, in turn.
+    """
 
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="devices")
     name = models.CharField(max_length=200)
@@ -34,6 +38,12 @@ class Device(BaseModel):
     firmware = models.CharField(max_length=64, blank=True, default="")
     agent_version = models.CharField(max_length=128, blank=True, default="")
     address = models.CharField(max_length=64, blank=True, default="")
+    # of the agent that came last
+    instance = models.CharField(max_length=128, blank=True, default="", db_default="", editable=False)
+    # what its agent says, where it is not known by that
+    claimed_serial = models.CharField(max_length=128, blank=True, default="", db_default="")
+    twin_at = models.DateTimeField(null=True, blank=True)
+    cloned_at = models.DateTimeField(null=True, blank=True)
     epoch = models.BigIntegerField(default=0)
     link_status = models.CharField(max_length=16, choices=LinkStatus.choices, default=LinkStatus.OFFLINE)
     device_status = models.CharField(max_length=16, choices=DeviceStatus.choices, default=DeviceStatus.UNKNOWN)
@@ -63,6 +73,11 @@ class Device(BaseModel):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def possible_twin(self) -> bool:
+        """Whether another box says that it has this one's serial, or this one says another's."""
+        return self.twin_at is not None
 
 
 class Installation(models.Model):

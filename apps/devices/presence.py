@@ -16,7 +16,7 @@ import structlog
 from django.db import connection, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from apps.devices import installation
+from apps.devices import installation, twins
 from apps.devices.happenings import happening
 from apps.devices.models import Device, DeviceEvent, LinkStatus
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
@@ -73,9 +73,9 @@ def heartbeat(beat: Heartbeat, *, now: dt.datetime) -> HeartbeatAnswer:
     }
     listed = beat["sessions"]
     if listed is not None:
-        closes |= _right_registry(beat["node"], listed)
+        closes |= _lawful(_right_registry(beat["node"], listed))
         return HeartbeatAnswer(close=list(closes.values()), send_sessions=False)
-    closes |= _orders(registry.sessions_of(beat["node"]))
+    closes |= _lawful(_orders(registry.sessions_of(beat["node"])))
     unsure = heard.state == "new" or heard.sessions_known != beat["sessions_count"]
     return HeartbeatAnswer(close=list(closes.values()), send_sessions=unsure)
 
@@ -85,14 +85,11 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
     rows = Device.objects.filter(id__in={fact["device_id"] for fact in listed}).annotate(barred=_BARRED)
     known = {str(device.id): device for device in rows.select_related("owner")}
     closes, good = {}, []
-    foreign = len(known) < len({fact["device_id"] for fact in listed}) and installation.is_foreign()
     older = [fact["device_id"] for fact in listed if fact["epoch"] < _epoch(known.get(fact["device_id"]))]
     bases = registry.bases(older)
     for fact in listed:
         device = known.get(fact["device_id"])
         order: tuple[int, str] | None = None
-        if device is None and foreign:
-            continue  # another database knows it: nothing is ended that could not be taken back
         if device is None:
             order = CLOSE_REVOKED, "revoked"
         elif device.barred:
@@ -125,6 +122,11 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
 
 def _epoch(device: Device | None) -> int:
     return 0 if device is None else device.epoch
+
+
+def _lawful(orders: dict[str, CloseOrder]) -> dict[str, CloseOrder]:
+    """What this database would have closed; nothing while it is another than the boxes' own."""
+    return {} if orders and installation.is_foreign() else orders
 
 
 def _lift(epochs: Mapping[str, int]) -> None:
@@ -179,6 +181,8 @@ def apply_events(events: Sequence[TunnelEvent], *, now: dt.datetime) -> int:
         rows = Device.objects.select_for_update(no_key=True).filter(id__in=ids).order_by("id")
         locked = {str(device.id): device for device in rows.only(*_TOLD_FIELDS)}
         epochs = {key: device.epoch for key, device in locked.items()}
+        overtaken = [event for event in events if twins.is_takeover(event) and event["device_id"] in locked]
+        twins.note_replaced(overtaken, [_row(event, now) for event in overtaken], now=now)
         current = [event for event in events if epochs.get(event["device_id"], NOBODYS) <= event["epoch"]]
         _lift({event["device_id"]: event["epoch"] for event in current if event["epoch"] > epochs[event["device_id"]]})
         DeviceEvent.objects.bulk_create([_row(event, now) for event in current], ignore_conflicts=True)
@@ -318,6 +322,8 @@ def close_forbidden(*, request_id: str = "") -> int:
     """
     groups: dict[tuple[int, str], dict[str, int]] = {}
     suspects = [str(device_id) for device_id in must_close(registry.online_devices()).values_list("id", flat=True)]
+    if suspects and installation.is_foreign():
+        return 0
     known = registry.epochs(suspects)  # before the look that counts: what was admitted after it is not ended
     for device in must_close(suspects) if suspects else ():
         groups.setdefault(close_code(device), {})[str(device.id)] = max(device.epoch, known.get(str(device.id), 0))

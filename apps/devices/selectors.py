@@ -29,12 +29,15 @@ class DeviceRow(NamedTuple):
     id: uuid.UUID | str
     name: str
     serial: str | None
+    claimed_serial: str
     chip: str
     firmware: str
     agent_version: str
     address: str
     device_status: str
     last_seen_at: dt.datetime | None
+    twin_at: dt.datetime | None
+    cloned_at: dt.datetime | None
     metadata: dict[str, Any]
     created_at: dt.datetime
     updated_at: dt.datetime

@@ -15,6 +15,7 @@ from procrastinate.contrib.django import app as jobs
 from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
+from apps.devices import twins
 from apps.devices.admission_rules import clean
 from apps.devices.happenings import happening
 from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
@@ -98,10 +99,12 @@ def _unpair(devices: Sequence[Device], *, actor: Actor, now: dt.datetime) -> Non
     """Of locked devices."""
     for device in devices:
         device.deleted_at, device.link_status, device.updated_at = now, LinkStatus.OFFLINE, now
+        device.twin_at = device.cloned_at = None
         _event(device.id, "unpaired", actor, now)
         _audit(actor, "device.unpair", device, {"serial": device.serial or "", "name": device.name}, now)
-    Device.objects.bulk_update(devices, ["deleted_at", "link_status", "updated_at"])
+    Device.objects.bulk_update(devices, ["deleted_at", "link_status", "twin_at", "cloned_at", "updated_at"])
     revoke_of_devices([device.id for device in devices], now=now, reason="unpaired")
+    twins.settle(devices, now=now)
     webhooks.emit_many([_unpaired(device) for device in devices], now=now)
     epochs = tunnels.epochs_to_end({str(device.id): device.epoch for device in devices})
     jobs.configure_task("tunnels.end_devices").defer(

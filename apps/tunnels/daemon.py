@@ -32,15 +32,18 @@ class DaemonUnavailable(DomainError):
 
 @cache
 def _pool() -> urllib3.PoolManager:
-    return urllib3.PoolManager(
-        num_pools=64,
-        maxsize=8,
-        retries=False,
-        timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-    )
+    return urllib3.PoolManager(num_pools=64, maxsize=8, retries=False)
 
 
-def _call(method: str, node_url: str, path: str, request_id: str, body: bytes | None = None) -> tuple[int, bytes]:
+def _call(
+    method: str,
+    node_url: str,
+    path: str,
+    request_id: str,
+    body: bytes | None = None,
+    *,
+    read_seconds: float = READ_SECONDS,
+) -> tuple[int, bytes]:
     headers = {
         "Authorization": f"Bearer {settings.VISIONA['INTERNAL_SECRET'][0]}",
         H_CONTRACT: str(CONTRACT_VERSION),
@@ -49,7 +52,10 @@ def _call(method: str, node_url: str, path: str, request_id: str, body: bytes | 
     if body is not None:
         headers["Content-Type"] = "application/json"
     try:
-        answer = _pool().request(method, node_url.rstrip("/") + path, body, headers=headers, preload_content=False)
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds)
+        answer = _pool().request(
+            method, node_url.rstrip("/") + path, body, headers=headers, preload_content=False, timeout=timeout
+        )
         try:
             told = answer.read(MAX_ANSWER_BYTES + 1, decode_content=True)
         finally:
@@ -85,6 +91,19 @@ def session_fact(node_url: str, session: str, *, request_id: str = "") -> Sessio
     """What the daemon says of one session; None if it knows none. Raises DaemonUnavailable."""
     status, body = _call("GET", node_url, f"/internal/session/{quote(session, safe='')}", request_id)
     return cast("SessionFact", _data(body)) if status == 200 else None
+
+
+def ping(node_url: str, session: str, *, seconds: float, request_id: str = "") -> bool | None:
+    """Whether the session's agent gives a sign of life within `seconds` (2 at most). False also: it is not known there.
+
+    None: a daemon of the former release, which does not ask. Raises DaemonUnavailable.
+    """
+    path = f"/internal/session/{quote(session, safe='')}?ping=1"
+    status, body = _call("GET", node_url, path, request_id, read_seconds=seconds + READ_SECONDS)
+    if status != 200:
+        return False
+    answers = _data(body).get("answers")
+    return answers if isinstance(answers, bool) else None
 
 
 def invalidate(node_url: str, what: Invalidate, *, request_id: str = "") -> bool:

@@ -16,7 +16,7 @@ import structlog
 
 from apps.common.errors import DomainError
 from apps.tunnels import daemon, registry
-from apps.tunnels.registry import Held
+from apps.tunnels.registry import Entry, Held
 from tunnel.contract import Invalidate
 
 _Call = Callable[[], bool]
@@ -28,6 +28,10 @@ PENDING_AT_ONCE: Final = 32
 """How many closes of a node one run of the worker tries directly."""
 INVALIDATE_BUDGET_SECONDS: Final = 1.0
 """How long a caller waits for daemons to drop authorisations; their time to live covers the rest."""
+PING_SECONDS: Final = 2.0
+"""How long an agent has for a sign of life (data.md, "Redeeming a pairing token")."""
+PINGS_AT_ONCE: Final = 32
+"""Of more at once the others count as not asked: a call that admits agents may not last longer for it."""
 _CALLS_AT_ONCE: Final = 8
 
 
@@ -73,6 +77,31 @@ def _close(held: Sequence[Held], code: int, reason: str, request_id: str, *, bes
     reachable = [item for item in held if item.node_url]
     calls = [partial(_close_one, item, code, reason, request_id) for item in reachable]
     return len(held) - sum(_all_at_once([*beside, *calls], CLOSE_BUDGET_SECONDS)[len(beside) :])
+
+
+def ping(entries: Sequence[Entry]) -> dict[str, bool | None]:
+    """Session → whether its agent gives a sign of life; None where its daemon could not be asked, or cannot ask.
+
+    All at once, PING_SECONDS and a moment in all.
+    """
+    asked = entries[:PINGS_AT_ONCE]
+    if not asked:
+        return {}
+    executor = ThreadPoolExecutor(len(asked), thread_name_prefix="pings")
+    try:
+        running = {entry.session: executor.submit(_ping_one, entry) for entry in asked}
+        wait(running.values(), timeout=PING_SECONDS + CLOSE_BUDGET_SECONDS)
+        return {session: each.result() if each.done() else None for session, each in running.items()}
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _ping_one(entry: Entry) -> bool | None:
+    try:
+        return daemon.ping(entry.node_url, entry.session, seconds=PING_SECONDS)
+    except DomainError as error:
+        logger.warning("ping_not_possible", node=entry.node, session=entry.session, code=error.code)
+        return None
 
 
 def invalidate(

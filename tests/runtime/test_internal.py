@@ -305,6 +305,20 @@ async def test_facts_pages_and_closing_of_sessions() -> None:
         assert (ended[0]["reason"], ended[0]["code"], ended[0]["session"]) == ("revoked", 4401, mine.id)
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["lives", "gone without a word"])
+async def test_a_sign_of_life_is_asked_of_the_agent(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel.runtime.internal._PING_SECONDS", 30.0 if there else 0.2)
+    async with world() as w:
+        agent, _ = await w.agent(run=there)
+        session = w.daemon.sessions.all()[0].id
+        for _ in range(2):  # the first ping of a silent one is still outstanding
+            status, _, body = await w.http(f"/internal/session/{session}?ping=1")
+            assert (status, body["data"]["answers"], body["data"]["session"]) == (200, there, session)
+        assert (await w.http("/internal/session/nobody?ping=1"))[0] == 404
+        assert "answers" not in (await w.http(f"/internal/session/{session}"))[2]["data"]
+        await agent.aclose()
+
+
 @pytest.mark.parametrize("query", ["code=4400", "code=x", "code=-1", "code=99999999999"])
 async def test_a_code_that_is_none_of_ours_is_refused(query: str) -> None:
     async with world() as w:

@@ -258,6 +258,16 @@ async def test_the_newest_connection_wins_and_the_older_one_is_closed_with_4409(
         assert second.end_reason is None
         ended = await w.control.wait(lambda: [e for e in w.control.events if e["type"] == "disconnected"])
         assert (ended[0]["reason"], ended[0]["code"], ended[0]["epoch"]) == ("replaced", 4409, 1)
+        assert ended[0]["answered"] is True
+
+
+async def test_a_replaced_agent_that_is_gone_already_is_told_from_one_that_is_there() -> None:
+    async with world() as w:
+        gone, _ = await w.agent(run=False)  # it reads no close frame, and says none
+        await w.agent()
+        ended = await w.control.wait(lambda: [e for e in w.control.events if e["type"] == "disconnected"])
+        assert (ended[0]["reason"], ended[0]["answered"]) == ("replaced", False)
+        await gone.aclose()
 
 
 async def test_what_is_newest_is_told_by_the_epoch_and_not_by_who_gets_here_last() -> None:

@@ -118,6 +118,7 @@ class TunnelEvent(TypedDict):
     bytes_in: int
     bytes_out: int
     streams: int  # opened in the session's whole life
+    answered: NotRequired[bool]  # of a disconnect: whether the agent was there to answer the close
 
 
 class AuthorizeRequest(TypedDict):

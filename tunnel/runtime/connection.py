@@ -53,6 +53,7 @@ _TICK = 1.0
 # nobody answers, and takes a peer for dead after some in a row.
 _AS_LONG = 0.95
 _LITTLE = 1024  # bytes that are said without the writer
+_LISTEN_EVERY = 0.05  # while a sign of life is waited for
 _LEAST = 0.01  # before it is looked at again, whatever is due
 
 
@@ -221,6 +222,23 @@ class Connection:
     def peer_going_away(self) -> bool:
         """True once the peer said GoAway(0): opening raises GoingAway, what is open goes on."""
         return self.session.peer_going_away
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer closed its end of the WebSocket, first or in answer to us; one that vanished did not."""
+        return self._transport.close_code not in (None, CLOSE_ABNORMAL)
+
+    async def answers(self, seconds: float) -> bool:
+        """Ask the peer for a sign of life: whether any byte comes from it within `seconds`."""
+        heard = self.session.last_received
+        self.session.ping(trio.current_time())
+        self.kick()
+        with trio.move_on_after(seconds):
+            while self.session.ending is None:
+                if self.session.last_received > heard:
+                    return True
+                await trio.sleep(_LISTEN_EVERY)
+        return False
 
     def statistics(self) -> ConnectionStatistics:
         """Totals and state, for metrics and `/internal/session`."""

@@ -41,6 +41,7 @@ _MAX_PAGE: Final = 1000
 _MAX_BODY: Final = 1 << 20
 _BODY_SECONDS: Final = 5.0
 _ARRIVAL_SECONDS: Final = 0.8  # Django waits 1 s for an answer; what is not closed by then the next heartbeat closes
+_PING_SECONDS: Final = 2.0
 _DIGITS: Final = re.compile(r"[0-9]{1,9}\Z")
 
 
@@ -85,7 +86,7 @@ class InternalApi:
             else:
                 if path.startswith(_SESSION):
                     await self._arrived(path.removeprefix(_SESSION))
-                body = self._internal(request)
+                body = await self._pinged(request) or self._internal(request)
         elif path == "/metrics":
             if not _is_loopback(peer):
                 self._check_secret(request)
@@ -192,6 +193,16 @@ class InternalApi:
             "closing": session.closing,
             "peer_going_away": session.connection.peer_going_away,
         }
+
+    async def _pinged(self, request: Request) -> bytes | None:
+        """The facts of a session whose agent was asked for a sign of life; None for any other request."""
+        if request.method != "GET" or request.query.get("ping") != "1" or not request.path.startswith(_SESSION):
+            return None
+        session = self._sessions.get(request.path.removeprefix(_SESSION))
+        if session is None:
+            return None
+        answers = await session.connection.answers(_PING_SECONDS)
+        return success({**self._facts(session), "answers": answers}, request.request_id)
 
     async def _forward(self, request: Request, stream: ByteStream) -> Rest:
         if not request.asks_for(UPGRADE_STREAM):

@@ -165,7 +165,7 @@ class TunnelSession:
         """`connected` or `disconnected`, as posted to Django."""
         who, seen = self.identity, self.connection.statistics()
         reason, code = ("", None) if kind == "connected" else self.ending()[:2]
-        return TunnelEvent(
+        event = TunnelEvent(
             type="connected" if kind == "connected" else "disconnected",
             device_id=who.device_id,
             session=who.session,
@@ -180,6 +180,9 @@ class TunnelSession:
             bytes_out=seen.bytes_out,
             streams=seen.streams_opened,
         )
+        if kind != "connected":
+            event["answered"] = self.connection.peer_closed
+        return event
 
 
 def _reason(end: EndReason) -> str:

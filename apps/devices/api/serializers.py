@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
@@ -15,6 +16,8 @@ from rest_framework import serializers
 from apps.common.fields import TextField
 from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
 from apps.devices.selectors import DeviceRow
+from apps.devices.serials import is_junk
+from apps.devices.twins import is_cloned
 from apps.tunnels.registry import Entry
 
 MAX_METADATA_BYTES: Final = 16_384
@@ -64,6 +67,8 @@ class SerialField(TextField):
         text = super().to_internal_value(data)
         if not SERIAL.match(text):
             raise serializers.ValidationError(_("Printable characters only."))
+        if is_junk(text):
+            raise serializers.ValidationError(_("Thousands of boxes say this serial: it tells none from another."))
         return text
 
 
@@ -85,6 +90,14 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
     # Describes what `shown` makes: DRF's way of a field at a time took a third of the time of a list.
     link_status = serializers.ChoiceField(choices=LinkStatus.choices, read_only=True)
     connected_at = serializers.DateTimeField(read_only=True, allow_null=True)
+    possible_twin = serializers.BooleanField(
+        read_only=True,
+        help_text="Another of your boxes says the same serial; the event `possible_twin` names it, with addresses.",
+    )
+    cloned = serializers.SerializerMethodField(
+        help_text="Two agents have taken turns with its credential, as of a copied card, within the last 24 hours; "
+        "the event `cloned` has both addresses."
+    )
 
     class Meta:
         model = Device
@@ -92,6 +105,7 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
             "id",
             "name",
             "serial",
+            "claimed_serial",
             "chip",
             "firmware",
             "agent_version",
@@ -100,14 +114,22 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
             "device_status",
             "connected_at",
             "last_seen_at",
+            "possible_twin",
+            "cloned",
             "metadata",
             "created_at",
             "updated_at",
         )
         extra_kwargs: Mapping[str, Any] = {
             "device_status": {"choices": DeviceStatus.choices},
+            "claimed_serial": {
+                "help_text": "What its agent says where that is no serial, or another box's; else empty."
+            },
             "agent_version": {"help_text": "`name/version` that the agent says; empty for one that says nothing."},
         }
+
+    def get_cloned(self, device: Device) -> bool:
+        return is_cloned(device.cloned_at, timezone.now())
 
 
 def shown(device: Device | DeviceRow, entry: Entry | None) -> dict[str, Any]:
@@ -119,6 +141,7 @@ def shown(device: Device | DeviceRow, entry: Entry | None) -> dict[str, Any]:
         "id": device.id,
         "name": device.name,
         "serial": device.serial,
+        "claimed_serial": device.claimed_serial,
         "chip": device.chip,
         "firmware": device.firmware,
         "agent_version": device.agent_version,
@@ -127,6 +150,8 @@ def shown(device: Device | DeviceRow, entry: Entry | None) -> dict[str, Any]:
         "device_status": str(device.device_status),
         "connected_at": dt.datetime.fromisoformat(entry.connected_at) if entry else None,
         "last_seen_at": device.last_seen_at,
+        "possible_twin": device.twin_at is not None,
+        "cloned": device.cloned_at is not None and is_cloned(device.cloned_at, timezone.now()),
         "metadata": device.metadata,
         "created_at": device.created_at,
         "updated_at": device.updated_at,

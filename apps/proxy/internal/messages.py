@@ -189,7 +189,7 @@ def _event(item: Fields) -> TunnelEvent:
     if kind not in ("connected", "disconnected"):
         raise _bad(f"{item.where}.type", "Neither connected nor disconnected.")
     code = item.value.get("code")
-    return TunnelEvent(
+    event = TunnelEvent(
         type=cast("Any", kind),
         device_id=item.uuid("device_id"),
         session=item.uuid("session"),
@@ -204,3 +204,6 @@ def _event(item: Fields) -> TunnelEvent:
         bytes_out=item.count("bytes_out"),
         streams=item.count("streams"),
     )
+    if item.value.get("answered") is not None:
+        event["answered"] = item.flag("answered")
+    return event

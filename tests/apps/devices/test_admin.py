@@ -196,6 +196,18 @@ def test_a_checkbox_that_names_no_row(staff, box):
     assert row(box[1]).status == PairingStatus.CONSUMED
 
 
+def test_twins_and_clones_are_found(staff, box, alice):
+    other = Device.objects.create(owner=alice, name="Hall", claimed_serial="S-1", twin_at=timezone.now())
+    Device.objects.filter(id=box[0]["device_id"]).update(cloned_at=timezone.now())
+    listed = page(staff, "devices/device/")
+    assert "S-1 · possible twin" in listed
+    assert "S-1 · cloned" in listed
+    assert "Hall" in page(staff, "devices/device/", twins="twin")
+    assert "Shop" not in page(staff, "devices/device/", twins="twin")
+    assert "Shop" in page(staff, "devices/device/", twins="cloned")
+    assert "S-1" in page(staff, f"devices/device/{other.pk}/change/")
+
+
 def test_the_list_of_devices_says_the_most_in_few_columns(staff, box):
     shown = page(staff, "devices/device/")
     for text in ("Shop", "S-1", "KL720", timezone.now().strftime("%Y-%m-%d")):

@@ -92,13 +92,25 @@ def test_batches_with_the_same_devices_in_other_orders_do_not_deadlock(daemon, a
 
 
 def test_two_tokens_for_one_serial_make_one_device(daemon, alice):
-    acts = [ask(named(issue(alice), f"box-{index}", serial="S-1")) for index in range(8)]
+    acts = [ask(named(issue(alice), serial="S-1")) for _ in range(8)]
     results = one_each(race(acts))
     assert all(result["ok"] or result["code"] == "CONFLICT" for result in results)
     device = Device.objects.get()
     assert device.epoch == 8
     assert SessionToken.objects.filter(revoked_at=None).count() == 1
     assert PairingToken.objects.filter(status=PairingStatus.CONSUMED).count() == 1
+
+
+def test_of_boxes_that_say_one_serial_at_once_one_is_known_by_it(daemon, alice):
+    acts = [ask(named(issue(alice), f"box-{index}", serial="S-1")) for index in range(8)]
+    results = one_each(race(acts))
+    assert all(result["ok"] for result in results)
+    devices = Device.objects.all()
+    assert sorted((each.serial or "", each.claimed_serial, each.possible_twin) for each in devices) == [
+        *[("", "S-1", True)] * 7,
+        ("S-1", "", True),
+    ]
+    assert SessionToken.objects.filter(revoked_at=None).count() == 8
 
 
 def test_unpair_while_connecting(daemon, alice):

@@ -9,6 +9,7 @@ from django.core.management import CommandError, call_command
 from apps.accounts.models import User
 from apps.devices.models import Device
 from apps.pairing.models import PairingStatus, PairingToken
+from apps.tunnels import registry
 from tests.apps.internal.kit import named, row
 
 
@@ -58,6 +59,7 @@ def test_a_box_that_kept_its_credential_goes_on_while_seeds_come_and_go(daemon):
 def test_a_box_that_lost_its_credential_is_the_same_device(daemon):
     facts = json.loads(seed("--json"))
     daemon.ask_all(named(facts["pairing_token"], serial=facts["serial"]))
+    registry.end({facts["device_id"]: 1})
     again = json.loads(seed("--json"))
     admitted = daemon.ask_all(named(again["pairing_token"], "another", serial=facts["serial"]))[0]
     assert admitted["device_id"] == facts["device_id"]

@@ -13,7 +13,7 @@ def _two_a_minute(settings):
     settings.VISIONA = {**settings.VISIONA, "THROTTLE_AGENT": 2}
 
 
-def test_the_same_refused_token_is_told_to_wait(daemon, db, monkeypatch):
+def test_the_same_refused_token_is_told_to_wait(daemon, alice, monkeypatch):
     token = new_token("vAs_")
     assert [daemon.ask(token)["status"] for _ in range(2)] == [401, 401]
     monkeypatch.setattr(admission, "authenticate", None)  # nothing is looked up for it

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from apps.accounts.models import User
-from apps.devices import presence, services
+from apps.devices import installation, presence, services
 from apps.devices.models import Device, DeviceEvent
 from apps.pairing.services import revoke_token
 from apps.tunnels import registry
@@ -127,6 +127,19 @@ def test_a_database_without_a_user_knows_no_token_and_says_so(daemon):
     assert not User.objects.exists()
     answer = daemon.ask(new_token("vAs_"))
     assert (answer["status"], answer["code"], answer["retry_after"]) == (503, "DATABASE_UNAVAILABLE", 30)
+
+
+def test_a_database_that_knows_a_device_of_old_closes_none(daemon, box):
+    """An older copy, say: to it the device was never paired, or was unpaired."""
+    admitted, session, _token = box
+    device_of(admitted).session_tokens.all().delete()
+    device_of(admitted).pairing_tokens.all().delete()
+    registry.remember_database(str(uuid.uuid4()))
+    assert daemon.beat(count=1)["close"] == []
+    assert daemon.beat([fact(admitted, session)])["close"] == []
+    assert presence.close_forbidden() == 0
+    registry.remember_database(installation.identity())
+    assert [close["session"] for close in daemon.beat(count=1)["close"]] == [session]
 
 
 def test_a_database_that_is_not_the_boxes_own_refuses_none_and_closes_none(daemon, alice, box):

@@ -122,13 +122,22 @@ function describe() {
   at("box-status").textContent = device.link_status;
   at("box-status").className = `badge ${device.link_status}`;
   const seen = device.last_seen_at ? new Date(device.last_seen_at).toLocaleString() : "never";
-  const facts = { Serial: device.serial, Chip: device.chip, Firmware: device.firmware, Agent: device.agent_version, "Last seen": seen };
+  const facts = { Serial: device.serial || device.claimed_serial, Chip: device.chip, Firmware: device.firmware, Agent: device.agent_version, "Last seen": seen };
   at("box-facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
     const fact = element("div", {});
     fact.append(element("dt", { textContent: name }), element("dd", { textContent: value || "–" }));
     return fact;
   }));
+  at("box-warning").textContent = warningOf(device);
+  at("box-warning").hidden = !at("box-warning").textContent;
   ["play", "snapshot", "scan", "infer", "echo"].forEach((id) => { at(id).disabled = !online; });
+}
+
+/** What is strange about a box, and what to do about it; empty: nothing. */
+function warningOf(device) {
+  if (device.cloned) return "Two agents take turns with this box's credential, as if its card had been copied. Pair one of them anew.";
+  if (device.possible_twin) return "Another of your boxes says the same serial. If they are one box, unpair the one that is left over.";
+  return "";
 }
 
 // --- camera ---
