@@ -1,14 +1,13 @@
-# VisionA Cloud. `make` alone lists what there is. Needed beforehand: Python 3.11 or newer, and make.
+# VisionA Cloud. `make` alone lists what there is. Needed beforehand: Python 3.11 to 3.14, and make.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
 PY := .venv/bin/python
-# The first of the machine's Pythons that is new enough (PYTHON=… names another).
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
-INSTALL = @test -n "$(PYTHON)" || { echo "visiona: Python 3.11 or newer is needed and none is on the PATH"; exit 1; }; \
-	"$(PYTHON)" -m cloud.supervisor.install
+# The Python to make .venv with, as in PYTHON=/path/to/python3; else the newest supported one that .ci/python finds.
+PYTHON ?=
+INSTALL = @python="$(PYTHON)"; [ -n "$$python" ] || python=$$(.ci/python) || exit 1; \
+	"$$python" -m cloud.supervisor.install
 # How the tests are spread: one PostgreSQL and one Valkey for all, a database each. More than the two cores that CI has,
 # since tests of real processes wait for most of their time. Files keep the order that tests/conftest.py gives them.
 PYTEST_JOBS ?= 3
@@ -71,6 +70,10 @@ lock: ## Lock requirements/*.in into hashed *.txt, all of one version each
 		.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 			--custom-compile-command "make lock" requirements/$$name.in $$constraint -o requirements/$$name.txt || exit 1; \
 	done
+	@grep -E '^[a-z0-9._-]+==' requirements/dev.txt | grep -v '^django==' | sed 's/ .*//' >var/dev-pins.txt
+	.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.12 \
+		--custom-compile-command "make lock" requirements/dev.in --override requirements/next.in -c var/dev-pins.txt \
+		--no-annotate -o requirements/next.txt
 
 # Strict: a package that could not be looked up is not taken for a safe one.
 .PHONY: audit
@@ -117,6 +120,12 @@ test-db: ## The tests of tables, constraints and services alone
 	$(INSTALL) dev
 	$(PY) -m pytest tests/apps $(PYTEST_ARGS)
 
+.PHONY: test-next
+test-next: ## The tests of the apps on the next Django, in an environment of its own (Python 3.12 or newer)
+	@python="$(PYTHON)"; [ -n "$$python" ] || python=$$(.ci/python); \
+		VENV=.venv-next "$$python" -m cloud.supervisor.install next
+	.venv-next/bin/python -m pytest -n $(PYTEST_JOBS) --dist loadfile tests/apps tests/deploy -m "not browser" $(PYTEST_ARGS)
+
 .PHONY: test-compiled
 test-compiled: ## The tests of the tunnel on the copy with its compiled core, random sequences and fuzz included
 	$(INSTALL) dev
@@ -125,15 +134,19 @@ test-compiled: ## The tests of the tunnel on the copy with its compiled core, ra
 		tests/protocol tests/http tests/runtime $(PYTEST_ARGS)
 
 ##@ Containers
+COMPOSE = @docker compose version >/dev/null 2>&1 || { echo "visiona: Docker with its Compose plugin is needed"; exit 1; }
 .PHONY: docker-compose-up docker-compose-down docker-compose-logs
 docker-compose-up: ## Build and start everything in containers
+	$(COMPOSE)
 	@test -f .env || cp .env.example .env
 	docker compose up --build --detach --wait
 
 docker-compose-down: ## Stop the containers; the volumes stay
+	$(COMPOSE)
 	docker compose down
 
 docker-compose-logs: ## Follow what they write
+	$(COMPOSE)
 	docker compose logs --follow --tail 100
 
 .PHONY: build

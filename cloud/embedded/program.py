@@ -1,5 +1,6 @@
 """What is needed to run one program: shared by the embedded servers and by the supervisor."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,12 +65,29 @@ def signal_group(pid: int, number: int) -> None:
 
 def last_words(log: Path, limit: int = 4096) -> str:
     """The last telling line of a log: the last one that names an error, else the last one."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - limit))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return "it wrote nothing"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = _last_lines(log, limit)
     telling = [line for line in lines if any(word in line for word in ("FATAL", "Error", "error", "Fatal", "Bad "))]
     return (telling or lines or ["it wrote nothing"])[-1]
+
+
+def last_failure(log: Path, since: int = 0, limit: int = 16384) -> str:
+    """The newest warning or error among a log's JSON lines behind byte ``since``, as "event: error"; "" for none."""
+    for line in reversed(_last_lines(log, limit, since)):
+        try:
+            facts = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(facts, dict) and facts.get("level") in ("warning", "error", "critical"):
+            told = [facts.get(key) for key in ("event", "error", "reason", "message")]
+            return ": ".join(dict.fromkeys(str(each) for each in told if each))
+    return ""
+
+
+def _last_lines(log: Path, limit: int, since: int = 0) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(since, log.stat().st_size - limit))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]

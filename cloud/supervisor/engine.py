@@ -10,10 +10,12 @@ from typing import Final
 import trio
 
 from cloud.embedded.guarded import Guard
-from cloud.embedded.program import Program, last_words, signal_group, start_options
+from cloud.embedded.program import Program, last_failure, last_words, signal_group, start_options
 from cloud.supervisor.decisions import STOP_STAGES, Restarts, died_line, ending, gone_line
 
 READY_SECONDS: Final = 60.0
+SILENT_SECONDS: Final = 10.0
+"""How long a start may take before the user is told what it waits for."""
 _TICK: Final = 0.05
 
 
@@ -34,6 +36,7 @@ class _Care:
     process: trio.Process | None = None
     was_ready: bool = False
     status: int = 0
+    log_start: int = 0
     over: trio.Event = field(default_factory=trio.Event)
 
 
@@ -53,17 +56,31 @@ class Engine:
         ``on_start`` is told of each of its processes (name, id). Raises StartError when it ends first, or is not
         ready within ``READY_SECONDS``.
         """
-        care = self._cares[program.name] = _Care(program, on_start)
+        size = program.log.stat().st_size if program.log.exists() else 0
+        care = self._cares[program.name] = _Care(program, on_start, log_start=size)
         self._nursery.start_soon(self._keep, care)
+        tell_at = trio.current_time() + SILENT_SECONDS
         with trio.move_on_after(READY_SECONDS):
             while not await self._is_ready(care):
                 if care.over.is_set():
                     words = f"{last_words(program.log)} (more in {program.log})"
                     raise StartError(f"{program.name} {ending(care.status)}: {words}", care.status)
+                if trio.current_time() > tell_at:
+                    tell_at += SILENT_SECONDS
+                    self._say(f"still waiting for {program.name}{self._causes(program.name)}")
                 await trio.sleep(_TICK)
             care.was_ready = True
             return
-        raise StartError(f"{program.name} was not ready within {READY_SECONDS:g} s (see {program.log})")
+        told = f"{program.name} was not ready within {READY_SECONDS:g} s{self._causes(program.name)}"
+        raise StartError(f"{told} (see {program.log})")
+
+    def _causes(self, name: str) -> str:
+        """What the programs logged of failures since they were started: its own first, since one part's log often
+        holds the reason for another's waiting."""
+        own = sorted(self._cares.items(), key=lambda item: item[0] != name)
+        found = ((each, last_failure(care.program.log, care.log_start)) for each, care in own)
+        told = [f"{each} says {words!r}" for each, words in found if words]
+        return f": {'; '.join(told)}" if told else ""
 
     async def _is_ready(self, care: _Care) -> bool:
         if care.process is None or care.process.returncode is not None:

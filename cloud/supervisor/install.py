@@ -1,8 +1,9 @@
-"""Make the virtual environment and put the locked requirements there, when they are not there yet.
+"""Make a virtual environment and put the locked requirements there, when they are not there yet.
 
-Usage: ``python3 -m cloud.supervisor.install local|dev``, on the machine's own Python: standard library only. The hash
-of each lock that was installed is remembered in the environment, so that the next start costs nothing. The packages
-are put there by ``uv``, itself locked, which needs a few seconds where pip needs a minute; pip does it where uv cannot.
+Usage: ``[VENV=folder] python3 -m cloud.supervisor.install LOCK`` with the name of a lock in requirements/, on the machine's
+own Python: standard library only. The hash of each lock that was installed is remembered in the environment (.venv), so
+that the next start costs nothing. The packages are put there by ``uv``, itself locked, which needs a few seconds where pip
+needs a minute; pip does it where uv cannot.
 """
 
 import fcntl
@@ -13,13 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-VENV = ROOT / ".venv"
+VENV = ROOT / os.environ.get("VENV", ".venv")
 STAMP = VENV / "installed.json"
+UNFINISHED = VENV / "installing"
+"""There while packages are put in: an environment that was broken off on the way may look whole and is made anew."""
+LOG = ROOT / "var" / "install.log"
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+OLDEST, NEWEST = (3, 11), (3, 14)
+"""The Pythons that are tried; what is newer lacks wheels (of the embedded PostgreSQL first)."""
 # What holds another lock's packages too: the locks agree on every version (a test sees to it).
-INCLUDED = {"local": ("dev",), "dev": ()}
+INCLUDED = {"local": ("dev",), "dev": (), "next": ()}
 
 
 def say(line: str) -> None:
@@ -29,8 +37,7 @@ def say(line: str) -> None:
 
 def lock_hash(name: str) -> str:
     """The hash of a lock file, with the Python that its packages are for."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return hashlib.sha256((ROOT / "requirements" / f"{name}.txt").read_bytes()).hexdigest() + f" {version}"
+    return f"{hashlib.sha256((ROOT / 'requirements' / f'{name}.txt').read_bytes()).hexdigest()} {VERSION}"
 
 
 def installed() -> dict[str, str]:
@@ -56,8 +63,15 @@ def package_block(lock: str, package: str) -> str:
 
 
 def _pip(*arguments: str | Path) -> None:
+    """Wheels alone: what a user meets is never a compiler's output. Raises CalledProcessError."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
-    subprocess.run([*command, *arguments], check=True, cwd=ROOT)
+    _logged([*command, "install", "--require-hashes", "--no-deps", "--no-compile", "--only-binary", ":all:", *arguments])
+
+
+def _logged(command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> None:
+    """Run it with its words kept in ``LOG``. Raises CalledProcessError."""
+    with LOG.open("ab") as log:
+        subprocess.run(command, check=True, cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _index() -> dict[str, str]:
@@ -73,41 +87,65 @@ def _install(name: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(package_block(lock.read_text(), "uv"))
         file.flush()
-        _pip("install", "--require-hashes", "--no-deps", "--no-compile", "-r", file.name)
+        _pip("-r", file.name)
     uv = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(VENV / "bin" / "python")]
-    uv += ["--require-hashes", "--no-deps", "-r", str(lock)]
-    if subprocess.run(uv, check=False, cwd=ROOT, env={**os.environ, **_index()}).returncode:
+    try:
+        _logged([*uv, "--no-build", "--require-hashes", "--no-deps", "-r", lock], {**os.environ, **_index()})
+    except subprocess.CalledProcessError:
         say("uv could not install the packages, now with pip (this takes longer)")
-        _pip("install", "--require-hashes", "--no-deps", "--no-compile", "-r", lock)
+        _pip("-r", lock)
+
+
+def _make_environment() -> None:
+    say(f"making the virtual environment .venv with Python {sys.version.split()[0]}")
+    # Not .venv's own Python, if it is that one which runs: the folder is emptied.
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    _logged([base, "-m", "venv", "--clear", VENV])
 
 
 def ensure(name: str) -> None:
-    """Have the lock ``requirements/<name>.txt`` installed. Raises CalledProcessError, OSError, ValueError."""
+    """Have the lock ``requirements/<name>.txt`` installed for the Python that runs this.
+
+    Raises CalledProcessError, OSError, ValueError.
+    """
     (ROOT / "var").mkdir(exist_ok=True)
     with (ROOT / "var" / "install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # `make dev` and `make test` side by side: one installs, the other finds it
-        there = installed()
+        there = {} if UNFINISHED.exists() else installed()
         if any(there.get(each) == lock_hash(each) for each in (name, *INCLUDED[name])):
             return
         begun = time.monotonic()
-        if not there and not (VENV / "bin" / "pip").exists():
-            say("making the virtual environment .venv")
-            subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True, cwd=ROOT)
+        LOG.unlink(missing_ok=True)
+        if not there or not all(stamp.endswith(f" {VERSION}") for stamp in there.values()):
+            _make_environment()
+            there = {}
+        UNFINISHED.touch()
         say(f"installing requirements/{name}.txt")
         _install(name)
         STAMP.write_text(json.dumps({**there, name: lock_hash(name)}))
+        UNFINISHED.unlink()
         say(f"installed in {time.monotonic() - begun:.0f} s")
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it wrote nothing"
 
 
 def main() -> int:
     """The command line. 1 with one line when it cannot be done."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - told by whoever runs it with an older one
-        say(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}")
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        supported = " to ".join(".".join(map(str, each)) for each in (OLDEST, NEWEST))
+        say(f"Python {supported} is needed; this is {sys.version.split()[0]}")
         return 1
     try:
         ensure(sys.argv[1])
     except subprocess.CalledProcessError as error:
-        say(f"the installation failed: {' '.join(map(str, error.cmd[:6]))} … ended with status {error.returncode}")
+        program = Path(error.cmd[0]).name
+        say(f"the installation failed: {program} says: {_last_line(LOG)} (more in {LOG.relative_to(ROOT)})")
         return 1
     except (OSError, ValueError) as error:
         say(f"the installation failed: {error}")

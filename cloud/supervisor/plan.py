@@ -3,6 +3,7 @@
 Reads the settings that the programs themselves read, so that ports and secrets are the same everywhere.
 """
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from cloud.embedded.program import Program
 from cloud.environment import database_address
 from cloud.supervisor.demo import box_connected
 from cloud.supervisor.probes import PROBE_SECONDS, http_status
-from tunnel.contract import PREFIX, read_settings
+from tunnel.contract import BY_NAME, PREFIX, SettingError, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 # The agent's own: refused, with --exit-on-refusal (docs/agent.md). Trying again changes nothing.
@@ -42,12 +43,18 @@ class Plan:
         return str(self.settings["PUBLIC_URL"])
 
     def ports(self) -> dict[int, str]:
-        """The ports that must be free, and whose they are."""
-        return {
-            self.api_port: f"the API ({PREFIX}API_PORT)",
-            int(self.settings["TUNNEL_PORT"]): f"the tunnel ({PREFIX}TUNNEL_PORT)",
-            int(self.settings["PROXY_INTERNAL_PORT"]): f"the tunnel's internal API ({PREFIX}PROXY_INTERNAL_PORT)",
-        }
+        """The ports that must be free, and whose they are. Raises SettingError where two settings name one port."""
+        ports: dict[int, str] = {}
+        for name, whose in (
+            ("API_PORT", "the API"),
+            ("TUNNEL_PORT", "the tunnel"),
+            ("PROXY_INTERNAL_PORT", "the tunnel's internal API"),
+        ):
+            port, whose = int(self.settings[name]), f"{whose} ({PREFIX}{name})"
+            if port in ports:
+                raise SettingError(f"port {port} is given to both {ports[port]} and {whose}: change one of them")
+            ports[port] = whose
+        return ports
 
     def bind_host(self) -> str:
         """The address that the public ports are bound to."""
@@ -57,7 +64,7 @@ class Plan:
 def make(var: Path, environ: Mapping[str, str]) -> Plan:
     """The plan for an environment (`.env` included) that may still lack the databases' addresses.
 
-    URLs that nobody set follow the ports. Raises SettingError with one line.
+    URLs that nobody set, or that stand as in `.env.example`, follow the ports. Raises SettingError with one line.
     """
     full = {"PYTHONUNBUFFERED": "1", **environ, f"{PREFIX}ENV_STRICT": "true"}
     ports, _ = read_settings(_own(full), "api")
@@ -69,7 +76,7 @@ def make(var: Path, environ: Mapping[str, str]) -> Plan:
         "PUBLIC_URL": f"http://localhost:{api}",
         "TUNNEL_PUBLIC_URL": f"http://localhost:{tunnel}",
     }.items():
-        if not full.get(PREFIX + name, "").strip():
+        if full.get(PREFIX + name, "").strip() in ("", BY_NAME[name].default):
             full[PREFIX + name] = url
     settings, _ = read_settings(_own(full), "api")
     return Plan(var, settings, full)
@@ -135,6 +142,16 @@ def agent(plan: Plan, login: str, pairing_token: str, serial: str = "") -> Progr
     }
     common = _python(plan, "agent", "-m", "tunnel.agent", "demo", "--exit-on-refusal") | {"env": environ}
     return Program(**common, ready=lambda _pid: box_connected(plan.api_port, login), final=REFUSED)
+
+
+def is_paired(credentials: Path) -> bool:
+    """Whether the file holds a login of the box. One that was broken off while it paired holds none (or is cut short),
+    and pairs with a fresh token as a new box does."""
+    try:
+        stored = json.loads(credentials.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and bool(stored.get("session_token"))
 
 
 def agent_credentials(plan: Plan) -> Path:

@@ -77,9 +77,10 @@ def read_settings(environ: Mapping[str, str], side: Side) -> tuple[dict[str, Any
     """All settings by name (without the prefix), typed, and a warning line for each unknown `VISIONA_*` name.
 
     An empty value counts as unset. Raises SettingError for a bad value, an unknown name under `ENV_STRICT`, an
-    incomplete database, or what production refuses.
+    incomplete database, or what production refuses. URLs that nobody set follow the ports.
     """
     values = {s.name: parse_setting(s, environ.get(PREFIX + s.name, "").strip() or s.default) for s in SETTINGS}
+    _follow_ports(values)
     warnings = []
     for key in sorted(environ):
         if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in BY_NAME:
@@ -99,6 +100,23 @@ def read_settings(environ: Mapping[str, str], side: Side) -> tuple[dict[str, Any
         if side == "api" and not values["S3_BUCKET"]:
             warnings.append(f"{PREFIX}STORAGE_DIR: only one API host can serve it; with several, set {PREFIX}S3_BUCKET")
     return values, warnings
+
+
+_FOLLOWED: Final[Mapping[str, tuple[str, ...]]] = {
+    "PROXY_INTERNAL_URL": ("PROXY_INTERNAL_PORT",),
+    "API_INTERNAL_URL": ("API_PORT",),
+    "PUBLIC_URL": ("API_PUBLISHED_PORT", "API_PORT"),
+    "TUNNEL_PUBLIC_URL": ("TUNNEL_PUBLISHED_PORT", "TUNNEL_PORT"),
+}
+
+
+def _follow_ports(values: dict[str, Any]) -> None:
+    """Let URLs that have their defaults follow the ports: in a copy of `.env.example` they are written down, and with
+    one port changed they would name somebody else's program."""
+    for name, ports in _FOLLOWED.items():
+        default = BY_NAME[name].default
+        if values[name] == default:
+            values[name] = f"{default.rpartition(':')[0]}:{next(values[port] for port in ports if values[port])}"
 
 
 def check_database(values: Mapping[str, Any]) -> None:

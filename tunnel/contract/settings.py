@@ -72,6 +72,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("NODE_URL", "url", "", "internal URL that this daemon announces; empty: http://localhost:PROXY_INTERNAL_PORT"),
     _S("PUBLIC_URL", "url", "http://localhost:3721", "the API as browsers reach it"),
     _S("TUNNEL_PUBLIC_URL", "url", "http://localhost:3800", "the daemon as agents and browsers reach it"),
+    _S("API_PUBLISHED_PORT", "int", "0", "the API's port as this machine publishes it; 0: API_PORT", low=0, high=65535),
+    _S("TUNNEL_PUBLISHED_PORT", "int", "0", "the daemon's, likewise; 0: TUNNEL_PORT", low=0, high=65535),
     _S("SECRET_KEY", "secrets", DEV_SECRET_KEY, "Django's signing key; comma list: the first signs, all verify"),
     _S("INTERNAL_SECRET", "secrets", DEV_INTERNAL_SECRET, "bearer secret between API and daemon; comma list"),
     _S("STORAGE_SIGNING_SECRET", "secrets", DEV_SIGNING_SECRET, "signs presigned storage URLs; comma list"),
