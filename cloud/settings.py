@@ -8,6 +8,7 @@ from django.templatetags.static import static
 
 from apps.common.redis import cache_settings
 from cloud import environment, navigation, postgres_wheel
+from cloud.mail import mail_settings
 from cloud.version import BUILT_AT, COMMIT, VERSION
 
 BASE_DIR: Path = environment.BASE_DIR
@@ -123,12 +124,8 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
-EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if VISIONA['EMAIL_HOST'] else 'filebased'}.EmailBackend"
-EMAIL_FILE_PATH = str(BASE_DIR / VISIONA["EMAIL_DIR"])
-EMAIL_HOST, EMAIL_PORT = VISIONA["EMAIL_HOST"], VISIONA["EMAIL_PORT"]
-EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = VISIONA["EMAIL_USER"], VISIONA["EMAIL_PASSWORD"]
-EMAIL_USE_TLS, EMAIL_USE_SSL = VISIONA["EMAIL_SECURITY"] == "starttls", VISIONA["EMAIL_SECURITY"] == "tls"
-EMAIL_TIMEOUT = VISIONA["EMAIL_TIMEOUT_SECONDS"]
+MAIL_FOLDER = str(BASE_DIR / VISIONA["EMAIL_DIR"])
+globals().update(mail_settings(VISIONA, MAIL_FOLDER))
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = VISIONA["EMAIL_FROM"]
 
 # The jobs that delete what apps hold of a user who leaves, in order; each takes `user_id` and may run twice.

@@ -92,7 +92,7 @@ def send(kind: Kind, user: User, *, email: str, language: str, now: dt.datetime)
         return False
     message = _message(kind, user, to, language_of(user.locale, language), now)
     if not settings.VISIONA["EMAIL_HOST"]:
-        Path(settings.EMAIL_FILE_PATH).mkdir(mode=0o700, parents=True, exist_ok=True)  # its links open accounts
+        Path(settings.MAIL_FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)  # its links open accounts
     message.send()
     logger.info("mail_sent", kind=kind, user=str(user.pk))  # neither the address nor the link
     return True

@@ -46,7 +46,9 @@ class TokenAdmin(ReadOnlyAdmin):
     def action_checkbox(self, obj: Any) -> str:
         return str(checkbox.render(helpers.ACTION_CHECKBOX_NAME, str(obj.id)))
 
-    def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase | None:
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[Any], **location: Any
+    ) -> HttpResponseBase | None:
         """Django looks for the checked rows by primary key."""
         chosen = []
         for text in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME):
@@ -59,7 +61,7 @@ class TokenAdmin(ReadOnlyAdmin):
             helpers.ACTION_CHECKBOX_NAME, list(queryset.filter(id__in=chosen).values_list("token_hash", flat=True))
         )
         request.POST = form  # type: ignore[assignment]  # Django itself puts plain QueryDicts there
-        answer: HttpResponseBase | None = super().response_action(request, queryset)
+        answer: HttpResponseBase | None = super().response_action(request, queryset, **location)
         return answer
 
 

@@ -1,9 +1,9 @@
 """Make a virtual environment and put the locked requirements there, when they are not there yet.
 
-Usage: ``[VENV=folder] python3 -m cloud.supervisor.install LOCK`` with the name of a lock in requirements/, on the machine's
-own Python: standard library only. The hash of each lock that was installed is remembered in the environment (.venv), so
-that the next start costs nothing. The packages are put there by ``uv``, itself locked, which needs a few seconds where pip
-needs a minute; pip does it where uv cannot.
+Usage: ``[VENV=folder] python3 -m cloud.supervisor.install LOCK`` with the name of a lock in requirements/, on the
+machine's own Python: standard library only. The hash of each lock that was installed is remembered in the environment
+(.venv), so that the next start costs nothing. The packages are put there by ``uv``, itself locked, which needs a few
+seconds where pip needs a minute; pip does it where uv cannot.
 """
 
 import fcntl
@@ -65,7 +65,9 @@ def package_block(lock: str, package: str) -> str:
 def _pip(*arguments: str | Path) -> None:
     """Wheels alone: what a user meets is never a compiler's output. Raises CalledProcessError."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
-    _logged([*command, "install", "--require-hashes", "--no-deps", "--no-compile", "--only-binary", ":all:", *arguments])
+    _logged(
+        [*command, "install", "--require-hashes", "--no-deps", "--no-compile", "--only-binary", ":all:", *arguments]
+    )
 
 
 def _logged(command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> None:

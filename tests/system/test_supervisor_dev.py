@@ -167,6 +167,42 @@ def connected(var: Path, environ: dict[str, str], started: Started) -> bool:
     return '"connected":true' in done.stdout.replace(" ", "")
 
 
+def test_a_copied_env_file_and_a_first_start_that_was_broken_off(
+    dev: Callable[..., Started], var: Path, environ: dict[str, str]
+) -> None:
+    """URLs that are written down as `.env.example` has them follow the changed ports; a box that was broken off while it
+    paired (it stores who it is before it dials) pairs anew."""
+    copied = dict(
+        line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line[:8] == "VISIONA_"
+    )
+    environ.update(copied | {name: value for name, value in environ.items() if name.startswith("VISIONA_")})
+    (var / "agent").mkdir(parents=True)
+    (var / "agent" / "credentials.json").write_text('{"instance": "broken-off"}')
+    started = dev()
+    assert connected(var, environ, started)
+    assert f"http://localhost:{environ['VISIONA_API_PORT']}/" in started.text()
+    assert "localhost:3721" not in started.text()
+    stop(started, var)
+
+
+def test_a_demo_box_that_cannot_start_takes_nothing_else_down(
+    dev: Callable[..., Started], var: Path, environ: dict[str, str]
+) -> None:
+    (var / "agent" / "credentials.json").mkdir(parents=True)  # no file can ever be written there
+    started = dev()
+    assert "the demo box stays away; everything else runs: agent ended with status 2" in started.text()
+    assert http_ok(api_url(environ, "/healthz"))
+    stop(started, var)
+
+
+def test_two_settings_on_one_port_are_told_in_one_line(dev: Callable[..., Started], environ: dict[str, str]) -> None:
+    environ["VISIONA_TUNNEL_PORT"] = port = environ["VISIONA_API_PORT"]
+    started = dev(ready=None)
+    assert started.wait_end(30) == 1
+    both = "the API (VISIONA_API_PORT) and the tunnel (VISIONA_TUNNEL_PORT)"
+    assert started.text() == f"visiona: port {port} is given to both {both}: change one of them\n"
+
+
 def test_killed_outright_it_leaves_nothing_and_the_next_waits(dev: Callable[..., Started], var: Path) -> None:
     first = dev()
     first.send(signal.SIGKILL)

@@ -16,6 +16,7 @@ from procrastinate.contrib.django import app
 from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.accounts import tasks
+from cloud.mail import mail_settings
 from tests.apps.accounts.provider_kit import quiet_port
 from tests.apps.conftest import PASSWORD, Api
 from tests.conftest import StartProcess
@@ -52,12 +53,16 @@ def answers(port: int) -> bool:
 @pytest.fixture
 def smtp(settings) -> int:
     """Our settings name a server at this port; nobody listens there yet."""
-    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
-    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", quiet_port()
-    settings.EMAIL_USE_TLS = False
-    settings.EMAIL_TIMEOUT = 30.0
-    port: int = settings.EMAIL_PORT
+    port = quiet_port()
+    mail = {"EMAIL_HOST": "127.0.0.1", "EMAIL_PORT": port, "EMAIL_SECURITY": "none", "EMAIL_TIMEOUT_SECONDS": 30.0}
+    use_mail(settings, mail)
     return port
+
+
+def use_mail(settings, ours: dict[str, object], folder: str = "") -> None:
+    """Let Django send as these settings of ours say."""
+    for name, value in mail_settings({**settings.VISIONA, **ours}, folder).items():
+        setattr(settings, name, value)
 
 
 def listen(start_process: StartProcess, port: int, folder: Path) -> None:
@@ -119,8 +124,8 @@ def test_a_registration_that_fails_sends_nothing(smtp):
 
 
 def test_without_a_server_development_writes_into_a_folder_of_its_own(settings, tmp_path):
-    settings.EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
-    settings.EMAIL_FILE_PATH = str(tmp_path / "var" / "mail")
+    settings.MAIL_FOLDER = str(tmp_path / "var" / "mail")
+    use_mail(settings, {"EMAIL_HOST": ""}, settings.MAIL_FOLDER)
     register()
     work()
     (file,) = (tmp_path / "var" / "mail").iterdir()
