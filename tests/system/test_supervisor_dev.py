@@ -170,8 +170,8 @@ def connected(var: Path, environ: dict[str, str], started: Started) -> bool:
 def test_a_copied_env_file_and_a_first_start_that_was_broken_off(
     dev: Callable[..., Started], var: Path, environ: dict[str, str]
 ) -> None:
-    """URLs that are written down as `.env.example` has them follow the changed ports; a box that was broken off while it
-    paired (it stores who it is before it dials) pairs anew."""
+    """URLs that are written down as `.env.example` has them follow the changed ports; a box that was broken off while
+    it paired (it stores who it is before it dials) pairs anew."""
     copied = dict(
         line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line[:8] == "VISIONA_"
     )
