@@ -152,6 +152,9 @@ class HeadGate:
         while buffer.startswith(b"\r\n") and self._empty < EMPTY_LINES:  # before a request (RFC 9112 §2.2)
             self._empty += 1
             buffer = self._buffer = buffer[2:]
+        if buffer.startswith(b"\r\n"):
+            self.refusal = Refusal("BAD_REQUEST", "empty lines and no request")
+            return True
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3), HEAD_BYTES)
         self._scanned = min(len(buffer), HEAD_BYTES)
         if end >= 0:

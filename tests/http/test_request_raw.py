@@ -39,6 +39,8 @@ def test_an_upgrade_head_is_read() -> None:
 @pytest.mark.parametrize(
     ("raw", "status"),
     [
+        (b"\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"\r\n" * 65536, 400),
         (b"GET / HTTP/1.1\nHost: a\n\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\n\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", 400),

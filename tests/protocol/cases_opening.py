@@ -258,7 +258,7 @@ def _(delivery: str) -> None:
 
 @case(26, "implied ACK by data")
 def _(delivery: str) -> None:
-    for frame in (data(1, b"x"), window(1, n=7), window(1, FIN), data(1, b"", FIN)):
+    for frame in (data(1, b"x"), window(1, n=WIN), window(1, FIN), data(1, b"", FIN)):
         lab = Lab(delivery, Role.CLIENT)
         stream = lab.open_outbound(ack=False)
         assert lab.session.streams_unacked == 1

@@ -387,3 +387,51 @@ def test_a_huge_frame_for_a_stream_nobody_knows_is_not_swallowed() -> None:
     lab = Lab()
     lab.feed(raw_header(0, 0, 0, 99, WIN + 1))
     assert lab.sent() == [G1]
+
+
+@pytest.mark.parametrize("credit", [1, 1000, WIN // 2 - 1])
+@pytest.mark.parametrize("closed", [False, True])
+def test_credit_that_nobody_needs_is_rated_as_what_is_useless(credit: int, *, closed: bool) -> None:
+    """Twelve bytes each, which grant what nothing was sent for: as a flood of empty ones."""
+    lab = Lab("whole")
+    stream = lab.open_inbound()
+    if closed:
+        lab.session.half_close(stream)
+        lab.sent()
+    lab.feed(*[window(1, n=credit)] * 2000)
+    assert lab.session.ending is not None
+    assert lab.session.ending.kind is EndKind.ABUSE
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_credit_for_what_was_sent_is_none_of_it_however_small(*, closed: bool) -> None:
+    """py-libp2p's yamux credits each read of its application."""
+    lab = Lab("whole")
+    stream = lab.open_inbound()
+    lab.send(stream, bytes(4000))
+    if closed:
+        lab.session.half_close(stream)
+        lab.sent()
+    lab.feed(*[window(1, n=1)] * 4000)
+    assert lab.session.counters.glitches == 0
+    lab.feed(window(1, n=1))
+    assert lab.session.counters.glitches == 1
+
+
+def test_a_larger_window_is_credited_by_the_half_of_it() -> None:
+    """frp grants 6 MiB with its ACK, and credits half of that at once."""
+    lab = Lab("whole", Role.CLIENT)
+    stream = lab.open_outbound(ack=False)
+    lab.feed(window(stream.stream_id, ACK, n=23 * WIN))
+    for _ in range(100):
+        stream.send_window.spend(12 * WIN)
+        lab.feed(window(stream.stream_id, n=12 * WIN))
+    assert lab.session.counters.glitches == 0
+
+
+def test_a_few_bytes_more_with_the_ack_are_a_window_as_any() -> None:
+    lab = Lab("whole", Role.CLIENT)
+    for _ in range(5):
+        stream = lab.open_outbound(ack=False)
+        lab.feed(window(stream.stream_id, ACK, n=4096))
+    assert lab.session.counters.glitches == 0

@@ -25,7 +25,7 @@ from tests.runtime.transport_kit import (
     serving_raw,
 )
 from tunnel.runtime import transport as t
-from tunnel.runtime.sockets import READ_SIZE, ByteStream, accept, listen
+from tunnel.runtime.sockets import ByteStream, accept, listen
 from tunnel.runtime.wire import TransportProtocolError, Wire
 
 
@@ -272,10 +272,11 @@ async def test_pongs_for_a_peer_that_reads_nothing_are_few_and_whole(
     async with trio.open_nursery() as nursery:
         if writing:
             nursery.start_soon(transport.send_all, message)
+            await trio.testing.wait_all_tasks_blocked()
         for _ in range(10):
-            nursery.start_soon(peer.send_all, masked(9, b"p" * 125) * 1000 + masked(2, b"heard"))
+            await peer.send_all(masked(9, b"o" * 125) * 2 + masked(9, b"p" * 125) + masked(2, b"heard"))
             assert await transport.receive_some() == b"heard"
-        assert len(transport._pending) <= 4096 + READ_SIZE  # of 1.2 MB
+        assert len(transport._pending) <= 10 * len(pong)
         got = bytearray()
         while len(got) < len(message):
             got += await peer.receive_some()
@@ -285,6 +286,24 @@ async def test_pongs_for_a_peer_that_reads_nothing_are_few_and_whole(
             got += await peer.receive_some()
     pongs = got[10 + len(message) if writing else 0 : -5]
     assert pongs == pong * (len(pongs) // len(pong))
+
+
+@pytest.mark.parametrize("opcode", [9, 10, 2])
+async def test_idle_frames_that_flood_in_end_the_connection(
+    opcode: int, pair: tuple[t.SocketTransport, ByteStream]
+) -> None:
+    """Pings, pongs, empty messages: each cost as much as a frame with 64 KiB, and bring nothing."""
+    transport, peer = pair
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.send_all, masked(opcode, b"") * 5000)
+        with pytest.raises(t.TransportProtocolError) as caught:
+            await transport.receive_some()
+        assert caught.value.code == 4429
+        got = b""
+        while b"\x88" not in got or not got.endswith(b"frames" if opcode == 2 else b"pongs"):
+            got += await peer.receive_some()
+    assert struct.pack("!H", 4429) in got
+    assert got.count(b"\x8a") <= 32
 
 
 async def test_aclose_is_bounded_when_the_peer_reads_nothing(

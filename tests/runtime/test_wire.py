@@ -216,3 +216,76 @@ def test_random_bytes_raise_nothing_else(said: bytes, size: int) -> None:
             wire.receive(piece)
     except TransportProtocolError:
         assert not wire.open
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+IDLE = {
+    "pings": frame(PING),
+    "full pings": frame(PING, b"p" * 125),
+    "pongs": frame(PONG),
+    "empty messages": frame(BINARY),
+    "empty fragments": frame(BINARY, fin=False) + frame(CONT),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", IDLE)
+def test_frames_that_bring_nothing_are_rated(name: str, size: int) -> None:
+    """As pings of yamux: 32 at once, 10 a second."""
+    clock, one = Clock(), IDLE[name]
+    each = 2 if "fragments" in name else 1
+    wire = Wire(client=False, clock=clock)
+    heard(wire, one * (32 // each), size)
+    for _ in range(20):
+        clock.now += 1.0
+        assert heard(wire, one * (10 // each) + frame(BINARY, b"x"), size) == b"x"
+    with pytest.raises(TransportProtocolError) as caught:
+        heard(wire, one * 33, size)
+    assert caught.value.code == 4429
+    assert not wire.open
+    assert b"\x11\x4d" in wire.control_to_send()
+    assert wire.receive(frame(BINARY, b"more")) == []
+
+
+def test_the_empty_end_of_a_message_is_none_of_these() -> None:
+    """A gorilla server ends what it cut into pieces with an empty continuation."""
+    wire = Wire(client=False, clock=Clock())
+    message = frame(BINARY, b"ab", fin=False) + frame(CONT)
+    assert heard(wire, message * 1000, 4096) == b"ab" * 1000
+
+
+def test_of_the_pings_of_one_read_the_last_is_answered() -> None:
+    wire = Wire(client=False, clock=Clock())
+    wire.receive(b"".join(frame(PING, b"%d" % n) for n in range(20)) + frame(BINARY, b"x") + frame(PING, b"last"))
+    assert wire.control_to_send() == frame(PONG, b"last", mask=False)
+    wire.receive(frame(PONG, b"nobody asked"))
+    assert wire.control_to_send() == b""
+    wire.receive(frame(PING, b"before the end") + frame(CLOSE, b"\x03\xe9"))
+    assert wire.control_to_send() == frame(PONG, b"before the end", mask=False) + frame(CLOSE, b"\x03\xe9", mask=False)
+
+
+def test_what_floods_in_costs_no_more_than_the_first_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 MB of empty pings were 2.6 s of the daemon's event loop."""
+    looked = 0
+    original = Wire._begin
+
+    def begin(self: Wire, data: bytes, pos: int, end: int) -> int:
+        nonlocal looked
+        looked += 1
+        return original(self, data, pos, end)
+
+    monkeypatch.setattr(Wire, "_begin", begin)
+    wire = Wire(client=False, clock=Clock())
+    flood = frame(PING) * (3_000_000 // 6)
+    with pytest.raises(TransportProtocolError):
+        heard(wire, flood, 1 << 18)
+    heard(wire, flood, 1 << 18)
+    assert looked < 50

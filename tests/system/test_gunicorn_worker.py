@@ -46,6 +46,7 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "HTTP/1.2": (b"GET / HTTP/1.2\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "BAD_REQUEST"),
     "lower-case method": (b"get / HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
+    "empty lines": (b"\r\n" * 3 + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
     "bare LF": (b"GET / HTTP/1.1\nHost: a\n\n", 400, "BAD_REQUEST"),
     "bare LF in a field": (b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", 400, "BAD_REQUEST"),
     "folded": (b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n b\r\n\r\n", 400, "BAD_REQUEST"),

@@ -23,6 +23,8 @@ METHODS: Final = frozenset(
 
 _UNUSUAL: Final = re.compile(rb"[a-z#]")
 """Methods are case-sensitive and none is written so; the server of the other lane takes them for no HTTP (gunicorn)."""
+_EMPTY_LINES: Final = 2
+"""Before a request: what a sloppy client writes behind a body (RFC 9112 §2.2)."""
 _VERSIONS: Final = {b"HTTP/1.1": True, b"HTTP/1.0": False}
 
 
@@ -51,11 +53,14 @@ class RequestHead(NamedTuple):
 class RequestParser:
     """Reads one client head from a stream of bytes. Make a new one for each request; feed it `rest` of the last."""
 
-    __slots__ = ("_buffer", "_limits", "head", "rest")
+    __slots__ = ("_empty_lines", "_held", "_limits", "_line_ended", "_scanned", "head", "rest")
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self._limits = limits
-        self._buffer = b""
+        self._held = bytearray()  # of a head that is not whole
+        self._scanned = 0  # bytes of it that were looked through
+        self._line_ended = False  # the request line is whole
+        self._empty_lines = 0
         self.head: RequestHead | None = None
         self.rest: bytes = b""
         """What came after the head: the beginning of the body, or of the next request."""
@@ -63,33 +68,54 @@ class RequestParser:
     @property
     def started(self) -> bool:
         """Whether a byte of the request came (an idle connection may be closed without an answer)."""
-        return bool(self._buffer)
+        return bool(self._held)
 
     def feed(self, data: bytes) -> RequestHead | None:
         """The head once it is whole, else None. Raises ProxyError 400, 405, 414 or 431."""
-        buffer = self._buffer + data if self._buffer else data
-        while buffer[:1] == b"\r" and b"\r\n".startswith(buffer[:2]):  # empty lines before a request, RFC 9112 §2.2
-            if len(buffer) < 2:
-                break
-            buffer = buffer[2:]
-        end = buffer.find(b"\r\n\r\n", 0, self._limits.head_bytes)
+        held = self._held
+        if held:
+            held += data
+        begun = held or data
+        if begun[:1] == b"\r":
+            begun = self._without_empty_lines(begun)
+        end = begun.find(b"\r\n\r\n", max(0, self._scanned - 3), self._limits.head_bytes)
         if end < 0:
-            self._buffer = buffer
-            self._check_part(buffer)
+            if begun is not held:
+                self._held = bytearray(begun)
+            self._check_part(self._held)
             return None
-        self.rest = buffer[end + 4 :]
-        self._buffer = b""
-        self.head = self._parse(buffer[: end + 4])
+        self.rest = bytes(begun[end + 4 :])
+        self._held = bytearray()
+        self.head = self._parse(bytes(begun[: end + 4]))
         return self.head
 
-    def _check_part(self, buffer: bytes) -> None:
+    def _without_empty_lines(self, begun: bytes | bytearray) -> bytes | bytearray:
+        """What stands behind the empty lines before a request. Raises ProxyError 400 for more than a few."""
+        start = 0
+        while begun[start : start + 2] == b"\r\n":
+            start += 2
+            self._empty_lines += 1
+            if self._empty_lines > _EMPTY_LINES:
+                raise bad_request("empty lines and no request")
+        if start:
+            self._scanned = 0
+        return begun[start:] if start else begun
+
+    def _check_part(self, held: bytearray) -> None:
         """Refuse early what can no longer become a head: more than the limit, a bare LF."""
-        newline = buffer.find(b"\n")
-        if newline == 0 or (newline > 0 and (buffer[newline - 1] != 13 or b"\n\n" in buffer)):
+        if held == b"\r":  # of an empty line
+            return
+        if not self._line_ended:
+            newline = held.find(b"\n", self._scanned)
+            self._line_ended = newline >= 0
+            if newline == 0 or (newline > 0 and held[newline - 1] != 13):
+                raise bad_request("a bare LF in the head")
+        if held.find(b"\n\n", max(0, self._scanned - 1)) >= 0:
             raise bad_request("a bare LF in the head")
-        if newline < 0 and len(buffer) > self._limits.target_bytes + 64:
+        self._scanned = len(held)
+        if not self._line_ended and len(held) > self._limits.target_bytes + 64:
             raise ProxyError("URI_TOO_LONG", "a request line without an end")
-        if len(buffer) >= self._limits.head_bytes:
+        if len(held) >= self._limits.head_bytes:
             raise ProxyError("HEADERS_TOO_LARGE", "a head over the limit")
 
     def _parse(self, raw: bytes) -> RequestHead:

@@ -15,6 +15,7 @@ from tunnel.protocol.frames import (
     HEADER_SIZE,
     INITIAL_WINDOW,
     KNOWN_FLAGS,
+    MAX_WINDOW,
     PING,
     RST,
     SYN,
@@ -202,18 +203,29 @@ class Inbound:
             self._on_reset(stream)  # the length is no credit: go-yamux puts an error code there
             return
         if credit:
-            if not stream.acked:
-                core.mark_acked(stream)
-            if core.drive(stream, Input.RECV_CREDIT) is Verdict.OK:
-                stream.send_window.grow(credit)
-                stream.window_stalled = False
-                stream.last_progress = core.now
-                if stream.ready_to_send:
-                    core.ring.add(stream)
+            self._take_credit(stream, credit, opening=bool(flags & (SYN | ACK)))
         elif not flags & KNOWN_FLAGS:
             core.glitch()
         if flags & FIN:
             self._on_fin(stream)
+
+    def _take_credit(self, stream: MuxStream, credit: int, *, opening: bool) -> None:
+        core, window = self._core, stream.send_window
+        if not stream.acked:
+            core.mark_acked(stream)
+        # A peer credits what it has taken, so there is less than it began with; or it grants more by the half.
+        if not opening and window.available >= INITIAL_WINDOW and credit < window.available // 2:
+            core.glitch()
+        if core.drive(stream, Input.RECV_CREDIT) is Verdict.OK:
+            window.grow(credit)
+            stream.window_stalled = False
+            stream.last_progress = core.now
+            if stream.ready_to_send:
+                core.ring.add(stream)
+        elif window.available + credit <= MAX_WINDOW:
+            window.grow(credit)  # nothing is sent any more; but credits are judged by what there was
+        else:
+            core.glitch()
 
     def _find(self, flags: int, stream_id: int, body: int) -> MuxStream | None:
         """The live stream that a frame is for, made if it carries SYN; None if there is none or it was refused."""

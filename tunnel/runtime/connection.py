@@ -20,6 +20,7 @@ from tunnel.protocol.session import Session
 from tunnel.protocol.stream import MuxStream
 from tunnel.runtime.mux_errors import (
     CLOSE_ABNORMAL,
+    CLOSE_ABUSE,
     CLOSE_CODES,
     CLOSE_GOING_AWAY,
     CLOSE_NORMAL,
@@ -278,7 +279,8 @@ class Connection:
                 return
             except TransportProtocolError as error:
                 self._answered = error.code
-                self._dispatch(session.fail(EndKind.PROTOCOL, str(error)))
+                kind = EndKind.ABUSE if error.code == CLOSE_ABUSE else EndKind.PROTOCOL
+                self._dispatch(session.fail(kind, str(error)))
                 return
             if not data:
                 self._dispatch(session.receive_eof())

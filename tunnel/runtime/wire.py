@@ -2,9 +2,10 @@
 
 Data frames are decoded here, in one pass over what was read: a payload is handed on as it comes, never held back until
 its frame or message ends (a gorilla client cuts 256 KiB into fragments of its buffer's size, and 12 bytes of header go
-in a message of their own). Control frames, and whatever ends the connection, are left to the sans-IO protocol of
-`websockets`. Outbound binary messages are one frame whose header is made here, so that a payload is not copied on its
-way to the socket.
+in a message of their own). Frames without payload cost as much as others and bring nothing: they are rated, pings and
+pongs too, and of the pings of one read the last is answered (RFC 6455 §5.5.3). What is answered, and whatever ends the
+connection, is left to the sans-IO protocol of `websockets`. Outbound binary messages are one frame whose header is made
+here, so that a payload is not copied on its way to the socket.
 It does not know: Trio, sockets, yamux, who the peer is.
 """
 
@@ -13,9 +14,13 @@ from __future__ import annotations
 import logging
 import secrets
 import struct
+import time
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from websockets.protocol import CLIENT, OPEN, SERVER, Protocol
+
+from tunnel.protocol.limits import Rate, TokenBucket
 
 try:
     from websockets.speedups import apply_mask
@@ -24,6 +29,10 @@ except ImportError:  # a platform without the compiled part
 
 MAX_FRAME: Final = 1024 * 1024 + 4096
 """Largest inbound frame in bytes: the largest receive window ever granted (1 MiB) and its yamux headers."""
+IDLE_FRAMES: Final = Rate(10, 32)
+"""Pings, pongs and empty frames that a peer may send: as many as pings of yamux (yamux.md §12)."""
+ABUSE: Final = 4429
+"""The close code for more."""
 
 Payload = bytes | bytearray | memoryview
 
@@ -40,6 +49,7 @@ _CONT: Final = 0
 _TEXT: Final = 1
 _BINARY: Final = 2
 _CLOSE: Final = 8
+_PING: Final = 9
 _PONG: Final = 10
 _MAX_CONTROL: Final = 125
 _SIZES: Final = {126: 2, 127: 8}  # bytes of the longer forms of a length
@@ -47,7 +57,7 @@ _KEYS: Final = 4096  # bytes of randomness drawn at once: a system call for a th
 
 
 class TransportProtocolError(Exception):
-    """The peer broke RFC 6455 or sent text; it has been answered with a close frame of `code`."""
+    """The peer broke RFC 6455, sent text or far too many idle frames; it was answered with a close frame of `code`."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code} {reason}")
@@ -62,7 +72,9 @@ class Wire:
     vanished without one.
     """
 
-    def __init__(self, *, client: bool, max_frame: int = MAX_FRAME) -> None:
+    def __init__(
+        self, *, client: bool, max_frame: int = MAX_FRAME, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
         self._mask = _MASKED if client else 0
         self._max_frame = max_frame
@@ -71,6 +83,10 @@ class Wire:
         self._left = 0  # bytes of a payload that are still to come
         self._key = b""  # its mask, turned to where it goes on
         self._fragmented = False  # a message has begun and not ended
+        self._filled = False  # … and had some payload
+        self._ping: bytes | None = None  # to be answered
+        self._clock = clock
+        self._idle = TokenBucket(IDLE_FRAMES, clock())
         self._deaf = False  # the peer closed or broke the protocol: what still comes counts for nothing
         self._speaking = False  # the protocol may have bytes to write
         self._keys = b""
@@ -108,6 +124,8 @@ class Wire:
                 self._partial = bytes(data[pos:])
                 break
             pos = begun
+        if self._ping is not None:
+            self._answer_ping()
         return payloads
 
     def _begin(self, data: Payload, pos: int, end: int) -> int:
@@ -136,11 +154,34 @@ class Wire:
         if first & 0x08:
             return self._control(data, pos, body, size, end)
         self._check(first, size)
+        if size:
+            self._filled = True
+        else:
+            self._take_empty(first)
         self._fragmented = not first & _FIN
         self._left = size
         if not self._client:
             self._key = bytes(data[body - 4 : body])
         return body
+
+    def _take_empty(self, first: int) -> None:
+        """A frame without payload; it is of use only as the end of a message (a gorilla server sends such).
+
+        Raises TransportProtocolError.
+        """
+        if not (first == _FIN | _CONT and self._filled):
+            self._rate("empty frames")
+        self._filled = False
+
+    def _rate(self, what: str) -> None:
+        if not self._idle.take(self._clock()):
+            self._fail(ABUSE, f"too many {what}")
+
+    def _answer_ping(self) -> None:
+        ping, self._ping = self._ping, None
+        if ping is not None and self.open:
+            self._protocol.send_pong(ping)
+            self._speaking = True
 
     def _take(self, data: Payload, pos: int, end: int, payloads: list[Payload]) -> int:
         """Hand on what is here of the current payload; the position behind it."""
@@ -172,7 +213,7 @@ class Wire:
             self._fail(1009, f"a frame of {size} bytes")
 
     def _control(self, data: Payload, pos: int, body: int, size: int, end: int) -> int:
-        """Let the protocol answer a control frame; the position behind it, -1 if it is not whole yet.
+        """Take a control frame; the position behind it, -1 if it is not whole yet.
 
         Raises TransportProtocolError.
         """
@@ -181,13 +222,24 @@ class Wire:
             self._fail(1002, "a control frame that is none")
         if body + size > end:
             return -1
+        if first & 0x0F == _CLOSE:
+            self._answer_ping()
+            self._close(bytes(data[pos : body + size]))
+            return body + size
+        self._rate("pings and pongs")
+        if first & 0x0F == _PING:
+            ping = bytes(data[body : body + size])
+            self._ping = ping if self._client else bytes(apply_mask(ping, bytes(data[body - 4 : body])))
+        return body + size
+
+    def _close(self, frame: bytes) -> None:
+        """Let the protocol answer the peer's close frame. Raises TransportProtocolError if it is a bad one."""
         protocol = self._protocol
-        protocol.receive_data(bytes(data[pos : body + size]))
-        protocol.events_received()  # pings are answered by it, pongs nobody asked for
+        protocol.receive_data(frame)
+        protocol.events_received()
         self._speaking = True
         if protocol.state is not OPEN:
             self._note_close()
-        return body + size
 
     def _note_close(self) -> None:
         received, error = self._protocol.close_rcvd, self._protocol.parser_exc
