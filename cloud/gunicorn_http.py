@@ -19,6 +19,7 @@ from gunicorn.http.wsgi import HEADER_VALUE_RE, Response
 from gunicorn.util import http_date
 
 from cloud.gunicorn_head import REASONS, Refusal, refusal_headers
+from tunnel.contract.authority import is_utf8, origin_form, percent_encoded
 
 CHUNK_LINE: Final = 1024
 DRAIN_BYTES: Final = 64 * 1024
@@ -161,6 +162,7 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     """A request head read strictly, with its raw fields and target kept for the proxy views."""
 
     body: Any
+    path: Any
 
     def __init__(self, cfg: Any, unreader: Any, peer_addr: Any, req_number: int = 1) -> None:
         self.raw_headers: list[tuple[bytes, bytes]] = []
@@ -230,6 +232,27 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
                 fields.append((name, raw_value.decode("latin-1")))
         return fields
 
+    def parse_request_line(self, line_bytes: bytes) -> None:
+        """As gunicorn, which wants targets percent-encoded: raw UTF-8 is read so, and the proxy gets the raw bytes."""
+        bits = line_bytes.split(b" ", 2)
+        if line_bytes.isascii() or len(bits) != 3 or not is_utf8(bits[1]):
+            super().parse_request_line(line_bytes)
+            return
+        raw = bits[1]
+        bits[1] = percent_encoded(raw)
+        super().parse_request_line(b" ".join(bits))
+        self.uri = raw.decode("latin-1")
+
+    def _names_own_host(self) -> bool:
+        """Take the absolute form of a target (RFC 9112 section 3.2.2) if it names the host of the Host field."""
+        hosts = [value for name, value in self.headers if name == "HOST"]
+        own = origin_form(self.uri.encode("latin-1"), hosts[0].encode("latin-1")) if len(hosts) == 1 else None
+        if own is None:
+            return False
+        self.uri = own.decode("latin-1")
+        self.path = self.path or "/"
+        return True
+
     def should_close(self) -> bool:
         """As gunicorn, but `Connection` is a list, and may be repeated."""
         if self.must_close or self.method == "CONNECT":
@@ -246,10 +269,10 @@ class ApiRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         """What gunicorn lets pass, and another server behind or before us may read differently."""
         if self.version not in ((1, 0), (1, 1)):
             raise Refusal("BAD_REQUEST", "an unknown version of HTTP")
-        if self.method == "CONNECT" or not (self.uri.startswith("/") or self.uri == "*"):
-            raise Refusal("BAD_REQUEST", "the target is not in origin form")
         if "#" in self.uri:
             raise Refusal("BAD_REQUEST", "a fragment in the target")
+        if self.method == "CONNECT" or not (self.uri.startswith("/") or self.uri == "*" or self._names_own_host()):
+            raise Refusal("BAD_REQUEST", "the target is not in origin form")
         names = [name for name, _ in self.headers]
         if self.version == (1, 1) and "HOST" not in names:
             raise Refusal("BAD_REQUEST", "no Host field")

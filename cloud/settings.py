@@ -66,7 +66,7 @@ MIDDLEWARE = [
     "apps.common.middleware.TrailingSlashMiddleware",
     "apps.common.middleware.PlainRefusalMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
+    "apps.proxy.middleware.HostMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",

@@ -48,7 +48,9 @@ class CannotCompileError(Exception):
     """Something that compiling needs is not on this machine."""
 
 
-CONTRACT = tuple(f"contract/{name}.py" for name in ("__init__", "messages", "names", "reading", "settings"))
+CONTRACT = tuple(
+    f"contract/{name}.py" for name in ("__init__", "authority", "messages", "names", "reading", "settings")
+)
 
 
 def modules() -> list[str]:

@@ -28,6 +28,57 @@ def test_a_raw_head_is_read(before: bytes, delivery: Delivery) -> None:
     assert tailed.rest == b"hiGET / HTTP/1.1\r\n"
 
 
+@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize(
+    ("target", "host", "read"),
+    [
+        (b"http://cloud/x?y", b"cloud", b"/x?y"),
+        (b"HTTP://Cloud:80/x", b"cloud", b"/x"),
+        (b"http://cloud/x", b"cloud:80", b"/x"),
+        (b"https://cloud/x", b"cloud:443", b"/x"),
+        (b"http://my_cloud:3800", b"my_cloud:3800", b"/"),
+        (b"http://[::1]:3800?a", b"[::1]:3800", b"/?a"),
+        (b"http://cloud//x", b"cloud", b"//x"),
+        ("http://cloud/相機".encode(), b"cloud", "/相機".encode()),
+        ("/相機?q=ä".encode(), b"cloud", "/相機?q=ä".encode()),
+    ],
+)
+def test_targets_that_other_servers_take(target: bytes, host: bytes, read: bytes, delivery: Delivery) -> None:
+    parser = RequestParser()
+    for part in delivery(b"GET %b HTTP/1.1\r\nHost: %b\r\nX: 1\r\n\r\n" % (target, host)):
+        parser.feed(part)
+    assert parser.head == (b"GET", read, [(b"Host", host), (b"X", b"1")], True)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET http://other/ HTTP/1.1\r\nHost: cloud",
+        b"GET http://cloud:81/ HTTP/1.1\r\nHost: cloud",
+        b"GET https://cloud:80/ HTTP/1.1\r\nHost: cloud",
+        b"GET http://cloud@other/ HTTP/1.1\r\nHost: cloud",
+        b"GET http://user@cloud/ HTTP/1.1\r\nHost: cloud",
+        b"GET http:///x HTTP/1.1\r\nHost:",
+        b"GET ftp://cloud/ HTTP/1.1\r\nHost: cloud",
+        b"GET cloud/ HTTP/1.1\r\nHost: cloud",
+        b"GET http://cloud/#a HTTP/1.1\r\nHost: cloud",
+        b"GET http://cloud/a b HTTP/1.1\r\nHost: cloud",
+        b"GET http://cloud/ HTTP/1.1\r\nHost: cloud\r\nHost: cloud",
+        b"GET http://cloud/ HTTP/1.1\r\nX: 1",
+        b"GET http://cloud/\xff HTTP/1.1\r\nHost: cloud",
+        b"GET /\xe4 HTTP/1.1\r\nHost: cloud",
+        b"GET /\xc3\xa4\x7f HTTP/1.1\r\nHost: cloud",
+        b"GET /\xc3\xa4 /x HTTP/1.1\r\nHost: cloud",
+        b"GET /\xc3\xa4 HTTP/1.1\r\nHost: cloud\r\nX : 1",
+        b"GET /\xc3\xa4 HTTP/1.1\r\nHost: cloud\r\nX: 1\n\nY: 2",
+    ],
+)
+def test_targets_of_another_host_or_of_no_encoding(head: bytes) -> None:
+    with pytest.raises(ProxyError) as caught:
+        RequestParser().feed(head + b"\r\n\r\n")
+    assert caught.value.status == 400
+
+
 def test_an_upgrade_head_is_read() -> None:
     parser = RequestParser()
     read = parser.feed(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x00")
@@ -57,7 +108,7 @@ def test_an_upgrade_head_is_read() -> None:
         (b"GET /\r\n\r\n", 400),
         (b"get / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"G / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-        (b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/0.9\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 400),

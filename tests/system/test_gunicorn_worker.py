@@ -58,7 +58,11 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "absolute form": (b"GET http://other/ HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
     "authority form": (b"CONNECT a:1 HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
     "fragment": (b"GET /#a HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
-    "raw UTF-8": ("GET /ä HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400, "BAD_REQUEST"),
+    "no UTF-8": (b"GET /\xe4 HTTP/1.1\r\nHost: a\r\n\r\n", 400, "BAD_REQUEST"),
+    "absolute form of another port": (b"GET http://a:81/ HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
+    "absolute form with a user": (b"GET http://b@a/ HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
+    "absolute form, two Hosts": (b"GET http://a/ HTTP/1.1\r\n" + HOST * 2 + b"\r\n", 400, "BAD_REQUEST"),
+    "absolute form, fragment": (b"GET http://a/#b HTTP/1.1\r\n" + HOST + b"\r\n", 400, "BAD_REQUEST"),
     "two lengths": (
         b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx",
         400,

@@ -10,9 +10,11 @@ from typing import Final, NamedTuple
 
 import httptools
 
+from tunnel.contract.authority import origin_form
 from tunnel.http.errors import ProxyError, bad_request
 from tunnel.http.fields import Field, HeadSink, match_token, match_value
 from tunnel.http.limits import LIMITS, Limits
+from tunnel.http.target import split_target
 
 METHODS: Final = frozenset(
     b"GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND"
@@ -130,8 +132,15 @@ class RequestParser:
             if match_token(method) is None or _UNUSUAL.search(method) or not 3 <= len(method) <= 20:
                 raise bad_request("no method")
             raise ProxyError("METHOD_NOT_ALLOWED", "an unknown method")
-        if target[:1] != b"/":
-            raise bad_request("the target is not in origin form")
+        if target[:1] == b"/" and target.isascii():
+            fields = self._fields(raw, target)
+        else:  # llhttp reads neither raw UTF-8 nor whose host a target names: it gets the root in its place
+            fields = self._fields(b"%b / %b%b" % (method, version, raw[len(line) :]), b"/")
+            target = _own_target(target, fields)
+        return RequestHead(method, target, fields, _VERSIONS[version])
+
+    def _fields(self, raw: bytes, target: bytes) -> list[Field]:
+        """The fields of one whole head, of which `target` is the target."""
         sink = HeadSink()
         parser = httptools.HttpRequestParser(sink)
         try:
@@ -144,4 +153,14 @@ class RequestParser:
             raise bad_request("not one whole head")
         if len(sink.fields) > self._limits.head_fields:
             raise ProxyError("HEADERS_TOO_LARGE", f"{len(sink.fields)} fields")
-        return RequestHead(method, target, sink.fields, _VERSIONS[version])
+        return sink.fields
+
+
+def _own_target(target: bytes, fields: list[Field]) -> bytes:
+    """A target that is no plain path, in origin form: raw UTF-8, or the absolute form of the one host in `fields`."""
+    hosts = [value for name, value in fields if name.lower() == b"host"]
+    own = target if target[:1] == b"/" else origin_form(target, hosts[0]) if len(hosts) == 1 else None
+    if own is None:
+        raise bad_request("the target is not in origin form")
+    split_target(own, len(own))
+    return own

@@ -9,9 +9,10 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from tunnel.contract.authority import is_utf8
 from tunnel.http.errors import ProxyError, bad_request
 
-_ORIGIN_FORM = re.compile(rb"/[\x21\x22\x24-\x7e]*\Z")
+_ORIGIN_FORM = re.compile(rb"/[\x21\x22\x24-\x7e\x80-\xff]*\Z")
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _MAYBE_OURS = re.compile(rb"device_id|ticket|access_token|[%+]")
 _MAYBE_DOTS = re.compile(rb"\.\.|%2[eE]|%25")
@@ -40,12 +41,12 @@ def is_device_id(value: bytes) -> bool:
 def split_target(target: bytes, limit: int) -> tuple[bytes, bytes | None]:
     """Raw path and raw query (None without `?`) of a target in origin form.
 
-    Raises 414 over `limit` bytes; 400 for absolute form, authority form, `*`, a fragment, a space, a control byte or
-    a byte over 0x7e (RFC 3986 §2 wants those percent-encoded, and llhttp refuses them on the other lane as well).
+    Raises 414 over `limit` bytes; 400 for absolute form, authority form, `*`, a fragment, a space, a control byte, or
+    bytes over 0x7f that are no UTF-8 (RFC 3986 §2 wants all of those percent-encoded; raw UTF-8 is sent all the same).
     """
     if len(target) > limit:
         raise ProxyError("URI_TOO_LONG", f"a target of {len(target)} bytes")
-    if _ORIGIN_FORM.match(target) is None:
+    if _ORIGIN_FORM.match(target) is None or not (target.isascii() or is_utf8(target)):
         raise bad_request("the target is not in origin form")
     path, mark, query = target.partition(b"?")
     return path, (query if mark else None)
@@ -56,15 +57,16 @@ def box_path(path: bytes, mount: bytes) -> bytes:
 
     `mount` is the raw prefix under which the box is shown (`/d/<id>`, `/api/devices/<id>/proxy`), empty where paths
     pass as they are. Refused with 400, because no box agrees with the next on what they mean and one of the meanings
-    leaves the prefix: a path that starts with two slashes (an authority to some), and every segment that is `..` once
-    decoded up to three times, with `\\` and `%2F` taken for separators and `;` for the start of parameters. A slash
-    doubled further in, a single dot and `%2F` pass raw: they cannot climb.
+    leaves the prefix: a path that starts with two slashes where there is no mount (an authority to some), one that
+    starts with `/\\`, and every segment that is `..` once decoded up to three times, with `\\` and `%2F` taken for
+    separators and `;` for the start of parameters. Doubled slashes behind a mount, a single dot and `%2F` pass raw:
+    they cannot climb.
     """
     if mount:
         if not path.startswith(mount) or path[len(mount) : len(mount) + 1] not in (b"/", b""):
             raise bad_request("the path is not under its mount")
         path = path[len(mount) :] or b"/"
-    if path[1:2] in (b"/", b"\\"):
+    if path[1:2] == b"\\" or (path[1:2] == b"/" and not mount):
         raise bad_request("the path starts with two slashes")
     if _MAYBE_DOTS.search(path) is not None and _climbs(path):
         raise bad_request("the path holds a '..' segment")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from tunnel.contract import AuthorizeRequest
+from tunnel.contract.authority import percent_encoded
 from tunnel.http import ProxyError, RequestHead, is_device_id, own_params
 from tunnel.runtime.fast_auth import key_of
 
@@ -109,13 +110,14 @@ class Asked:
     def request(self, node: str, address: str, request_id: str) -> AuthorizeRequest:
         """The question to Django."""
         values = self.said.values
+        path = self.head.target[len(self.mount) :].partition(b"?")[0] or b"/"
         return AuthorizeRequest(
             node=node,
             kind=self.kind.decode(),  # type: ignore[typeddict-item]  # one of the three that are set above
             token=self.token,
             device=self.device,
             method=self.head.method.decode("latin-1"),
-            path=self.head.target[len(self.mount) :].partition(b"?")[0].decode("latin-1") or "/",
+            path=percent_encoded(path).decode("ascii"),
             websocket=self.upgrade,
             origin=values[1].decode("latin-1"),
             host=values[2].decode("latin-1"),
