@@ -13,8 +13,11 @@ from django.http import StreamingHttpResponse
 
 from apps.tunnels.forwarder import AnswerHead, Field, Forward
 
-_OURS_TOO: Final = frozenset({"vary"})  # a list: one field of the box's and one of ours are read as one
-_SERVERS: Final = frozenset({"content-length", "transfer-encoding", "connection", "x-request-id", "content-type"})
+_LIST: Final = "vary"  # middleware reads it to add to it, so the box's must not be there by name alone
+_SERVERS: Final = frozenset(
+    {"content-length", "transfer-encoding", "connection", "x-request-id", "content-type", _LIST}
+)
+"""Not passed on from Django's answer: the exchange writes its own."""
 
 
 class BoxAnswer(StreamingHttpResponse):
@@ -26,7 +29,7 @@ class BoxAnswer(StreamingHttpResponse):
         del self.headers["Content-Type"]
         self._forward = forward
         self._done = done
-        self._taken = frozenset(name.decode("latin-1").lower() for name, _ in head.fields) - _OURS_TOO
+        self._taken = frozenset(name.decode("latin-1").lower() for name, _ in head.fields) - {_LIST}
 
     def has_header(self, header: str) -> bool:
         """Whether the box or a middleware set it."""

@@ -355,8 +355,11 @@ class Relay:
                 raise exchange.reset_by_box()
             exchange.receive_end()
             return
+        interim = exchange.interim
         pieces = exchange.receive(data)
         self._body_at = time.monotonic()
+        if exchange.interim > interim:  # the box is at work, and says so
+            self._box_at = self._body_at
         if not answered:
             self._held += pieces
             return

@@ -43,7 +43,10 @@ def through(exchange: Exchange, answer: bytes, *, end: bool = False) -> bytes:
     return out + b"".join(exchange.client_body(pieces)) + exchange.client_end()
 
 
-FIELDS = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\nX-Request-ID: req_1\r\n"
+FIELDS = (
+    b"Cache-Control: private\r\nVary: Authorization, Origin\r\n"
+    b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\nX-Request-ID: req_1\r\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.http.helpers import DELIVERIES, MOUNT, Delivery, byte_by_byte, feed_all, read
+from tests.http.helpers import DELIVERIES, Delivery, byte_by_byte, feed_all, read
 from tunnel.http import NO_LENGTH, Field, MisuseError, ProxyError, ResponseReader
 from tunnel.http.response import client_head
 
 OK = b"HTTP/1.1 200 OK\r\n"
-ADDED: list[Field] = [(b"X-Content-Type-Options", b"nosniff"), (b"Content-Security-Policy", b"sandbox")]
+ADDED: list[Field] = [
+    (b"Cache-Control", b"private"),
+    (b"Vary", b"Authorization, Origin"),
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Content-Security-Policy", b"sandbox"),
+]
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -38,6 +43,16 @@ ADDED: list[Field] = [(b"X-Content-Type-Options", b"nosniff"), (b"Content-Securi
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", b"GET", b"", 5, True),
         (b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\nhi", b"PUT", b"hi", 2, True),
         (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 3 + OK + b"\r\n", b"HEAD", b"", NO_LENGTH, True),
+        (b"HTTP/1.1 102 P\n\n" + OK + b"Content-Length: 2\r\n\r\nhi", b"GET", b"hi", 2, True),
+        (OK + b"Content-Length: 2\n\nhi", b"GET", b"hi", 2, True),
+        (OK + b"Content-Length: 2\n\r\nhi", b"GET", b"hi", 2, True),
+        (OK + b"Content-Length: 2\r\n\nhi", b"GET", b"hi", 2, True),
+        (b"HTTP/1.1 200 OK\nContent-Length: 2\n\nhi", b"GET", b"hi", 2, True),
+        (b"HTTP/1.1 200 OK\nA: b\nTransfer-Encoding : chunked\n\n2\r\nhi\r\n0\r\n\r\n", b"GET", b"hi", NO_LENGTH, True),
+        (OK + b"Content-Length \t: 2\r\n\r\nhi", b"GET", b"hi", 2, True),
+        (OK + b"A: b\n\nX: 1\r\n\r\n", b"GET", b"X: 1\r\n\r\n", NO_LENGTH, False),
+        (OK + b"A: b\r\n" * 199 + b"Content-Length: 2\r\n\r\nhi", b"GET", b"hi", 2, True),
+        (OK + b"A: " + b"b" * 65_000 + b"\r\nContent-Length: 2\r\n\r\nhi", b"GET", b"hi", 2, True),
     ],
 )
 def test_an_honest_answer(raw: bytes, method: bytes, body: bytes, length: int, keep: bool, delivery: Delivery) -> None:
@@ -78,13 +93,19 @@ HOSTILE = {
     "status of four digits": b"HTTP/1.1 2000 X\r\n\r\n",
     "status 0": b"HTTP/1.1 000 X\r\n\r\n",
     "control byte in the reason": b"HTTP/1.1 200 O\x01K\r\n\r\n",
-    "bare LF after the status": b"HTTP/1.1 200 OK\nA: b\r\n\r\n",
-    "bare LF after a field": OK + b"A: b\nC: d\r\n\r\n",
-    "bare LF at the end": OK + b"A: b\n\n",
+    "status 600": b"HTTP/1.1 600 X\r\n\r\n",
+    "status 999": b"HTTP/1.1 999 X\r\nContent-Length: 0\r\n\r\n",
+    "folded behind a bare LF": OK + b"A: b\n c\r\n\r\n",
+    "folded behind a blank before the colon": OK + b"A : b\r\n\tc\r\n\r\n",
+    "blanks in a name": OK + b"A B : c\r\n\r\n",
+    "bare CR beside a bare LF": OK + b"A: b\rC: d\nE: f\r\n\r\n",
+    "CR CR LF": OK + b"A: b\r\r\n\r\n",
+    "NUL beside a bare LF": OK + b"A: b\0\nC: d\r\n\r\n",
+    "two lengths, one with a blank": OK + b"Content-Length: 2\r\nContent-Length : 3\r\n\r\nhi!",
+    "length and chunks with a blank": OK + b"Content-Length: 2\nTransfer-Encoding : chunked\n\n0\r\n\r\n",
     "folded": OK + b"A: b\r\n c\r\n\r\n",
     "NUL": OK + b"A: b\0c\r\n\r\n",
     "bare CR": OK + b"A: b\rc\r\n\r\n",
-    "space before the colon": OK + b"A : b\r\n\r\n",
     "no name": OK + b": b\r\n\r\n",
     "no colon": OK + b"A\r\n\r\n",
     "name over 7e": OK + b"\xe4: 1\r\n\r\n",
@@ -103,10 +124,11 @@ HOSTILE = {
     "xchunked": OK + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     "chunks in HTTP/1.0": b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "an unasked switch": b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
-    "101 fields": OK + b"A: b\r\n" * 101 + b"\r\n",
-    "a head without end": OK + b"A: " + b"b" * 40_000,
-    "many small fields": OK + b"Aaa: bbbbbbbb\r\n" * 3000,
-    "a storm of interim answers": b"HTTP/1.1 102 Processing\r\n\r\n" * 65 + OK + b"\r\n",
+    "201 fields": OK + b"A: b\r\n" * 201 + b"\r\n",
+    "201 fields by bare LFs": OK + b"A: b\n" * 201 + b"\n",
+    "a head without end": OK + b"A: " + b"b" * 70_000,
+    "many small fields": OK + b"Aaa: bbbbbbbb\r\n" * 5000,
+    "a storm of interim answers": b"HTTP/1.1 102 P\r\n\r\n" * 4097 + OK + b"\r\n",
 }
 
 
@@ -122,7 +144,7 @@ def test_a_bad_head_is_502(name: str, delivery: Delivery) -> None:
 def test_a_hundred_megabytes_of_head_are_not_kept() -> None:
     whole = ResponseReader(b"GET")
     with pytest.raises(ProxyError):
-        whole.receive(OK + b"A: b\r\n" * 10_000)
+        whole.receive(OK + b"A: b\r\n" * 20_000)
     reader = ResponseReader(b"GET")
     taken: list[int] = []
 
@@ -135,7 +157,7 @@ def test_a_hundred_megabytes_of_head_are_not_kept() -> None:
 
     with pytest.raises(ProxyError):
         feed_all(reader.receive, parts())
-    assert sum(taken) <= 33 * 1024
+    assert sum(taken) <= 65 * 1024
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -212,74 +234,20 @@ def passed(*lines: bytes, **options: Any) -> list[Field]:
 
 
 def test_end_to_end_fields_pass_in_their_order() -> None:
-    assert passed(b"Server: box/1", b"X-A: 1", b"x-a: 2", b"Date: d", b"X_b: 3", b"Empty:", b"ETag: \xe4") == [
+    assert passed(b"Server: box/1", b"X-A: 1", b"x-a: 2", b"Date: d", b"X_b: 3", b"X-Empty:", b"ETag: \xe4") == [
         (b"Server", b"box/1"),
         (b"X-A", b"1"),
         (b"x-a", b"2"),
         (b"Date", b"d"),
         (b"X_b", b"3"),
-        (b"Empty", b""),
+        (b"X-Empty", b""),
         (b"ETag", b"\xe4"),
-        *ADDED,
-    ]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        b"Set-Cookie",
-        b"Clear-Site-Data",
-        b"Strict-Transport-Security",
-        b"Service-Worker-Allowed",
-        b"Access-Control-Allow-Origin",
-        b"Access-Control-Allow-Credentials",
-        b"Access-Control-Anything",
-        b"X-Content-Type-Options",
-        b"X-Request-ID",
-        b"Keep-Alive",
-        b"Proxy-Authenticate",
-        b"Trailer",
-        b"Alt-Svc",
-        b"NEL",
-        b"Report-To",
-    ],
-)
-def test_what_a_box_may_not_say(name: bytes) -> None:
-    assert passed(name + b": 1", name.upper() + b": 2", name.lower() + b": 3", b"X-Kept: 1") == [
-        (b"X-Kept", b"1"),
         *ADDED,
     ]
 
 
 def test_connection_nominates() -> None:
     assert passed(b"X-One: 1", b"Connection: X-One, keep-alive", b"X-Two: 2") == [(b"X-Two", b"2"), *ADDED]
-
-
-def test_our_policy_is_added_once() -> None:
-    own = (b"Content-Security-Policy", b"default-src 'self'")
-    assert passed(b"Content-Security-Policy: default-src 'self'") == [own, *ADDED]
-    assert passed(b"content-security-policy: Sandbox ") == [(b"content-security-policy", b"Sandbox "), ADDED[0]]
-    loose = (b"Content-Security-Policy", b"sandbox allow-scripts")
-    assert passed(b"Content-Security-Policy: sandbox allow-scripts") == [loose, *ADDED]
-
-
-@pytest.mark.parametrize(
-    ("value", "mounted"),
-    [
-        (b"/x?y", MOUNT + b"/x?y"),
-        (b"/", MOUNT + b"/"),
-        (b"/\\evil", MOUNT + b"/\\evil"),
-        (b"//other/x", b"//other/x"),
-        (b"x/y", b"x/y"),
-        (b"../x", b"../x"),
-        (b"?a", b"?a"),
-        (b"http://cloud/x", b"http://cloud/x"),
-        (b"", b""),
-    ],
-)
-def test_a_root_relative_location_gets_the_mount(value: bytes, mounted: bytes) -> None:
-    assert passed(b"Location: " + value, mount=MOUNT)[0] == (b"Location", mounted)
-    assert passed(b"Location: " + value)[0] == (b"Location", value)
 
 
 # --- upgrades ---------------------------------------------------------------------------------------------------------
@@ -315,6 +283,43 @@ def test_a_switch_to_nothing_is_502() -> None:
 def test_misuse() -> None:
     with pytest.raises(MisuseError):
         ResponseReader(b"GET").receive(b"")
+
+
+# --- interim answers --------------------------------------------------------------------------------------------------
+
+
+def test_interim_answers_are_counted_and_a_storm_of_them_is_none() -> None:
+    said = b"HTTP/1.1 102 Processing\r\nX: 1\r\n\r\n"
+    reader = ResponseReader(b"GET")
+    for number in range(1, 1001):  # one now and then, for as long as the box is at work
+        assert reader.receive(said) == []
+        assert reader.interim == number
+    assert reader.receive(OK + b"Content-Length: 2\r\n\r\nhi") == [b"hi"]
+    burst = ResponseReader(b"GET")
+    burst.receive(said * 64)
+    with pytest.raises(ProxyError, match="at once"):
+        burst.receive(said * 65)
+
+
+def test_a_head_that_comes_byte_by_byte_is_looked_at_once() -> None:
+    """Each byte in a delivery of its own must cost what it costs in one piece, not what came before it over again."""
+    seen = 0
+
+    class Counted(bytearray):
+        def find(self, sub: Any, start: Any = 0, end: Any = None, /) -> int:
+            nonlocal seen
+            seen += max(0, min(len(self), len(self) if end is None else end) - start)
+            return super().find(sub, start, len(self) if end is None else end)
+
+    reader = ResponseReader(b"GET")
+    reader.receive(OK)
+    assert reader._held is not None
+    reader._held = Counted(reader._held)
+    raw = b"A: " + b"b" * 60_000 + b"\r\nContent-Length: 0\r\n\r\n"
+    for index in range(len(raw)):
+        reader.receive(raw[index : index + 1])
+    assert reader.complete
+    assert seen < 10 * len(raw)
 
 
 # --- property ---------------------------------------------------------------------------------------------------------

@@ -93,8 +93,8 @@ def test_what_an_answer_may_not_say_is_dropped_and_ours_is_added(lane: Lane) -> 
     assert "X-Request-ID" in got.one("access-control-expose-headers")
     assert got.all("content-security-policy") == ["sandbox"]
     assert got.all("x-content-type-options") == ["nosniff"]
-    assert got.all("cache-control") == ["max-age=5"]
-    assert sorted(", ".join(got.all("vary")).lower().split(", ")) == ["accept", "origin"]
+    assert got.all("cache-control") == ["max-age=5, private"]
+    assert sorted(", ".join(got.all("vary")).lower().split(", ")) == ["accept", "authorization", "origin"]
     assert len(got.all("x-request-id")) == 1
 
 

@@ -71,6 +71,27 @@ def test_a_head_that_does_not_come_and_an_upload_that_moves_meanwhile(lane: Lane
     assert set(gone) == {"reset"}
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_box_that_says_it_is_at_work_is_waited_for(lane: Lane, method: str) -> None:
+    """102 now and then, until a request that began at the same time, of a box that says nothing, was given up."""
+    over = threading.Event()
+
+    def work(peer: Peer) -> None:
+        while not over.wait(0.5):
+            peer.sock.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+        peer.sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+        peer.answer(b"done")
+
+    lane.box.on("/work", work)
+    lane.box.on("/slow", lambda peer: peer.wait_gone() == "")
+    with started(lane, method, "/work", "Content-Length: 0") as wire:
+        late = lane.ask("GET", "/slow?first")
+        assert (late.status, late.code) == (504, "TUNNEL_TIMEOUT")
+        over.set()
+        got = wire.read()
+    assert (got.status, got.body, got.all("link")) == (200, b"done", [])
+
+
 def test_whoever_stops_within_a_body_is_not_waited_for(lane: Lane) -> None:
     """The client within its own is told so, the box within its answer is cut; the other side sees a reset."""
     gone: dict[str, str] = {}

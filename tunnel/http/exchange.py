@@ -60,7 +60,11 @@ class Exchange:
 
     def _new_reader(self) -> ResponseReader:
         return ResponseReader(
-            self.request.method, mount=self._via.mount, upgrade=bool(self.request.upgrade), limits=self._limits
+            self.request.method,
+            mount=self._via.mount,
+            hosts=self.request.hosts,
+            upgrade=bool(self.request.upgrade),
+            limits=self._limits,
         )
 
     # --- towards the box ----------------------------------------------------------------------------------------------
@@ -136,6 +140,11 @@ class Exchange:
     def answered(self) -> bool:
         """Whether the box sent a single byte."""
         return self._reader.answered
+
+    @property
+    def interim(self) -> int:
+        """How many interim answers (102, 103) came: each says that the box is at work, so it counts as progress."""
+        return self._reader.interim
 
     @property
     def complete(self) -> bool:

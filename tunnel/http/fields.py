@@ -14,6 +14,8 @@ Field = tuple[bytes, bytes]
 
 _REMEMBERED: Final = 2048
 """Spellings kept a table: a bound, since names come from outside. Those over it are classified anew each time."""
+_LONGEST: Final = 64
+"""Bytes of a spelling that is kept: a field's name may be as long as a head."""
 
 
 # What to do with a field on its way through. Plain integers: an Enum's attributes cost more than the look-up itself.
@@ -30,7 +32,10 @@ X_FORWARDED_FOR: Final = 9
 X_FORWARDED_PROTO: Final = 10
 X_FORWARDED_HOST: Final = 11
 LOCATION: Final = 12
-POLICY: Final = 13  # Content-Security-Policy: kept, and ours is added once
+REFRESH: Final = 13
+CACHE_CONTROL: Final = 14
+VARY: Final = 15
+SEC_WEBSOCKET: Final = 16  # passes with a 101 alone
 
 _HOP_BY_HOP: Final = {
     b"connection": CONNECTION,
@@ -57,20 +62,37 @@ _REQUEST: Final = _HOP_BY_HOP | {
     b"x-forwarded-host": X_FORWARDED_HOST,
 }
 
-# Besides what api.md lists, three more fields that speak for the whole origin, which is ours and not the box's.
-_ANSWER: Final = _HOP_BY_HOP | {
-    b"set-cookie": DROP,
-    b"set-cookie2": DROP,
-    b"clear-site-data": DROP,
-    b"strict-transport-security": DROP,
-    b"service-worker-allowed": DROP,
-    b"x-content-type-options": DROP,  # ours is added
-    b"alt-svc": DROP,
-    b"nel": DROP,
-    b"report-to": DROP,
-    b"content-security-policy": POLICY,
-    b"location": LOCATION,
-}
+# What a box may say on the site's origin, by api.md, "What the proxy must get right". Whatever is not named speaks for
+# an origin, a login or a cache that many share, or nobody knows what it speaks for: it is dropped. Beside these passes
+# what begins with one of `_PREFIXES`.
+_CONTENT: Final = (
+    b"content-type content-encoding content-language content-disposition content-range content-digest content-md5"
+    b" content-duration content-transfer-encoding mime-version repr-digest digest"
+)
+_CACHING: Final = b"age date etag expires last-modified pragma warning"
+_OTHERS: Final = (
+    b"allow dav deprecation link lock-token ms-author-via preference-applied range retry-after server server-timing"
+    b" sunset via"
+)
+_PREFIXES: Final = (b"upload-", b"tus-", b"inference-", b"nv-", b"grpc-", b"x-", b"accept-")
+# Of these what is ours, or commands a server that stands before us.
+_NOT_PREFIXES: Final = (b"x-visiona-", b"x-accel-", b"x-sendfile", b"x-lighttpd-", b"x-litespeed-", b"x-reproxy-")
+_NOT: Final = frozenset(
+    b"x-request-id x-content-type-options x-frame-options x-permitted-cross-domain-policies accept-ch"
+    b" accept-ch-lifetime".split(b" ")
+)
+
+_ANSWER: Final = (
+    dict.fromkeys(b" ".join((_CONTENT, _CACHING, _OTHERS)).split(b" "), PASS)
+    | _HOP_BY_HOP
+    | {
+        b"location": LOCATION,
+        b"content-location": LOCATION,
+        b"refresh": REFRESH,
+        b"cache-control": CACHE_CONTROL,
+        b"vary": VARY,
+    }
+)
 
 
 def _request_rule(lower: bytes) -> int:
@@ -82,9 +104,11 @@ def _request_rule(lower: bytes) -> int:
 
 
 def _answer_rule(lower: bytes) -> int:
-    if lower.startswith((b"proxy-", b"access-control-")):
-        return DROP
-    return _ANSWER.get(lower, PASS)
+    if lower.startswith(b"sec-websocket-"):
+        return SEC_WEBSOCKET
+    if lower.startswith(_PREFIXES):
+        return DROP if lower in _NOT or lower.startswith(_NOT_PREFIXES) else PASS
+    return _ANSWER.get(lower, DROP)
 
 
 class RuleTable:
@@ -92,31 +116,33 @@ class RuleTable:
 
     __slots__ = ("_classify", "_known", "find")
 
-    def __init__(self, classify: Callable[[bytes], int]) -> None:
+    def __init__(self, classify: Callable[[bytes], int], names: Iterable[bytes]) -> None:
+        """`names` are known from the start as they are mostly spelled: no crowd of other names keeps them out."""
         self._classify = classify
         self._known: dict[bytes, int] = {}
+        for name in names:
+            for spelling in (name, name.title()):
+                self._known[spelling] = classify(name)
         self.find = self._known.get
         """The rule of a spelling met before, else None: then call `learn`."""
 
     def learn(self, name: bytes) -> int:
         """The rule of `name`, remembered while there is room.
 
-        A name with `_` passes, unless with `-` in its place it is one that does not pass: CGI-like servers on the box
-        read both as the same variable.
+        A name with `_` is taken for the one with `-` in its place, and passes only if that one passes as it is: servers
+        like CGI read both as the same variable.
         """
         lower = name.lower()
-        rule = self._classify(lower)
-        if rule == PASS and b"_" in lower and self._classify(lower.replace(b"_", b"-")) not in _HARMLESS:
+        rule = self._classify(lower.replace(b"_", b"-"))
+        if rule != PASS and b"_" in lower:
             rule = DROP
-        if len(self._known) < _REMEMBERED:
+        if len(self._known) < _REMEMBERED and len(name) <= _LONGEST:
             self._known[name] = rule
         return rule
 
 
-_HARMLESS: Final = frozenset({PASS, LOCATION, POLICY})
-
-REQUEST_RULES: Final = RuleTable(_request_rule)
-ANSWER_RULES: Final = RuleTable(_answer_rule)
+REQUEST_RULES: Final = RuleTable(_request_rule, _REQUEST)
+ANSWER_RULES: Final = RuleTable(_answer_rule, _ANSWER)
 
 match_token: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z").match
 """Matches a token (RFC 9110 §5.6.2), else gives None. A bound method, since it runs for every field."""

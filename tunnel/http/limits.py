@@ -15,6 +15,8 @@ class Limits:
 
     head_bytes: int = 32 * 1024
     head_fields: int = 100
+    answer_head_bytes: int = 64 * 1024
+    answer_head_fields: int = 200
     target_bytes: int = 8 * 1024
     """Longest request target; above it 414. nginx and Apache refuse at 8 KiB too."""
     request_body: int = 1 << 30
@@ -22,8 +24,10 @@ class Limits:
     trailer_bytes: int = 16 * 1024
     chunk_line: int = 1024
     """Longest chunk size line, extensions included."""
-    interim_responses: int = 64
-    """How many 1xx heads are dropped before the box counts as broken."""
+    interim_at_once: int = 64
+    """How many 1xx heads may come in one piece before the box counts as broken."""
+    interim_responses: int = 4096
+    """How many may come in all: one a second for an hour."""
     open_seconds: float = 10.0
     head_seconds: float = 60.0
     idle_seconds: float = 300.0

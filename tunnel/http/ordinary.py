@@ -19,6 +19,7 @@ HEAD_BYTES: Final = 2048
 _LENGTH: Final = b"\r\nContent-Length: "
 _LENGTH_TOO: Final = b"\r\ncontent-length: "  # as long as the other
 _MOST_DIGITS: Final = 18
+_MOUNTED: Final = frozenset({b"location", b"content-location", b"refresh"})
 
 
 class Ordinary:
@@ -98,16 +99,18 @@ class OrdinaryAnswers:
     def _learn(self, raw: bytes, name: bytes, length: int) -> Ordinary | None:
         reader = ResponseReader(b"GET", limits=self._limits)
         try:
-            reader.receive(raw)
+            behind = reader.receive(raw)
         except ExchangeError:
             return None  # whoever reads it will be told
+        if behind or reader.extra:
+            return None  # it ends before the CRLF CRLF, with a bare LF
         head = reader.head
         if head is None or head.upgrade or (head.length == NO_LENGTH and not head.bodyless):
             return None
         if head.length not in (NO_LENGTH, length):
             return None  # its length is spelled another way: what is kept must not depend on it
-        if any(field.lower() == b"location" for field, _ in head.fields):
-            return None  # it may need the mount, which is not in these bytes
+        if any(field.lower() in _MOUNTED for field, _ in head.fields):
+            return None  # it may need mount and host, which are not in these bytes
         if len(self._known) >= KEPT:
             self._known.clear()
         answer = self._known[name] = Ordinary(head)

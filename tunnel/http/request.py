@@ -81,6 +81,8 @@ class ProxyRequest(NamedTuple):
     client_http11: bool
     client_keep_alive: bool
     idempotent: bool
+    hosts: tuple[bytes, ...]
+    """The names by which the box may call us in what it answers: of its Host field and of X-Forwarded-Host."""
 
     def body_reader(self, limits: Limits = LIMITS) -> BodyReader:
         """A reader for the client's raw body bytes (a lane whose server has not taken chunks apart already)."""
@@ -248,6 +250,7 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         request.http11,
         b"close" not in options if request.http11 else b"keep-alive" in options,
         request.method in IDEMPOTENT,
+        (host,) if draft.shown_host is None else (host, draft.shown_host),
     )
     return Prepared(before, after, _link(upgrade, via), ready)
 

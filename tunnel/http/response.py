@@ -11,18 +11,24 @@ from typing import Final
 
 import httptools
 
+from tunnel.contract.authority import same_host
+from tunnel.http import caching
 from tunnel.http.body import BodyReader, Buffer, ChunkedReader, FramingError, LengthReader, UntilCloseReader
 from tunnel.http.errors import AnswerCut, MisuseError, ProxyError
 from tunnel.http.fields import (
     ANSWER_RULES,
+    CACHE_CONTROL,
     CONNECTION,
     CONTENT_LENGTH,
     DROP,
     LOCATION,
     NOT_NOMINABLE,
     PASS,
+    REFRESH,
+    SEC_WEBSOCKET,
     TRANSFER_ENCODING,
     UPGRADE,
+    VARY,
     Field,
     HeadSink,
     list_members,
@@ -34,10 +40,19 @@ from tunnel.http.limits import LIMITS, Limits
 NO_LENGTH: Final = -1
 """`AnswerHead.length` where no length is known: the answer is chunked, or ends with its connection."""
 
-_SANDBOX: Final = (b"Content-Security-Policy", b"sandbox")
-_NOSNIFF: Final = (b"X-Content-Type-Options", b"nosniff")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\Z")
+_OURS: Final[tuple[Field, ...]] = (
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Content-Security-Policy", b"sandbox"),
+)
+"""Added last, always, when all that a box said has been judged: nothing that it says takes them off."""
+_OURS_ALONE: Final[tuple[Field, ...]] = (caching.PRIVATE, caching.VARY, *_OURS)
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
+_BLANKS = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+([ \t]+):")
+_ABSOLUTE = re.compile(rb"(?:(https?):)?//([^/?#\\]+)", re.IGNORECASE)
+_REFRESH = re.compile(
+    rb"([ \t]*[0-9.]*[ \t]*[;, \t]?[ \t]*(?:url[ \t]*=[ \t]*)?)([\"']?)(.*)\Z", re.IGNORECASE | re.DOTALL
+)
 _BODYLESS: Final = frozenset({204, 304})
 
 _STATUS_LINES: Final[dict[bytes, tuple[int, bytes, bool]]] = {
@@ -77,32 +92,44 @@ class AnswerHead:
 
 
 class ResponseReader:
-    """Reads one answer of a box. `method` is the request's; `mount` the raw prefix that `Location` gets.
+    """Reads one answer of a box. `method` is the request's.
 
-    `upgrade` says that a switch of protocols (101) was asked for. After it `receive` hands bytes on as they are.
+    `mount` is the raw prefix that `Location` gets where it is rooted, or names one of `hosts`. `upgrade` says that a
+    switch of protocols (101) was asked for. After it `receive` hands bytes on as they are.
     """
 
     __slots__ = (
         "_body",
-        "_buffer",
-        "_fresh",
-        "_interim",
+        "_held",
+        "_hosts",
         "_limits",
+        "_looked",
         "_method",
         "_mount",
         "_upgrade",
         "answered",
         "head",
+        "interim",
     )
 
-    def __init__(self, method: bytes, *, mount: bytes = b"", upgrade: bool = False, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        method: bytes,
+        *,
+        mount: bytes = b"",
+        hosts: tuple[bytes, ...] = (),
+        upgrade: bool = False,
+        limits: Limits = LIMITS,
+    ) -> None:
         self._method = method
         self._mount = mount
+        self._hosts = hosts
         self._upgrade = upgrade
         self._limits = limits
-        self._buffer = b""
-        self._interim = 0
-        self._fresh = True
+        self._held: bytearray | None = None
+        self._looked = 0  # of what is held, in vain
+        self.interim = 0
+        """How many interim answers came."""
         self._body: BodyReader | None = None
         self.answered = False
         """Whether a single byte came, be it of an interim answer."""
@@ -129,9 +156,11 @@ class ResponseReader:
         self.answered = True
         if self._body is not None:
             return self._receive_body(self._body, data, 0)
-        if self._buffer:
-            data = self._buffer + data
-            self._buffer = b""
+        if self._held is not None:
+            whole = self._hold(self._held, data)
+            if whole is None:
+                return []
+            data = whole
         return self._receive_first(data, self._receive_head(data))
 
     def _receive_first(self, data: bytes, start: int) -> list[Buffer]:
@@ -160,48 +189,58 @@ class ResponseReader:
     def _receive_head(self, data: bytes) -> int:
         """Read heads until the final one; where its body starts in `data`."""
         start = 0
+        most = self.interim + self._limits.interim_at_once
         while True:
-            end = data.find(b"\r\n\r\n", start, start + self._limits.head_bytes)
+            end = head_end(data, start, start + self._limits.answer_head_bytes)
             if end < 0:
-                self._keep(data[start:] if start else data)
+                self._held = bytearray(data[start:] if start else data)
+                self._still_a_head(self._held)
                 return 0
-            end += 4
             if self._take_head(data[start:end]):
                 return end
+            if self.interim > most:
+                raise _bad("too many interim answers at once")
             start = end
             if start == len(data):
                 return 0
 
-    def _keep(self, part: bytes) -> None:
-        """Wait for more, unless no head can come of it: not HTTP, a bare LF, more than the limit."""
-        if not b"HTTP/1.".startswith(part[:7]):
+    def _hold(self, held: bytearray, data: bytes) -> bytes | None:
+        """Add `data` to the beginning of a head; all of it once the head is whole. Looks at no byte twice."""
+        held += data
+        if head_end(held, max(0, self._looked - 2), self._limits.answer_head_bytes) < 0:
+            self._still_a_head(held)
+            return None
+        self._held = None
+        return bytes(held)
+
+    def _still_a_head(self, held: bytearray) -> None:
+        """Wait for more, unless no head can come of it: not HTTP, more than the limit."""
+        self._looked = len(held)
+        if not b"HTTP/1.".startswith(held[:7]):
             raise _bad("no HTTP")
-        if len(part) >= self._limits.head_bytes:
+        if len(held) >= self._limits.answer_head_bytes:
             raise _bad("a head over the limit")
-        newline = part.find(b"\n")
-        if newline > 0 and (part[newline - 1] != 13 or b"\n\n" in part):
-            raise _bad("a bare LF in the head")
-        self._buffer = part
 
     def _take_head(self, raw: bytes) -> bool:
         """Read one whole head; whether it is the final one."""
-        status, reason, http11 = _status_line(raw[: raw.index(b"\r\n")])
-        fields = _parse_fields(raw, status)
-        if len(fields) > self._limits.head_fields:
-            raise _bad(f"a head of {len(fields)} fields")
-        if status < 200 and status != 101:
-            self._interim += 1
-            if self._interim > self._limits.interim_responses:
+        line = raw[: raw.index(b"\n")]
+        status, reason, http11 = _status_line(line[:-1] if line.endswith(b"\r") else line)
+        if status < 200 and status != 101:  # its fields are nobody's, so that nobody reads them
+            self.interim += 1
+            if self.interim > self._limits.interim_responses:
                 raise _bad("too many interim answers")
             return False
-        draft = _Draft(self._mount)
+        fields = _parse_fields(raw, status)
+        if len(fields) > self._limits.answer_head_fields:
+            raise _bad(f"a head of {len(fields)} fields")
+        draft = _Draft(self._mount, self._hosts, status)
         head = AnswerHead(status, reason, draft.filter(fields))
         head.keep_alive = b"close" not in draft.options if http11 else b"keep-alive" in draft.options
         if status == 101:
             self._body = self._switch(head, draft)
         else:
             self._body = self._framing(head, draft, http11=http11)
-        head.fields += draft.added
+        head.fields += draft.ours()
         self.head = head
         return True
 
@@ -250,18 +289,21 @@ class _Switched(UntilCloseReader):
 class _Draft:
     """What one pass over an answer's fields finds."""
 
-    __slots__ = ("added", "coding", "length", "mount", "options", "upgrade")
+    __slots__ = ("cache", "coding", "hosts", "length", "mount", "options", "status", "upgrade", "vary")
 
-    def __init__(self, mount: bytes) -> None:
+    def __init__(self, mount: bytes, hosts: tuple[bytes, ...], status: int) -> None:
         self.mount = mount
+        self.hosts = hosts
+        self.status = status
         self.length: bytes | None = None
         self.coding: bytes | None = None
         self.upgrade: list[bytes] = []
         self.options: list[bytes] = []
-        self.added: tuple[Field, ...] = (_NOSNIFF, _SANDBOX)
+        self.cache: list[bytes] | None = None
+        self.vary: list[bytes] | None = None
 
     def filter(self, fields: list[Field]) -> list[Field]:
-        """The fields that pass, in their order."""
+        """The fields that pass, in their order; without those that `ours` tells."""
         passed: list[Field] = []
         find = ANSWER_RULES.find
         for field in fields:
@@ -279,6 +321,16 @@ class _Draft:
                 passed = without(passed, nominated)
         return passed
 
+    def ours(self) -> tuple[Field, ...]:
+        """What follows the box's own fields. No `Connection` of a box's takes any of it off."""
+        if self.cache is None and self.vary is None:
+            return _OURS_ALONE
+        return (
+            caching.PRIVATE if self.cache is None else caching.cache_control(self.cache),
+            caching.VARY if self.vary is None else caching.vary(self.vary),
+            *_OURS,
+        )
+
     def _take(self, rule: int, field: Field, passed: list[Field]) -> None:
         name, value = field
         if rule == CONTENT_LENGTH:
@@ -293,16 +345,88 @@ class _Draft:
             self.options += list_members((value,))
         elif rule == UPGRADE:
             self.upgrade.append(value)
+        elif rule == CACHE_CONTROL:
+            self.cache = [value] if self.cache is None else [*self.cache, value]
+        elif rule == VARY:
+            self.vary = [value] if self.vary is None else [*self.vary, value]
         elif rule == LOCATION:
-            # Root-relative alone: `//host/` names another authority, and `/\` is read as one by browsers, so the
-            # first passes as the box meant it and the second is harmless behind the mount.
-            rooted = value.startswith(b"/") and not value.startswith(b"//")
-            passed.append((name, self.mount + value) if rooted and self.mount else field)
-        else:
-            # The box's own policy stays: browsers enforce all of them, so ours can only narrow it.
+            passed.append((name, self._mounted(value)))
+        elif rule == REFRESH:
+            passed.append((name, self._refreshed(value)))
+        elif rule == SEC_WEBSOCKET and self.status == 101:
             passed.append(field)
-            if value.strip(b" \t").lower() == b"sandbox":
-                self.added = (_NOSNIFF,)
+
+    def _mounted(self, url: bytes) -> bytes:
+        """A URL as the client has to ask for it: below the mount if it is rooted, or names the host that the box knows.
+
+        `//host/` names another authority; `/\\` is read as one by browsers and is harmless behind the mount.
+        """
+        mount = self.mount
+        if not mount:
+            return url
+        absolute = _ABSOLUTE.match(url)
+        if absolute is not None:
+            scheme: bytes = absolute.group(1) or b""
+            named: bytes = absolute.group(2)
+            if not any(host and same_host(scheme, named, host) for host in self.hosts):
+                return url
+            # Rooted, not absolute: the client knows by which scheme and name it came, and the box may not.
+            url = url[absolute.end() :]
+            if url[:1] not in (b"/", b"\\"):
+                url = b"/" + url
+        elif url[:1] != b"/" or url[:2] == b"//":
+            return url
+        below = url.startswith(mount) and url[len(mount) : len(mount) + 1] in (b"", b"/", b"?", b"#")
+        return url if below else mount + url
+
+    def _refreshed(self, value: bytes) -> bytes:
+        """`Refresh` (HTML, "shared declarative refresh steps"): seconds, and a URL that may stand in quotes."""
+        match = _REFRESH.match(value) if self.mount else None
+        if match is None:
+            return value
+        before: bytes = match.group(1)
+        quote: bytes = match.group(2)
+        url: bytes = match.group(3)
+        if not quote:
+            return before + self._mounted(url)
+        return before + quote + self._mounted(url.partition(quote)[0]) + quote
+
+
+def head_end(data: bytes | bytearray, start: int, stop: int) -> int:
+    """Where a head that begins at `start` ends: behind its first empty line, whatever ends its lines; -1: not yet.
+
+    The boxes of this market end lines with a bare LF, all of them or some. Who takes that must take it everywhere: a
+    head that went on behind an empty line would make head of what others take for the body.
+    """
+    end = data.find(b"\n\r\n", start, stop)
+    bare = data.find(b"\n\n", start, stop if end < 0 else end + 1)
+    if bare >= 0:
+        return bare + 2
+    return -1 if end < 0 else end + 3
+
+
+def final_head(raw: bytes | bytearray) -> int:
+    """Where the first head that is not interim begins in `raw`, or what came of it; each in front of it is whole."""
+    start = 0
+    while raw[start + 9 : start + 10] == b"1" and raw[start + 9 : start + 12] != b"101":
+        end = head_end(raw, start, start + LIMITS.answer_head_bytes)
+        if end < 0:
+            break
+        start = end
+    return start
+
+
+def _mended(raw: bytes) -> bytes:
+    """A head as it should have been sent: no blanks in front of a colon (RFC 9112 §5.1), CRLF for a bare LF.
+
+    A folded line begins with a blank and is left as it is: it stays refused, as a bare CR does.
+    """
+    lines = [line[:-1] if line.endswith(b"\r") else line for line in raw.split(b"\n")]
+    for number in range(1, len(lines)):
+        match = _BLANKS.match(lines[number])
+        if match is not None:
+            lines[number] = lines[number][: match.start(1)] + lines[number][match.end(1) :]
+    return b"\r\n".join(lines)
 
 
 def _status_line(line: bytes) -> tuple[int, bytes, bool]:
@@ -317,19 +441,31 @@ def _status_line(line: bytes) -> tuple[int, bytes, bool]:
 
 
 def _parse_fields(raw: bytes, status: int) -> list[Field]:
+    """The fields of one whole head. What llhttp, which is strict, does not take may be one that can be mended."""
     sink = HeadSink()
-    parser = httptools.HttpResponseParser(sink)
-    try:
-        parser.feed_data(raw)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError as error:
+    error = _feed(raw, sink)
+    if error is not None and (status != 101 or not sink.complete):
+        mended = _mended(raw)
+        sink = HeadSink()
+        if mended != raw:
+            error = _feed(mended, sink)
         # llhttp stops with an error behind a 101 without `Upgrade`; the fields are whole by then.
-        if status != 101 or not sink.complete:
+        if error is not None and (status != 101 or not sink.complete):
             raise _bad(f"head: {error}") from error
     if not sink.complete:
         raise _bad("not one whole head")
     return sink.fields
+
+
+def _feed(raw: bytes, sink: HeadSink) -> httptools.HttpParserError | None:
+    """Have llhttp read a head; what it found wrong."""
+    try:
+        httptools.HttpResponseParser(sink).feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        return error
+    return None
 
 
 def _bad(detail: str) -> ProxyError:

@@ -25,7 +25,7 @@ _EXPOSED: Final = (
     b"X-Request-ID, Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, ETag, Content-Range,"
     b" Accept-Ranges"
 )
-_VARY: Final[Field] = (b"Vary", b"Origin")
+_VARY: Final = b"Vary: Origin\r\n"
 _MAX_AGE: Final = 86400
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
@@ -41,23 +41,22 @@ class Cors:
     """The fields that let pages of the allowed origins read an answer."""
 
     def __init__(self, origins: Sequence[str]) -> None:
-        self._none: list[Field] = [_VARY]
+        self._none: list[Field] = []
         self._known: dict[bytes, list[Field]] = {}
         for origin in origins:
             raw = origin.encode("latin-1")
             self._known[raw] = [
-                _VARY,
                 (b"Access-Control-Allow-Origin", raw),
                 (b"Access-Control-Expose-Headers", _EXPOSED),
             ]
 
     def fields(self, origin: bytes) -> list[Field]:
-        """For an answer to a page of `origin` (empty: none told)."""
+        """For a box's answer to a page of `origin` (empty: none told), which names `Vary` by itself."""
         return self._known.get(origin, self._none)
 
     def lines(self, origin: bytes) -> bytes:
-        """The same as header lines, each with its CRLF."""
-        return b"".join(b"%b: %b\r\n" % field for field in self.fields(origin))
+        """For an answer of our own, as header lines, each with its CRLF."""
+        return _VARY + b"".join(b"%b: %b\r\n" % field for field in self.fields(origin))
 
     def preflight(self, origin: bytes, request_id: str, *, keep_alive: bool) -> bytes:
         """The whole answer to a preflight, which needs no credential and never reaches a box."""

@@ -60,7 +60,7 @@ class Progress:
         raise NotImplementedError
 
     def look(self, now: float) -> None:
-        moved = self._up + self._down + self.client.sent
+        moved = self._up + self._down + self.client.sent + self._interim()
         if moved != self._mark:
             self._mark = moved
             self._marked_at = max(self._marked_at, self.started) if self._mark < 0 else now
@@ -77,6 +77,10 @@ class Progress:
             waits_for_client = self.exchange.answer is None and self.client.reading
             code = "REQUEST_TIMEOUT" if waits_for_client else "TUNNEL_TIMEOUT"
             self.end_with(ProxyError(code, "nothing moves"))
+
+    def _interim(self) -> int:
+        """How often the box has said that it is at work: as good as bytes of an answer."""
+        return self.exchange.interim
 
     def facts(self) -> dict[str, Any]:
         """The log line of an exchange that is over: never the query, which may hold a ticket."""

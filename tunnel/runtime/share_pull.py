@@ -14,6 +14,7 @@ import trio
 from tunnel.http import LIMITS, NO_LENGTH, AnswerHead, ExchangeError, ResponseReader
 from tunnel.http.fanout import Fanout
 from tunnel.http.parts import Cutter, EventCutter, PartCutter, PartError, boundary_of, is_event_stream
+from tunnel.http.response import final_head, head_end
 from tunnel.protocol.inbound import Bytes
 from tunnel.runtime.connection import StreamReset, TunnelError
 from tunnel.runtime.fast_types import BoxStream
@@ -26,7 +27,7 @@ _DOWN: Final = 128 * 1024
 _EVENTS: Final = 256
 _EVENT_BYTES: Final = 1 << 20
 _AHEAD: Final = 2 * _DOWN  # bytes that wait for the quickest viewer of what is not shared any more
-_CODING: Final = re.compile(rb"\r\ntransfer-encoding[ \t]*:[^\r\n]*", re.IGNORECASE)
+_CODING: Final = re.compile(rb"\r?\ntransfer-encoding[ \t]*:[^\r\n]*", re.IGNORECASE)
 
 
 class Verdict(Enum):
@@ -73,6 +74,11 @@ class Pull:
     def skipped(self) -> int:
         """Units that viewers missed."""
         return 0 if self._fanout is None else self._fanout.skipped
+
+    @property
+    def interim(self) -> int:
+        """How many interim answers of the box came; none of them is passed on."""
+        return self._reader.interim
 
     def join(self) -> View:
         """One more viewer."""
@@ -174,6 +180,7 @@ class Pull:
         if not data and self.head is None:
             self._settle(Verdict.TROUBLE)  # who gets the stream meets its end
             return
+        interim = self._reader.interim
         try:
             pieces = self._reader.receive(data) if data else []
             if not data:
@@ -181,6 +188,8 @@ class Pull:
         except ExchangeError as error:
             self._broke(StreamReset(str(error)))
             return
+        if self.head is None and self._reader.interim > interim:
+            del self._raw[: final_head(self._raw)]
         head = self._reader.head
         if head is None:
             return
@@ -238,7 +247,7 @@ class Pull:
 
     def _start(self) -> None:
         """The answer is an endless one: everybody gets its head."""
-        self.head = _final_head(bytes(self._raw))
+        self.head = _head_of(bytes(self._raw))
         self._raw.clear()
         self.leader = None
         self._shares.settled(self, Verdict.ENDLESS)
@@ -354,11 +363,6 @@ def _begins(body: bytes, boundary: bytes) -> bool | None:
     return None if delimiter.startswith(rest) else False
 
 
-def _final_head(raw: bytes) -> bytes:
-    """The head of the answer behind interim ones, without its coding: a viewer's body ends with its stream."""
-    start = 0
-    while True:
-        end = raw.index(b"\r\n\r\n", start, start + LIMITS.head_bytes + 4) + 4
-        if raw[start + 9 : start + 10] != b"1":
-            return _CODING.sub(b"", raw[start:end])
-        start = end
+def _head_of(raw: bytes) -> bytes:
+    """The head at the beginning of an answer, without its coding: a viewer's body ends with its stream."""
+    return _CODING.sub(b"", raw[: head_end(raw, 0, LIMITS.answer_head_bytes)])

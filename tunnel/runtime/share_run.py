@@ -97,6 +97,10 @@ class Watched(Carried):
                 return
         super().look(now)
 
+    def _interim(self) -> int:
+        view = self._view
+        return super()._interim() + (view.interim if view is not None else 0)
+
     def _spoke(self) -> None:
         view = self._view
         if view is None or view is not self._stream or view.alone is None:

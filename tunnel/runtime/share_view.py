@@ -62,6 +62,11 @@ class View:
         """The head has come, and says what the body has yet to show."""
         return self._pull.undecided
 
+    @property
+    def interim(self) -> int:
+        """How many interim answers came, which nobody but the pull itself has seen."""
+        return self._pull.interim
+
     def believe(self) -> None:
         """Take the head at its word."""
         self._pull.believe()
