@@ -1,11 +1,14 @@
 """Parts that stand still (SIGSTOP) or are cut off: they take connections, or hold them, and say nothing."""
 
+import http.client
 import os
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +92,71 @@ def test_the_api_stands_still(stack: Stack) -> None:
     assert {one["session"] for one in stack.sessions()} == before
     eventually(lambda: served(stack), 60, "the API serves again")
     eventually(lambda: handshake(stack).startswith(b"HTTP/1.1 401 "), 60, "agents are judged again")
+
+
+def visit(port: int, path: str, token: str, seconds: float) -> int:
+    """The status of a request on a connection of its own; 0: there was no answer."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    try:
+        link.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+        return link.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        link.close()
+
+
+def ready(stack: Stack) -> bool:
+    return http_status(stack.internal_port, "/readyz") == 200
+
+
+def all_is_served(stack: Stack, device: str) -> None:
+    """Within 5 s of a quiet machine: both lanes, a new login's first request, an agent that comes, `/readyz`."""
+    eventually(lambda: fast(stack, SCAN, device).status == 200, 5, "the daemon's lane serves")
+    eventually(lambda: served(stack), 5, "the API's lane serves")
+    eventually(lambda: ready(stack), 5, "ready")
+    eventually(lambda: handshake(stack).startswith(b"HTTP/1.1 401 "), 5, "agents are looked at")
+    stack.log_in()
+    eventually(lambda: fast(stack, SCAN, device).status == 200, 5, "a new login is served")
+    assert stack.device_id() == device
+
+
+def test_the_api_stands_still_under_500_callers(stack: Stack) -> None:
+    """Seven seconds without a word, under callers who are known and ask for something new each: all is as before."""
+    device = stack.device_id()
+    assert fast(stack, SCAN, device).status == 200
+    paths = [f"/d/{uuid.uuid4()}/x" for _ in range(500)]  # nobody's device: each is a look-up of its own
+    with ThreadPoolExecutor(500) as callers:
+        with standing_still(stack.processes["api"].pid):
+            until = time.monotonic() + 7
+            asked = [callers.submit(visit, stack.tunnel_port, path, stack.token, 30) for path in paths]
+            time.sleep(until - time.monotonic())
+        assert {one.result() for one in asked} <= {404, 503}
+    all_is_served(stack, device)
+
+
+def test_strangers_with_tokens_made_up_keep_nobody_out(stack: Stack) -> None:
+    """Two hundred at once for some seconds: known callers are served meanwhile, and all others afterwards."""
+    device = stack.device_id()
+    assert fast(stack, SCAN, device).status == 200
+    over = time.monotonic() + 6
+
+    def stranger(number: int) -> set[int]:
+        seen = set()
+        while time.monotonic() < over:
+            seen.add(visit(stack.tunnel_port, f"/d/{device}/x", f"vAu_{number:012x}{time.monotonic_ns():020x}", 1))
+        return seen
+
+    with ThreadPoolExecutor(200) as crowd:
+        strangers = [crowd.submit(stranger, number) for number in range(200)]
+        statuses = []
+        while time.monotonic() < over:
+            statuses.append(fast(stack, SCAN, device).status)
+            time.sleep(0.3)  # so that the grant is renewed, with the look-up that takes
+        assert set(statuses) == {200}
+        assert ready(stack)
+        assert set().union(*(one.result() for one in strangers)) <= {0, 401, 429}
+    all_is_served(stack, device)
 
 
 def test_the_worker_stands_still(stack: Stack) -> None:
