@@ -39,6 +39,10 @@ class Connection(Protocol):
         """Close it at once. Idempotent."""
 
 
+def _nothing() -> None:
+    """What was read need not be ended unread."""
+
+
 class _Held:
     """A place. Before its first request was read it idles; then `connection` tells, once there is one."""
 
@@ -178,6 +182,7 @@ class Room:
         held = self._places.get(key)
         if held is not None:
             held.read = True
+            held.unheard = _nothing
 
     def enter(self) -> bool:
         """What was read is a client's: whether there is room for it."""

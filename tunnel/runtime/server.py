@@ -196,6 +196,7 @@ class HttpServer:
             if rest is None:
                 with unheard:
                     rest = await self._exchange(stream, address, scope)
+            del unheard  # what follows may last for days
             self._slots.leave(scope)
             if rest is not None:
                 await rest()
