@@ -6,12 +6,14 @@ It does not know Django: settings.py turns these values into Django's.
 import ipaddress
 import os
 import re
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import psutil
 from dotenv import dotenv_values
 
 from tunnel.contract import PREFIX, SettingError, read_settings
@@ -36,6 +38,25 @@ def load() -> dict[str, Any]:
     for line in warnings:
         print(f"visiona: warning: {line}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
     return values
+
+
+def local_hosts(values: Mapping[str, Any]) -> list[str]:
+    """The `Host` values that development serves: this machine's own names and addresses, and what settings say.
+
+    Any other one is a name that somebody made point here (DNS rebinding): a page of theirs would be of our origin.
+    """
+    name = socket.gethostname()
+    hosts = ["localhost", ".localhost", "127.0.0.1", "[::1]", name, f"{name.partition('.')[0]}.local"]
+    for addresses in psutil.net_if_addrs().values():
+        for each in addresses:
+            if each.family == socket.AF_INET:
+                hosts.append(each.address)
+            elif each.family == socket.AF_INET6:
+                hosts.append(f"[{each.address.partition('%')[0]}]")
+    if values["BIND_HOST"] not in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, never listened on
+        hosts.append(values["BIND_HOST"])
+    hosts += [host_of(values[url]) for url in ("PUBLIC_URL", "API_INTERNAL_URL")]
+    return list(dict.fromkeys(host for host in hosts if host))
 
 
 def database_address(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,13 @@ __all__ = ["BUILT_AT", "COMMIT", "VERSION"]  # read by /api/system/info
 
 DEBUG = False  # errors are envelopes in development too; a page with settings and locals helps no front end
 SECRET_KEY, *SECRET_KEY_FALLBACKS = VISIONA["SECRET_KEY"]
-_hosts = VISIONA["ALLOWED_HOSTS"] or ((environment.host_of(VISIONA["PUBLIC_URL"]),) if PRODUCTION else ("*",))
 _caller = environment.host_of(VISIONA["API_INTERNAL_URL"]) or "localhost"  # the name by which the daemons call
-ALLOWED_HOSTS = [*_hosts, _caller, "127.0.0.1", "[::1]", "localhost"] if PRODUCTION else list(_hosts)
+_hosts = VISIONA["ALLOWED_HOSTS"] or (environment.host_of(VISIONA["PUBLIC_URL"]),)
+ALLOWED_HOSTS = (
+    [*_hosts, _caller, "127.0.0.1", "[::1]", "localhost"]
+    if PRODUCTION
+    else [*VISIONA["ALLOWED_HOSTS"], *environment.local_hosts(VISIONA)]
+)
 
 INSTALLED_APPS = [
     "unfold",
@@ -152,6 +156,8 @@ _PUBLIC = urlsplit(VISIONA["PUBLIC_URL"])
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_HSTS_SECONDS = 31_536_000 if _PUBLIC.scheme == "https" else 0
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _PUBLIC.scheme == "https"
+SESSION_COOKIE_AGE = 1800 if PRODUCTION else 1_209_600
+SESSION_SAVE_EVERY_REQUEST = PRODUCTION  # the age counts from the last use: half an hour of idleness ends an admin's
 SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "visiona_admin", "visiona_csrf"
 CSRF_FAILURE_VIEW = "apps.common.views.csrf_failure"
 CSRF_TRUSTED_ORIGINS = [f"{_PUBLIC.scheme}://{_PUBLIC.netloc}"]

@@ -1,6 +1,11 @@
 """Which passwords are taken: what the schema can say, so that a front end can say it too."""
 
+import functools
+import gzip
+from pathlib import Path
 from typing import Final
+
+from django.contrib.auth import password_validation
 
 MIN_LENGTH: Final = 8
 MAX_LENGTH: Final = 128
@@ -14,4 +19,18 @@ COMMON: Final = (
     "qwer1234", "qwerty12", "qwerty123", "qwertyui", "qwertyuiop", "starwars", "sunshine", "superman", "trustno1",
     "visiona1", "welcome1", "whatever", "zaq12wsx", "zxcvbnm1",
 )  # fmt: skip
-"""The most used ones of 8 characters or more in published leaks; they stand in the schema as `not: enum`."""
+"""The most used ones of 8 characters or more in published leaks; they stand in the schema as `not: enum`, which cannot
+hold all that are refused."""
+
+
+@functools.cache
+def commonest() -> frozenset[str]:
+    """The 20 000 most used passwords, in lower case (Django's list), and those above."""
+    source = Path(password_validation.__file__).with_name("common-passwords.txt.gz")
+    with gzip.open(source, "rt", encoding="utf-8") as lines:
+        return frozenset(line.strip() for line in lines) | frozenset(COMMON)
+
+
+def is_too_common(text: str) -> bool:
+    """Whether everybody who guesses tries it soon: one of the commonest in whatever case, or blanks alone."""
+    return not text.strip() or text.casefold() in commonest()

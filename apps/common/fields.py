@@ -4,11 +4,13 @@ import re
 import uuid
 from typing import Any, Final
 
+from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
 from apps.common.emails import MAX_CHARACTERS, check_email
 from apps.common.ids import as_uuid
 
+_PLAIN: Final = re.compile(r"[^\x00-\x1f\x7f]+\Z")
 _WHOLE: Final = re.compile(r"-?[0-9]{1,18}\Z")
 
 
@@ -19,6 +21,22 @@ class TextField(serializers.CharField):
         if not isinstance(data, str):
             self.fail("invalid")
         return super().to_internal_value(data)
+
+
+class PlainField(TextField):
+    """A text of one line, such as a name: no control characters, which would break lines of mails, logs and headers."""
+
+    schema_refused = r"[\u0000-\u001f\u007f]"
+    """Stands for the pattern in the schema where the text may be empty."""
+    schema_pattern = r"^[^\u0000-\u001f\u007f]*[^\s\u0000-\u001f\u007f][^\u0000-\u001f\u007f]*$"
+    pattern: re.Pattern[str] = _PLAIN
+    sentence: Any = _("Printable characters only.")
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        if text and not self.pattern.match(text):
+            raise serializers.ValidationError(self.sentence)
+        return text
 
 
 class EmailField(serializers.EmailField):

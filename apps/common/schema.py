@@ -184,7 +184,7 @@ class ApiSchema(AutoSchema):
         if schema.get("format") not in (None, "password"):  # an address says more by its format
             return schema
         if field.allow_blank:  # no pattern: drf-spectacular would take it for one that forbids the empty string
-            schema["not"] = {"pattern": _NUL}
+            schema["not"] = {"pattern": getattr(field, "schema_refused", _NUL)}
         else:
             fallback = _NOT_BLANK if field.trim_whitespace else _NO_NUL
             schema["pattern"] = getattr(field, "schema_pattern", fallback)

@@ -62,6 +62,17 @@ def test_the_prototypes_names_are_kept(service: str, alias: str) -> None:
     assert alias in SERVICES[service]["networks"]["default"]["aliases"]
 
 
+def test_the_daemon_gets_what_it_reads_and_one_secret() -> None:
+    """It faces the internet: whoever took it over would hold every secret of the file `.env`."""
+    read = set(re.findall(r'values\["(\w+)"\]', (ROOT / "tunnel" / "config.py").read_text()))
+    got = {name.removeprefix(PREFIX) for name in SERVICES["tunnel"]["environment"]}
+    assert "env_file" not in SERVICES["tunnel"]
+    assert got == read | {"ENV_STRICT"}
+    secrets = {name for name, setting in BY_NAME.items() if setting.kind == "secrets" or "PASSWORD" in name}
+    secrets |= {name for name in BY_NAME if name.endswith(("_SECRET", "_KEY", "_KEY_ID", "_TOKEN", "REDIS_URL"))}
+    assert got & secrets == {"INTERNAL_SECRET"}
+
+
 def test_only_the_public_ports_are_published_and_on_loopback() -> None:
     published = {name: [expand(port, {}) for port in service.get("ports", [])] for name, service in SERVICES.items()}
     assert {name: ports for name, ports in published.items() if ports} == {

@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from django.http.request import split_domain_port, validate_host
 
@@ -26,6 +28,7 @@ def hosts(**settings: str) -> list[str]:
         "DB_NAME": "n",
         "REDIS_URL": "redis://redis:6379/0",
         "PUBLIC_URL": "https://visiona.example",
+        "TUNNEL_PUBLIC_URL": "https://tunnel.visiona.example",
         **settings,
     }
     code = "import json; from cloud import settings; print(json.dumps(settings.ALLOWED_HOSTS))"
@@ -67,5 +70,20 @@ def test_a_name_that_nobody_named_is_not() -> None:
     assert "api" not in hosts(API_INTERNAL_URL="http://localhost:3721")
 
 
-def test_development_serves_any() -> None:
-    assert hosts(ENV="development") == ["*"]
+def own_addresses() -> list[str]:
+    """This machine's, as they stand in a URL."""
+    found = [each for addresses in psutil.net_if_addrs().values() for each in addresses]
+    plain = [each.address for each in found if each.family == socket.AF_INET]
+    return plain + [f"[{each.address.partition('%')[0]}]" for each in found if each.family == socket.AF_INET6]
+
+
+def test_development_serves_the_hosts_of_this_machine_alone() -> None:
+    """A name that somebody lets point here (DNS rebinding) would make a page of theirs one of our origin."""
+    served = hosts(
+        ENV="development", ALLOWED_HOSTS="my.test", BIND_HOST="192.0.2.7", API_INTERNAL_URL="http://api:3721"
+    )
+    mine = ["localhost", "box.localhost", "my.test", "192.0.2.7", "api", "visiona.example", socket.gethostname()]
+    for host in [*mine, *own_addresses()]:
+        assert validate_host(host.lower(), served), host
+    for host in ("attacker.example", "localhost.attacker.example", "192.0.2.8", "testserver"):
+        assert not validate_host(host, served), host

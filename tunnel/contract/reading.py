@@ -6,7 +6,7 @@ Standard library only; the environment is handed in.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -92,11 +92,6 @@ def read_settings(environ: Mapping[str, str], side: Side) -> tuple[dict[str, Any
         check_database(values)
     if values["ENV"] == "production":
         check_production(values, side)
-        warnings += [
-            f"{PREFIX}{name}: a secret of fewer than 32 characters can be guessed"
-            for name in _PRODUCTION_SECRETS[side]
-            if any(len(secret) < 32 for secret in values[name])
-        ]
         if side == "api" and not values["S3_BUCKET"]:
             warnings.append(f"{PREFIX}STORAGE_DIR: only one API host can serve it; with several, set {PREFIX}S3_BUCKET")
     return values, warnings
@@ -127,6 +122,8 @@ def check_database(values: Mapping[str, Any]) -> None:
         raise SettingError(f"{missing}: missing, while other VISIONA_DB_* are set")
 
 
+COMPOSE_DB_PASSWORD: Final = "visiona"  # noqa: S105 - what compose.yaml starts PostgreSQL with where nobody sets one
+_SECRET_CHARACTERS: Final = 32
 _PRODUCTION_SECRETS: Final[Mapping[Side, Mapping[str, str]]] = {
     "api": {
         "SECRET_KEY": DEV_SECRET_KEY,
@@ -144,12 +141,40 @@ _PRODUCTION_NEEDS: Final[Mapping[Side, tuple[str, ...]]] = {
 
 
 def check_production(values: Mapping[str, Any], side: Side) -> None:
-    """What production refuses. Raises SettingError naming the first setting that is missing or a default secret."""
-    for name, default in _PRODUCTION_SECRETS[side].items():
-        if default in values[name] or not values[name]:
-            raise SettingError(f"{PREFIX}{name}: production needs a secret of its own")
+    """What production refuses. Raises SettingError, which names all that is missing or weak in its one line."""
+    faults = list(_weak_secrets(values, _PRODUCTION_SECRETS[side]))
     for name in _PRODUCTION_NEEDS[side]:
         if not values[name]:
-            raise SettingError(f"{PREFIX}{name}: missing, and production starts no embedded server")
-    if side == "api" and values["STATIC_USER_ID"]:
-        raise SettingError(f"{PREFIX}STATIC_USER_ID: not in production")
+            faults.append(f"{PREFIX}{name}: missing, and production starts no embedded server")
+    if side == "api":
+        faults += [
+            f"{PREFIX}{name}: it must be the https:// URL that others reach, not {values[name] or 'empty'}"
+            for name in ("PUBLIC_URL", "TUNNEL_PUBLIC_URL")
+            if not _reached_safely(values[name])
+        ]
+        if values["STATIC_USER_ID"]:
+            faults.append(f"{PREFIX}STATIC_USER_ID: not in production")
+        if values["DB_PASSWORD"] == COMPOSE_DB_PASSWORD:
+            faults.append(f"{PREFIX}DB_PASSWORD: production needs one of its own, not that of compose.yaml")
+    if faults:
+        raise SettingError("; ".join(faults))
+
+
+def _weak_secrets(values: Mapping[str, Any], secrets: Mapping[str, str]) -> Iterator[str]:
+    """A line for each setting whose secrets are missing, the development's, short, or another setting's."""
+    owners: dict[str, str] = {}
+    for name, default in secrets.items():
+        if default in values[name] or not values[name]:
+            yield f"{PREFIX}{name}: production needs a secret of its own"
+        elif any(len(secret) < _SECRET_CHARACTERS for secret in values[name]):
+            yield f"{PREFIX}{name}: a secret of fewer than {_SECRET_CHARACTERS} characters can be guessed"
+        for secret in set(values[name]):
+            if (owner := owners.setdefault(secret, name)) != name:
+                yield f"{PREFIX}{name}: the same secret as {PREFIX}{owner}"
+
+
+def _reached_safely(url: str) -> bool:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    local = host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
+    return parts.scheme in ("https", "wss") and bool(host) and not local

@@ -8,7 +8,7 @@ from rest_framework import serializers
 
 from apps.accounts import demo, mail_tokens, passwords
 from apps.accounts.models import User
-from apps.common.fields import EmailField, TextField
+from apps.common.fields import EmailField, PlainField, TextField
 
 
 @extend_schema_field(
@@ -17,6 +17,7 @@ from apps.common.fields import EmailField, TextField
         "format": "password",
         "minLength": passwords.MIN_LENGTH,
         "maxLength": passwords.MAX_LENGTH,
+        "pattern": r"\S",
         "not": {"enum": list(passwords.COMMON)},
     }
 )
@@ -30,7 +31,7 @@ class NewPasswordField(TextField):
 
     def to_internal_value(self, data: Any) -> str:
         text = super().to_internal_value(data)
-        if text in passwords.COMMON:
+        if passwords.is_too_common(text):
             raise serializers.ValidationError(_("This password is too common."))
         return text
 
@@ -38,8 +39,8 @@ class NewPasswordField(TextField):
 class NewAccountBody(serializers.Serializer[Any]):
     email = EmailField()
     password = NewPasswordField()
-    name = TextField(max_length=200, allow_blank=True, default="")
-    locale = TextField(max_length=16, allow_blank=True, default="")
+    name = PlainField(max_length=200, allow_blank=True, default="")
+    locale = PlainField(max_length=16, allow_blank=True, default="")
 
 
 class LoginBody(serializers.Serializer[Any]):
@@ -50,8 +51,8 @@ class LoginBody(serializers.Serializer[Any]):
 class ProfileBody(serializers.Serializer[Any]):
     """The new e-mail is the account's once the link that is sent to it is opened."""
 
-    name = TextField(max_length=200, allow_blank=True, required=False)
-    locale = TextField(max_length=16, allow_blank=True, required=False)
+    name = PlainField(max_length=200, allow_blank=True, required=False)
+    locale = PlainField(max_length=16, allow_blank=True, required=False)
     email = EmailField(required=False)
     password = TextField(
         max_length=1024,

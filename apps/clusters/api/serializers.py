@@ -8,13 +8,13 @@ from typing import Any
 from rest_framework import serializers
 
 from apps.clusters.models import MAX_WEIGHT, MIN_WEIGHT, Cluster, ClusterMember
-from apps.common.fields import TextField, WholeField
+from apps.common.fields import PlainField, WholeField
 from apps.devices.models import LinkStatus
 from apps.tunnels.registry import Entry
 
 
 class ClusterBody(serializers.Serializer[Any]):
-    name = TextField(max_length=200)
+    name = PlainField(max_length=200)
 
 
 class MemberBody(serializers.Serializer[Any]):

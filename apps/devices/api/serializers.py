@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from apps.common.fields import TextField
+from apps.common.fields import PlainField, TextField
 from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
 from apps.devices.selectors import DeviceRow
 from apps.devices.serials import is_junk
@@ -74,13 +74,13 @@ class SerialField(TextField):
 
 class RegisterBody(serializers.Serializer[Any]):
     serial = SerialField()
-    name = TextField(max_length=200, allow_blank=True, default="", help_text="Empty: the serial.")
-    chip = TextField(max_length=64, allow_blank=True, default="")
+    name = PlainField(max_length=200, allow_blank=True, default="", help_text="Empty: the serial.")
+    chip = PlainField(max_length=64, allow_blank=True, default="")
     metadata = MetadataField(default=dict)
 
 
 class ChangeBody(serializers.Serializer[Any]):
-    name = TextField(max_length=200, required=False)
+    name = PlainField(max_length=200, required=False)
     metadata = MetadataField(required=False, help_text="Replaces what was there.")
 
 

@@ -8,32 +8,17 @@ from typing import Any, Final
 from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
-from apps.common.fields import TextField, WholeField
+from apps.common.fields import PlainField, TextField, WholeField
 from apps.common.moments import moment
 from apps.model_registry.models import AIModel, ModelSource, ModelStatus
 from apps.model_registry.selectors import MODEL_COLUMNS
 from apps.storage.base import Upload
 
 MAX_CHIPS: Final = 16
-_PLAIN: Final = re.compile(r"[^\x00-\x1f\x7f]+\Z")
 _FILENAME: Final = re.compile(r"[^\x00-\x1f\x7f/\\]+\Z")
 _NAMED: Final = re.compile(r"[^\s.]")
 _FORMAT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 _SHA256: Final = re.compile(r"[0-9A-Fa-f]{64}\Z")
-
-
-class PlainField(TextField):
-    """A text of one line: no control characters."""
-
-    schema_pattern = r"^[^\u0000-\u001f\u007f]*[^\s\u0000-\u001f\u007f][^\u0000-\u001f\u007f]*$"
-    pattern: re.Pattern[str] = _PLAIN
-    sentence: Any = _("Printable characters only.")
-
-    def to_internal_value(self, data: Any) -> str:
-        text = super().to_internal_value(data)
-        if text and not self.pattern.match(text):
-            raise serializers.ValidationError(self.sentence)
-        return text
 
 
 class FilenameField(PlainField):

@@ -4,13 +4,13 @@ from typing import Any
 
 from rest_framework import serializers
 
-from apps.common.fields import TextField, WholeField
+from apps.common.fields import PlainField, WholeField
 from apps.pairing.models import PairingToken
 from apps.pairing.services import DEFAULT_TTL_MINUTES, MAX_TTL_MINUTES
 
 
 class TokenBody(serializers.Serializer[Any]):
-    name = TextField(max_length=200, allow_blank=True, default="", help_text="Names the device that it makes.")
+    name = PlainField(max_length=200, allow_blank=True, default="", help_text="Names the device that it makes.")
     ttl_minutes = WholeField(
         min_value=1,
         max_value=MAX_TTL_MINUTES,

@@ -27,6 +27,7 @@ PRODUCTION = {
     "VISIONA_DB_NAME": "n",
     "VISIONA_REDIS_URL": "redis://cache.invalid",
     "VISIONA_PUBLIC_URL": "https://cloud.example",
+    "VISIONA_TUNNEL_PUBLIC_URL": "https://tunnel.example",
 }
 
 
@@ -239,13 +240,35 @@ class TestSchema:
         assert not any(re.search("Traceback", text) for text, _ in ended)
 
 
-def test_production_warns_of_a_short_secret(monkeypatch, capsys):
-    for name, value in {**PRODUCTION, "VISIONA_INTERNAL_SECRET": "short"}.items():
-        monkeypatch.setenv(name, value)
-    environment.load()
-    error = capsys.readouterr().err
-    assert "VISIONA_INTERNAL_SECRET: a secret of fewer than 32 characters" in error
-    assert "short" not in error.replace("shorter", "")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"SECRET_KEY": "x" * 31}, "SECRET_KEY: a secret of fewer than 32 characters"),
+        ({"INTERNAL_SECRET": "i" * 32 + ",short"}, "INTERNAL_SECRET: a secret of fewer than 32 characters"),
+        ({"INTERNAL_SECRET": "s" * 32}, "STORAGE_SIGNING_SECRET: the same secret as VISIONA_INTERNAL_SECRET"),
+        ({"PUBLIC_URL": "http://cloud.example"}, "PUBLIC_URL: it must be the https:// URL"),
+        ({"PUBLIC_URL": "https://localhost:3721"}, "PUBLIC_URL: it must be the https:// URL"),
+        ({"TUNNEL_PUBLIC_URL": ""}, "TUNNEL_PUBLIC_URL: it must be the https:// URL"),
+        ({"DB_PASSWORD": "visiona"}, "DB_PASSWORD: production needs one of its own"),
+    ],
+)
+def test_production_refuses_what_is_weak_and_says_no_secret(change, named):
+    values = {**PRODUCTION, **{PREFIX + name: value for name, value in change.items()}}
+    with pytest.raises(SettingError) as caught:
+        read_settings(values, "api")
+    assert PREFIX + named in str(caught.value)
+    assert "short" not in str(caught.value).replace("shorter", "")
+
+
+def test_production_names_all_that_is_missing_in_one_start():
+    with pytest.raises(SettingError) as caught:
+        read_settings({"VISIONA_ENV": "production"}, "api")
+    for name in (
+        "SECRET_KEY", "INTERNAL_SECRET", "STORAGE_SIGNING_SECRET", "DB_HOST", "REDIS_URL", "PUBLIC_URL",
+        "TUNNEL_PUBLIC_URL",
+    ):  # fmt: skip
+        assert f"{PREFIX}{name}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bucket", ["", "models"])
