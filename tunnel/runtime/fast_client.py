@@ -30,6 +30,7 @@ IDLE_SECONDS: Final = 75.0
 LINGER_SECONDS: Final = 2.0
 """What a client still sends after an answer that ends the connection is read away so long, so that it can read that."""
 _PIECE: Final = 16 * 1024  # of a connection that rests: an ordinary request and more
+_PIECES: Final = 64  # of a body, each passed on by itself
 _AHEAD: Final = 64 * 1024  # bytes of pipelined requests that are held
 
 Agents = tuple[RequestHead, bytes]
@@ -209,6 +210,8 @@ class Client(Pipe):
             except FramingError as error:
                 run.end_with(ProxyError("BAD_REQUEST", str(error)))
                 return None
+            if len(pieces) > _PIECES:  # a client that sends chunks of a byte
+                pieces = [b"".join(pieces)]
             if pieces and not await self._send_body(run, pieces):
                 return None
             if reader.done:

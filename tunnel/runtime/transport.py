@@ -238,23 +238,25 @@ class _Answer:
     async def head(self) -> bytes:
         if self.upgraded:
             await trio.sleep_forever()
-        data, seen = b"", 0
+        data, seen, scanned = bytearray(), 0, 0
         while True:
-            while (end := data.find(b"\r\n\r\n")) < 0:
+            while (end := data.find(b"\r\n\r\n", scanned)) < 0:
                 if len(data) + seen > MAX_ANSWER_HEAD:
                     raise HandshakeError("the answer's head is too long")
+                scanned = max(0, len(data) - 3)
                 more = await self._stream.receive_some(16 * 1024)
                 if not more:
                     raise HandshakeError("the server ended the connection without an answer")
                 data += more
                 if data.startswith(_TLS_ALERT):
                     raise HandshakeError("this port speaks TLS; use wss://")
-            head, data = data[: end + 4], data[end + 4 :]
-            seen += len(head)
+            head = bytes(data[: end + 4])
+            del data[: end + 4]
+            seen, scanned = seen + len(head), 0
             status, headers = _parse_answer(head)
             if status < 100 or status >= 200 or status == 101:
                 break  # an interim head says nothing: the answer comes behind it (RFC 9110 §15.2)
-        self.rest = data
+        self.rest = bytes(data)
         if status == 101:
             self.upgraded = True
             return head
@@ -264,7 +266,7 @@ class _Answer:
         length = next((value for name, value in headers if name.lower() == "content-length"), "")
         # int() refuses thousands of digits
         wanted = min(int(length[:9]), MAX_REFUSAL_BODY) if length.isdecimal() else MAX_REFUSAL_BODY
-        body = self.rest
+        body = bytearray(self.rest)
         with trio.move_on_after(REFUSAL_BODY_SECONDS):  # the status is what matters, whether its body ends or not
             while len(body) < wanted:
                 try:

@@ -1,7 +1,9 @@
 """WebSocket transports: the hot path on a non-blocking socket, and one on any Trio stream. See also `websocket_plain`.
 
 The socket is read into one buffer of 256 KiB that all transports of a Trio run share: what is read is decoded before
-the next await, so that an idle tunnel holds no buffer. There is no task, no lock and no cancel scope per message.
+the next await, so that an idle tunnel holds no buffer. How much is read at once follows what it cost last time
+(`turn`): whoever receives has handled what it was given when it asks for more, and others run in between. There is no
+task, no lock and no cancel scope per message.
 Who closes: the owner of the transport calls `aclose`, once, whatever ended it.
 """
 
@@ -9,15 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from time import thread_time
 from typing import Final
 
 import trio
 
-from tunnel.runtime.sockets import READ_SIZE, acknowledged, shared_buffer, unsent
+from tunnel.runtime.sockets import acknowledged, shared_buffer, unsent
+from tunnel.runtime.turn import Turn
 from tunnel.runtime.wire import Payload, TransportProtocolError, Wire
 
 CLOSE_SECONDS: Final = 1.0
 """How long `aclose` may take: flush, close frame, the peer's answer."""
+_WORTH: Final = 4096  # bytes at least whose cost is looked at: fewer cannot cost much
 _COPY_BELOW: Final = 2048  # below it one concatenation costs less than a gather write
 _MAX_CONTROL: Final = 4096  # bytes of pongs that wait, beside those of one read
 _CONTROL_SECONDS: Final = 30.0  # a pong that cannot be written for so long means a dead connection
@@ -39,9 +44,12 @@ class _WireTransport:
         self._closing = False
         self._ended = False  # the peer's end was seen
         self._changed = trio.Event()
+        self._turn = Turn()
+        self._taken = 0  # bytes of the last read, if what they cost is still to be looked at
+        self._taken_at = 0.0  # … on this thread's own clock
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._wire!r}>"
+        return f"<{type(self).__name__} {self._wire!r} {self._turn!r}>"
 
     @property
     def close_code(self) -> int | None:
@@ -61,7 +69,13 @@ class _WireTransport:
         self._receiving = True
         try:
             while not self._ended:
-                payloads = self._decode(await self._read())
+                if self._taken:
+                    self._turn.spent(self._taken, thread_time() - self._taken_at)
+                    self._taken = 0
+                data = await self._read()
+                if len(data) >= _WORTH:
+                    self._taken, self._taken_at = len(data), thread_time()
+                payloads = self._decode(data)
                 if self._pending or not self._wire.open:
                     await self._flush_control()
                 if payloads:
@@ -238,13 +252,14 @@ class SocketTransport(_WireTransport):
             await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.wait_readable(sock)
+        limit = self._turn.size
         while True:
             try:
-                size = sock.recv_into(buffer)
+                size = sock.recv_into(buffer, limit)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(sock)
                 continue
-            self._full = size == READ_SIZE
+            self._full = size == limit
             return buffer[:size]
 
     async def _write(self, prefix: bytes, body: Payload) -> None:
@@ -334,7 +349,7 @@ class StreamTransport(_WireTransport):
         if self._initial:
             data, self._initial = self._initial, b""
             return data
-        return await self._stream.receive_some(READ_SIZE)
+        return await self._stream.receive_some(self._turn.size)
 
     async def _write(self, prefix: bytes, body: Payload) -> None:
         # One copy: two writes would be two TLS records and two system calls, which cost more (docs/performance.md).
