@@ -14,13 +14,20 @@ import struct
 import sys
 
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, open_websocket_url
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    WebSocketConnection,
+    open_websocket_url,
+)
 
 DATA, WINDOW, PING, GO_AWAY = range(4)  # frame types
 SYN, ACK, FIN, RST = 1, 2, 4, 8  # flags
 HEADER = struct.Struct(">BBHII")  # version 0, type, flags, stream id, length
 INITIAL_WINDOW = 262_144  # bytes that either side may send on a new stream before it is given credit
 DEAD_AFTER = 40.0  # seconds without a byte
+REFUSED = -1.0  # the token is worth nothing, or the account is disabled: try again slowly, for a person has to act
 
 
 class Stream:
@@ -140,22 +147,52 @@ class Tunnel:
         await self.send(WINDOW, FIN, stream.number, 0)
 
 
+def least_wait(error: BaseException) -> float:
+    """Seconds to wait at least after what ended the tunnel (docs/wire.md, parts 1 and 8), or REFUSED."""
+    if isinstance(error, ConnectionClosed):
+        codes = {4401: REFUSED, 4403: REFUSED, 4409: 30.0, 4429: 30.0}
+        return codes.get(error.reason.code, 0.0) if error.reason else 0.0
+    if not isinstance(error, ConnectionRejected):
+        return 0.0
+    # Only the daemon can refuse, and it answers with its envelope: a portal or a proxy may say 403 too
+    own = b'"success":false' in (error.body or b"").replace(b" ", b"")
+    if own and error.status_code in (401, 403):
+        return REFUSED
+    asked = next((value for name, value in error.headers or () if name.lower() == b"retry-after"), b"")
+    if asked.isdigit():
+        return float(min(int(asked[:9]), 3600))
+    return {409: 30.0, 429: 5.0}.get(error.status_code, 0.0) if own else 0.0
+
+
 async def main(url: str, local: str, token: str) -> None:
     host, _, port = local.rpartition(":")
-    delay = 0.5
+    delay, slow = 0.5, 60.0
     while True:
-        began = trio.current_time()
+        began, least = trio.current_time(), 0.0
         try:
             headers = [(b"Authorization", b"Bearer " + token.encode())]
-            async with open_websocket_url(url, extra_headers=headers) as ws, trio.open_nursery() as nursery:
+            async with (
+                open_websocket_url(url, extra_headers=headers, connect_timeout=15) as ws,
+                trio.open_nursery() as nursery,
+            ):
                 print("connected", flush=True)
                 await Tunnel(ws, host, int(port), nursery).run()
         except* (OSError, HandshakeError, ConnectionClosed, trio.TooSlowError) as group:
-            print(f"disconnected: {group.exceptions[0]!r}", flush=True)
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            least = least_wait(error)
+            print(f"disconnected: {error!r}", flush=True)
         if trio.current_time() - began > 60:
-            delay = 0.5
-        await trio.sleep(random.uniform(0, delay))  # noqa: S311 - full jitter is no secret
-        delay = min(30.0, delay * 2)
+            delay, slow = 0.5, 60.0
+        if least == REFUSED:
+            least, slow = slow, min(3000.0, slow * 2)
+            pause = least * random.uniform(1, 1.2)  # noqa: S311 - jitter is no secret
+        else:
+            pause = least + random.uniform(0, delay)  # noqa: S311 - so is full jitter
+            delay = min(30.0, delay * 2)
+        print(f"next attempt in {pause:.1f} s", flush=True)
+        await trio.sleep(pause)
 
 
 if __name__ == "__main__":

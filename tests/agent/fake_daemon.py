@@ -86,6 +86,13 @@ class FakeDaemon:
     async def serve(self, sock: socket.socket, nursery: trio.Nursery) -> None:
         self.attempts += 1
         stream = ByteStream(sock)
+        try:
+            await self._answer(stream, nursery)
+        except trio.Cancelled:
+            stream.close()
+            raise
+
+    async def _answer(self, stream: ByteStream, nursery: trio.Nursery) -> None:
         data = b""
         try:
             while b"\r\n\r\n" not in data:

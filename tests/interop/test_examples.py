@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.fake_daemon import FakeDaemon, fake_daemon
+from tests.agent.fake_daemon import FakeDaemon, Refuse, fake_daemon
 from tests.interop.agents import AgentProcess, agent_process
 from tests.interop.go_build import build
 from tunnel.agent.demo.box import Box
@@ -36,11 +37,46 @@ def _go_program() -> Path:
 
 
 @pytest.fixture(params=["python", pytest.param("go", marks=pytest.mark.interop)])
-async def example(request: pytest.FixtureRequest) -> AsyncIterator[Example]:
+def words(request: pytest.FixtureRequest) -> list[str | Path]:
+    """The words that start an example agent."""
+    return [sys.executable, EXAMPLES / "agent.py"] if request.param == "python" else [_go_program()]
+
+
+@pytest.fixture
+async def example(words: list[str | Path]) -> AsyncIterator[Example]:
     """An example agent that is connected to a daemon of ours and serves a demo box."""
-    words: list[str | Path] = [sys.executable, EXAMPLES / "agent.py"] if request.param == "python" else [_go_program()]
     async with _running(words) as running:
         yield running
+
+
+@pytest.mark.parametrize(
+    ("end", "least", "most"),
+    [
+        (Refuse(401, "TOKEN_REVOKED"), 60, 72),
+        (Refuse(403, "ACCOUNT_DISABLED"), 60, 72),
+        (Refuse(409, "SERIAL_TAKEN"), 30, 31),
+        (Refuse(429, "RATE_LIMITED"), 5, 6),
+        (Refuse(503, "OVERLOADED", (("Retry-After", "7"),)), 7, 8),
+        (1000, 0, 0.5),
+        (4401, 60, 72),
+        (4403, 60, 72),
+        (4409, 30, 31),
+        (4429, 30, 31),
+        (1012, 0, 0.5),
+    ],
+)
+async def test_they_wait_as_the_papers_say(
+    words: list[str | Path], end: Refuse | int, least: float, most: float
+) -> None:
+    async with fake_daemon(*(() if isinstance(end, int) else (end,))) as daemon:
+        command = [*words, daemon.url + "/tunnel/connect", "127.0.0.1:1"]
+        async with agent_process(command, os.environ | {"VISIONA_AGENT_PAIRING_TOKEN": TOKEN}) as agent:
+            if isinstance(end, int):
+                await (await daemon.connection()).aclose(end, "because")
+            with trio.fail_after(20):
+                while not (said := re.search(r"next attempt in ([0-9.]+) s\n", agent.log)):
+                    await trio.sleep(0.02)
+    assert least <= float(said[1]) <= most
 
 
 @asynccontextmanager

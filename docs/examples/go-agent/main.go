@@ -7,6 +7,8 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -14,6 +16,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -24,6 +28,7 @@ import (
 type conn struct {
 	*websocket.Conn
 	message io.Reader
+	code    atomic.Int64 // the close code that ended it
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -31,6 +36,10 @@ func (c *conn) Read(p []byte) (int, error) {
 		if c.message == nil {
 			kind, message, err := c.NextReader()
 			if err != nil {
+				var closed *websocket.CloseError
+				if errors.As(err, &closed) {
+					c.code.Store(int64(closed.Code))
+				}
 				return 0, err
 			}
 			if kind != websocket.BinaryMessage {
@@ -72,37 +81,84 @@ func carry(stream *yamux.Stream, local string) {
 	<-ended
 }
 
-func serve(url, local, token string) error {
-	header := http.Header{"Authorization": {"Bearer " + token}}
-	socket, _, err := websocket.DefaultDialer.Dial(url, header)
-	if err != nil {
-		return err
+// refused: the token is worth nothing, or the account is disabled. Try again slowly, for a person has to act.
+const refused = time.Duration(-1)
+
+// afterAnswer is the least wait after an answer that is no 101 (docs/wire.md, part 1).
+func afterAnswer(answer *http.Response) time.Duration {
+	if answer == nil {
+		return 0
 	}
-	session, err := yamux.Server(&conn{Conn: socket}, nil) // the daemon is the yamux client: it opens the streams
+	body, _ := io.ReadAll(io.LimitReader(answer.Body, 64*1024))
+	// Only the daemon can refuse, and it answers with its envelope: a portal or a proxy may say 403 too.
+	own := bytes.Contains(bytes.ReplaceAll(body, []byte(" "), nil), []byte(`"success":false`))
+	if own && (answer.StatusCode == 401 || answer.StatusCode == 403) {
+		return refused
+	}
+	if asked, err := strconv.Atoi(answer.Header.Get("Retry-After")); err == nil && asked >= 0 {
+		return time.Duration(min(asked, 3600)) * time.Second
+	}
+	if own && answer.StatusCode == 409 {
+		return 30 * time.Second
+	}
+	if own && answer.StatusCode == 429 {
+		return 5 * time.Second
+	}
+	return 0
+}
+
+// afterClose is the least wait after a close code (docs/wire.md, part 8).
+func afterClose(code int64) time.Duration {
+	switch code {
+	case 4401, 4403:
+		return refused
+	case 4409, 4429:
+		return 30 * time.Second
+	}
+	return 0
+}
+
+// serve is one tunnel, from the dial to its end: the least wait before the next one, and why it ended.
+func serve(url, local, token string) (time.Duration, error) {
+	header := http.Header{"Authorization": {"Bearer " + token}}
+	socket, answer, err := websocket.DefaultDialer.Dial(url, header)
 	if err != nil {
-		return err
+		return afterAnswer(answer), err
+	}
+	pipe := &conn{Conn: socket}
+	session, err := yamux.Server(pipe, nil) // the daemon is the yamux client: it opens the streams
+	if err != nil {
+		return 0, err
 	}
 	defer session.Close()
 	fmt.Println("connected")
 	for {
 		stream, err := session.AcceptStream()
 		if err != nil {
-			return err
+			return afterClose(pipe.code.Load()), err
 		}
 		go carry(stream, local)
 	}
 }
 
 func main() {
-	delay := 500 * time.Millisecond
+	delay, slow := 500*time.Millisecond, time.Minute
 	for {
 		began := time.Now()
-		err := serve(os.Args[1], os.Args[2], os.Getenv("VISIONA_AGENT_PAIRING_TOKEN"))
+		least, err := serve(os.Args[1], os.Args[2], os.Getenv("VISIONA_AGENT_PAIRING_TOKEN"))
 		fmt.Println("disconnected:", err)
 		if time.Since(began) > time.Minute {
-			delay = 500 * time.Millisecond
+			delay, slow = 500*time.Millisecond, time.Minute
 		}
-		time.Sleep(time.Duration(rand.Int63n(int64(delay)))) // full jitter: agents must not return all at once
-		delay = min(2*delay, 30*time.Second)
+		var pause time.Duration
+		if least == refused {
+			pause = slow + time.Duration(rand.Int63n(int64(slow/5)))
+			slow = min(2*slow, 50*time.Minute)
+		} else {
+			pause = least + time.Duration(rand.Int63n(int64(delay))) // full jitter: agents must not return all at once
+			delay = min(2*delay, 30*time.Second)
+		}
+		fmt.Printf("next attempt in %.1f s\n", pause.Seconds())
+		time.Sleep(pause)
 	}
 }
