@@ -14,6 +14,7 @@ from tests.runtime.daemonworld import World, world
 from tests.runtime.fastworld import DEVICE, Handler, Visitor, Wire, box
 from tunnel.contract import H_SHARE, H_TUNNEL_SESSION
 from tunnel.runtime.connection import Connection
+from tunnel.runtime.share_run import Watched
 
 HOLDER, OTHER = 0, 1
 
@@ -256,3 +257,27 @@ async def test_a_box_that_dies_before_the_head_is_told_there() -> None:
             async with Visitor(worlds[at]) as visitor:
                 await visitor.send(PATH)
                 assert (await visitor.read()).code == "AGENT_UNREACHABLE"
+
+
+async def test_a_box_that_says_it_is_at_work_is_waited_for_there_too() -> None:
+    """Interim answers are the pull's; whoever waits at another daemon has to hear of them, or gives the box up."""
+
+    async def works(wire: Wire) -> None:
+        await wire.head()
+        while not enough.is_set():
+            await wire.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            with trio.move_on_after(0.1):
+                await enough.wait()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone")
+        await wire.gone()
+
+    enough = trio.Event()
+    async with daemons(works) as (worlds, _), Visitor(worlds[OTHER]) as visitor:
+        lane = worlds[OTHER].daemon.fast
+        assert lane is not None
+        running = lane.running
+        await visitor.send(PATH)
+        await worlds[OTHER].until(lambda: any(isinstance(run, Watched) and run._interim() > 2 for run in running))
+        enough.set()
+        got = await visitor.read()
+        assert (got.status, got.body) == (200, b"done")

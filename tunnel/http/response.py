@@ -443,29 +443,20 @@ def _status_line(line: bytes) -> tuple[int, bytes, bool]:
 def _parse_fields(raw: bytes, status: int) -> list[Field]:
     """The fields of one whole head. What llhttp, which is strict, does not take may be one that can be mended."""
     sink = HeadSink()
-    error = _feed(raw, sink)
-    if error is not None and (status != 101 or not sink.complete):
-        mended = _mended(raw)
-        sink = HeadSink()
-        if mended != raw:
-            error = _feed(mended, sink)
-        # llhttp stops with an error behind a 101 without `Upgrade`; the fields are whole by then.
-        if error is not None and (status != 101 or not sink.complete):
-            raise _bad(f"head: {error}") from error
-    if not sink.complete:
-        raise _bad("not one whole head")
-    return sink.fields
-
-
-def _feed(raw: bytes, sink: HeadSink) -> httptools.HttpParserError | None:
-    """Have llhttp read a head; what it found wrong."""
     try:
         httptools.HttpResponseParser(sink).feed_data(raw)
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError as error:
-        return error
-    return None
+        # llhttp stops with an error behind a 101 without `Upgrade`; the fields are whole by then.
+        if status != 101 or not sink.complete:
+            mended = _mended(raw)
+            if mended == raw:
+                raise _bad(f"head: {error}") from error
+            return _parse_fields(mended, status)  # which cannot be mended further
+    if not sink.complete:
+        raise _bad("not one whole head")
+    return sink.fields
 
 
 def _bad(detail: str) -> ProxyError:

@@ -7,6 +7,7 @@ an endless answer goes once. Both ends of that: what the asking daemon says of i
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -27,6 +28,7 @@ _HEAD_SECONDS: Final = 10.0
 _HEAD_BYTES: Final = 2 * LIMITS.head_bytes  # as it was written for the box
 _LOOK_SECONDS: Final = 0.25
 _OPEN_SECONDS: Final = 10.0
+_AT_WORK: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
 def share_of(key: Key) -> str:
@@ -141,7 +143,7 @@ class Watcher(Forward):
         """Pass on what a viewer gets, until it ends, the other daemon leaves, or there is nothing to share."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._guard, self._notice_leaving)
-            nursery.start_soon(self._be_patient, view, nursery.cancel_scope)
+            nursery.start_soon(self._guard, partial(self._be_patient, view, nursery.cancel_scope))
             await self._guard(self._show)
             nursery.cancel_scope.cancel()
 
@@ -158,8 +160,15 @@ class Watcher(Forward):
     async def _be_patient(self, view: View, scope: trio.CancelScope) -> None:
         """How long a viewer waits for the head, as at the daemon that he came to (`Watched.look`)."""
         pull, began = self._lent.pull, trio.current_time()
-        while view.waiting:
+        told = 0
+        while True:
             await trio.sleep(_LOOK_SECONDS)
+            if not view.waiting:
+                return
+            if view.interim > told:  # the other daemon waits for a head too: the box is at work
+                told = view.interim
+                if self.raw.send_nowait(_AT_WORK) < len(_AT_WORK):
+                    raise trio.BrokenResourceError("it takes nothing")
             waited = trio.current_time() - began
             if view.undecided and waited >= SHOW_SECONDS:
                 view.believe()
