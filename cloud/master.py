@@ -24,10 +24,11 @@ def prepare() -> None:
     done = subprocess.run([sys.executable, "-m", "cloud.startup"], cwd=root, check=False)
     if done.returncode:
         sys.exit(max(done.returncode, 1))
-    os.environ[_FOLDER] = str(_fresh_folder())
+    if folder := _fresh_folder():
+        os.environ[_FOLDER] = str(folder)
 
 
-def _fresh_folder() -> Path:
+def _fresh_folder() -> Path | None:
     """An empty folder of this port's, so that what a killed master left behind is swept by the next one."""
     port = os.environ.get("VISIONA_API_PORT", "").strip() or "3721"
     folder = Path(tempfile.gettempdir()) / f"visiona-metrics-{os.getuid()}-{port}"
@@ -36,6 +37,9 @@ def _fresh_folder() -> Path:
         folder.mkdir(mode=0o700)
     except FileExistsError:  # somebody else's
         return Path(tempfile.mkdtemp(prefix="visiona-metrics-"))
+    except OSError as error:  # the workers then count each for itself
+        print(f"visiona: no folder for the metrics, {folder}: {error.strerror}", file=sys.stderr)  # noqa: T201 - one line
+        return None
     return folder
 
 

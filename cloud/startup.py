@@ -27,6 +27,10 @@ from cloud import environment
 WAIT_SECONDS: Final = 10.0
 """product.md: a server that can't be reached within 10 s at start ends the process."""
 _PAUSE_SECONDS: Final = 0.25
+_POOLER: Final = (
+    "a pooler stands before PostgreSQL at {where}: timeouts are set in each transaction; the worker should connect to "
+    "the server itself (docs/database.md)"
+)
 _LABELS: Final = {"procrastinate.contrib.django": "procrastinate"}
 """Of apps whose label is not the last part of their name."""
 
@@ -64,7 +68,13 @@ def wait_for_database(values: Mapping[str, Any]) -> None:
     if not values["DB_HOST"]:
         raise StartupError("VISIONA_DB_HOST: missing; `make dev` starts an embedded PostgreSQL, the API alone does not")
 
-    _wait(f"PostgreSQL at {where}", lambda: _connect(values).close(), psycopg.Error)
+    def ask() -> None:
+        with _connect(values) as database:
+            row = database.execute("SELECT pg_backend_pid()").fetchone()
+            if row is not None and row[0] != database.info.backend_pid:
+                print(f"visiona: {_POOLER.format(where=where)}", file=sys.stderr)  # noqa: T201 - one line for the operator
+
+    _wait(f"PostgreSQL at {where}", ask, psycopg.Error)
 
 
 def _connect(values: Mapping[str, Any]) -> "psycopg.Connection[tuple[Any, ...]]":
@@ -101,7 +111,7 @@ def schema_is_current(values: Mapping[str, Any]) -> bool:
     """
     try:
         with _connect(values) as database:
-            database.execute("SET statement_timeout = '5s'")
+            database.execute("SET LOCAL statement_timeout = '5s'")
             applied = set(database.execute("SELECT app, name FROM django_migrations").fetchall())
             # What follows the last migration makes the permissions: without them the first start was cut short.
             finished = database.execute("SELECT 1 FROM auth_permission LIMIT 1").fetchone() is not None

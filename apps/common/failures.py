@@ -7,11 +7,12 @@ from typing import Any, Final
 import redis.exceptions
 import structlog
 from django.core import exceptions as core
-from django.db import DataError, InterfaceError, OperationalError
+from django.db import DataError, InterfaceError, InternalError, OperationalError
 from django.http import Http404, UnreadablePostError
 from rest_framework import exceptions as drf
 
 from apps.common.errors import DomainError
+from apps.common.redis import refuses_writes
 
 logger = structlog.get_logger(__name__)
 
@@ -28,6 +29,7 @@ _BY_STATUS: Final[Mapping[int, str]] = {
 # SQLSTATEs that say "not now" rather than "wrong": lock_timeout and NOWAIT (55P03), statement_timeout (57014), a
 # deadlock or a serialisation failure (40xxx), no free connection (53300). The others of OperationalError, and one
 # without SQLSTATE (no connection, our own deadline), mean that the server is not there.
+_READ_ONLY: Final = "25006"  # a primary that was demoted, or whose storage is full: an InternalError
 _BUSY: Final = ("55P03", "57014", "40001", "40P01", "53300")
 
 
@@ -59,18 +61,12 @@ def domain_error(exc: BaseException) -> DomainError:
 
 def unavailable(exc: BaseException) -> DomainError | None:
     """The 503 that names the part which `exc` says is down; None if it says no such thing."""
-    if isinstance(exc, InterfaceError):
+    state = getattr(exc.__cause__, "sqlstate", None)
+    if isinstance(exc, InterfaceError) or (isinstance(exc, InternalError) and state == _READ_ONLY):
         return DomainError("DATABASE_UNAVAILABLE")
     if isinstance(exc, OperationalError) and not isinstance(exc, DataError):
-        state = getattr(exc.__cause__, "sqlstate", None)
         return DomainError("OVERLOADED" if state in _BUSY else "DATABASE_UNAVAILABLE")
-    if isinstance(
-        exc,
-        redis.exceptions.ConnectionError
-        | redis.exceptions.TimeoutError
-        | redis.exceptions.ReadOnlyError
-        | redis.exceptions.OutOfMemoryError,
-    ):
+    if isinstance(exc, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError) or refuses_writes(exc):
         return DomainError("CACHE_UNAVAILABLE")
     return None
 

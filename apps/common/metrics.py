@@ -1,10 +1,23 @@
-"""What the API counts, for Prometheus; all worker processes together where `PROMETHEUS_MULTIPROC_DIR` is set."""
+"""What the API counts, for Prometheus; all worker processes together where `PROMETHEUS_MULTIPROC_DIR` is set.
+
+There each process maps files into its memory. A page of such a file that a full disk cannot hold is SIGBUS when it is
+written, the process's end; so every page is allocated first, and what finds no room is not counted.
+"""
 
 import os
+from pathlib import Path
 from typing import Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+import structlog
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
+
+logger = structlog.get_logger(__name__)
+
+_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+FILE_BYTES: Final = 256 * 1024
+"""Of each file from the start on: some two thousand series."""
 
 _BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 REQUESTS: Final = Counter("visiona_api_requests", "Answers by route and status.", ["method", "route", "status"])
@@ -13,15 +26,62 @@ SECONDS: Final = Histogram("visiona_api_request_seconds", "To the head of the an
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+class _Allocated(MmapedDict):
+    """prometheus_client's file of values, with room on the disk for all that is mapped. Raises OSError without."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            _allocate(filename, FILE_BYTES)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]  # untyped there
+
+    def _init_value(self, key: str) -> None:
+        if self._used + len(key.encode()) + 32 > self._capacity:  # it is about to be doubled
+            _allocate(self._fname, 2 * self._capacity)
+        super()._init_value(key)  # type: ignore[no-untyped-call]  # untyped there
+
+
+def _allocate(filename: str, size: int) -> None:
+    path = Path(filename)
+    with path.open("ab") as file:
+        held = file.tell()
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS: written, it is there
+                file.write(bytes(max(0, size - held)))
+                file.flush()
+        except OSError:
+            if not held:
+                path.unlink()  # whoever collects them all could not read it
+            raise
+
+
+def allocate() -> None:
+    """At a worker's start: its files. Where they have no room it counts in its own memory, and a line says so."""
+    if _FOLDER not in os.environ:
+        return
+    values.MmapedDict = _Allocated  # type: ignore[attr-defined]  # imported there from its own module
+    try:
+        REQUESTS.labels("GET", "healthz", "200")
+        SECONDS.labels("healthz")
+    except OSError as error:
+        folder = os.environ.pop(_FOLDER)
+        values.ValueClass = values.MutexValue
+        logger.warning("metrics_have_no_room", folder=folder, error=error.strerror, consequence="each process alone")
+
+
 def observe(method: str, route: str, status: int, seconds: float) -> None:
     """Counts one answer. `route` is the pattern, not the path: the number of series stays bounded."""
-    REQUESTS.labels(method if method in _METHODS else "other", route, str(status)).inc()
-    SECONDS.labels(route).observe(seconds)
+    try:
+        REQUESTS.labels(method if method in _METHODS else "other", route, str(status)).inc()
+        SECONDS.labels(route).observe(seconds)
+    except OSError:  # a full disk has no room for a new series: that costs the series, not the answer
+        return
 
 
 def exposition() -> bytes:
     """All metrics in Prometheus' text format."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if _FOLDER not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped in prometheus_client

@@ -7,6 +7,7 @@ is kept here are structures that scripts change, and no pickles.
 After a failure the calls of the next second fail at once, as for PostgreSQL (`cloud.db`); then one tries for all.
 """
 
+import re
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,14 +27,29 @@ PREFIXES: Final = (PREFIX, TAGGED)
 """All there are: what is dropped when a backup is restored (`forget_all`)."""
 
 _FAILURES: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+_REFUSALS: Final = re.compile(r"(?:^|[ -])(?:OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN) ")
+"""Within a script's error too, where the driver knows no class for them (Redis 6)."""
+
+
+def refuses_writes(exc: BaseException) -> bool:
+    """Whether Redis said that it takes no writes: a replica, out of memory, a disk that it cannot save to."""
+    if not isinstance(exc, redis.exceptions.ResponseError):
+        return False
+    known = (redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError, redis.exceptions.ClusterDownError)
+    return isinstance(exc, known) or _REFUSALS.search(str(exc)) is not None
 
 
 class _Watched:
     """What a connection adds: it tells the pool's breaker how each answer went, and that none can come."""
 
     breaker: Breaker
+    demoted = False
+    """The server at its other end takes no writes: another one may by now."""
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        if self.demoted:  # not before: more answers may have been on their way
+            self.demoted = False
+            self.disconnect()  # type: ignore[attr-defined]  # of the class it is mixed into; it connects by itself
         try:
             super().send_packed_command(*args, **kwargs)  # type: ignore[misc]  # of the class it is mixed into
         except _FAILURES:
@@ -45,6 +61,9 @@ class _Watched:
             answer = super().read_response(*args, **kwargs)  # type: ignore[misc]  # of the class it is mixed into
         except _FAILURES:
             self.breaker.trip()
+            raise
+        except redis.exceptions.ResponseError as error:
+            self.demoted = refuses_writes(error)
             raise
         self.breaker.close()
         return answer

@@ -1,7 +1,10 @@
-"""Are PostgreSQL and Redis there? Asked at once, so that both being frozen takes no longer than one."""
+"""Are PostgreSQL and Redis there, and do they take writes?
+
+Asked at once, so that both being frozen takes no longer than one.
+"""
 
 import threading
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import redis.exceptions
@@ -11,20 +14,22 @@ from apps.common.redis import client
 
 OK: Final = "ok"
 DOWN: Final = "down"
+_KEY: Final = "visiona:health"
 
 
 def _ping_database() -> str:
+    """Whether it takes writes: one that is read-only serves nobody who logs in."""
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
+        database: Any = connection  # of `cloud.db`
+        return OK if database.takes_writes() else DOWN
     except (Error, psycopg.Error):
         return DOWN
-    return OK
 
 
 def _ping_redis() -> str:
+    """By a write: a replica, or one that is out of memory, answers a ping."""
     try:
-        client().ping()
+        client().set(_KEY, "1", px=60_000)
     except (redis.exceptions.RedisError, OSError):
         return DOWN
     return OK

@@ -1,7 +1,7 @@
 """The database backend `cloud.db`: Django's own for PostgreSQL on our pool and deadlines."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
 import psycopg
@@ -51,24 +51,21 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         params = super().get_connection_params()
-        own = {name: params.pop(name) for name in _OWN_OPTIONS if name in params}
-        deadline = own.get("deadline")
-        # An alive server cancels just before the client's deadline, so that only a dead one runs into it.
-        statement, lock = own.get("statement_timeout_ms", 0), own.get("lock_timeout_ms", 0)
-        if deadline:
-            statement = min(statement or deadline * 800, deadline * 800)
-            lock = min(lock or deadline * 700, deadline * 700)
-        params.setdefault("options", f"-c statement_timeout={statement:.0f} -c lock_timeout={lock:.0f}")
+        for name in _OWN_OPTIONS:
+            params.pop(name, None)
         params.setdefault("connect_timeout", 2)  # libpq's least
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> DeadlineConnection:
         self.isolation_level = IsolationLevel.READ_COMMITTED
         if self.alias == NO_DB_ALIAS:
-            patient = {**conn_params, "options": "", "connect_timeout": 10}
+            patient = {**conn_params, "connect_timeout": 10}
             return DeadlineConnection.connect(**patient)
         self._home = _pool_of(self, conn_params)
-        return self._home.acquire()
+        connection = self._home.acquire()
+        # Behind a pooler a cursor of the server would be another session's with the next transaction.
+        self.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] = bool(connection.limits)
+        return connection
 
     def create_cursor(self, name: str | None = None) -> Any:
         """As Django's, which however has each cursor copy the connection's adapters for its own loader of moments.
@@ -103,8 +100,20 @@ class DatabaseWrapper(base.DatabaseWrapper):
         self.ensure_connection()
         if self.connection is not None and self.connection.deadline is not None:
             self.connection.deadline = None
+            if self.connection.limits:
+                self.connection.limits = b""
+                return
             with self.cursor() as cursor:
                 cursor.execute("SET statement_timeout = 0")
+
+    def takes_writes(self) -> bool:
+        """Asks the server. One that is read-only is left: the next connection may be to another. Raises Error."""
+        with self.cursor() as cursor:
+            cursor.execute("SELECT current_setting('transaction_read_only')")
+            read_only = cursor.fetchone() == ("on",)
+        if read_only:
+            self._home.writes_refused()
+        return not read_only and self._home.writable
 
     def close_pool(self) -> None:
         """Closes the idle connections to this database, e.g. before it is dropped, or before a fork."""
@@ -124,6 +133,19 @@ def _reset(connection: DeadlineConnection) -> bool:
     return True
 
 
+def _limits(options: Mapping[str, Any]) -> tuple[float, float]:
+    """Milliseconds for a statement and for a lock.
+
+    An alive server cancels just before the client's deadline, so that only a dead one runs into it.
+    """
+    deadline = options.get("deadline")
+    statement, lock = options.get("statement_timeout_ms", 0), options.get("lock_timeout_ms", 0)
+    if deadline:
+        statement = min(statement or deadline * 800, deadline * 800)
+        lock = min(lock or deadline * 700, deadline * 700)
+    return statement, lock
+
+
 def _key(wrapper: DatabaseWrapper) -> tuple[Any, ...]:
     named = wrapper.settings_dict
     return named["HOST"], named["PORT"], named["NAME"], named["USER"]
@@ -132,11 +154,17 @@ def _key(wrapper: DatabaseWrapper) -> tuple[Any, ...]:
 def _pool_of(wrapper: DatabaseWrapper, conn_params: dict[str, Any]) -> Pool:
     options = wrapper.settings_dict["OPTIONS"]
     deadline = options.get("deadline")
+    statement, lock = _limits(options)
 
     def connect() -> DeadlineConnection:
         connection = DeadlineConnection.connect(**{**conn_params, "autocommit": True})
         connection.deadline = deadline
         connection.adapters.register_loader("timestamptz", TimestamptzLoader)
+        try:
+            connection.set_limits(statement_ms=statement, lock_ms=lock)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     key = _key(wrapper)

@@ -2,13 +2,17 @@
 
 import select
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
-from psycopg import errors
+from django.db.backends.postgresql import base
+from psycopg import errors, generators
 from psycopg.abc import PQGen
 
 T = TypeVar("T")
+
+WRITES_REFUSED: Final = frozenset({"25006", "53100"})
+"""read_only_sql_transaction: a primary that was demoted, or whose provider found its storage full; disk_full."""
 
 
 class NoAnswer(psycopg.OperationalError):
@@ -21,20 +25,58 @@ class DeadlineConnection(psycopg.Connection[Any]):
     deadline: float | None = None
     on_no_answer: Callable[[], None] | None = None
     """Told when a deadline has passed, before NoAnswer is raised."""
+    on_writes_refused: Callable[[], None] | None = None
+    """Told when the server takes no writes, before its error is raised."""
+    limits: bytes = b""
+    """`SET LOCAL` commands that begin each transaction, where a pooler stands before the server; else the session's."""
+    generation: int = 0
+    """Of the pool's, when it was made."""
     born: float = 0.0
     """When it was made (monotonic clock)."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """As psycopg's; without a `timeout` of the caller's own, the deadline bounds it. Raises NoAnswer."""
-        if timeout is not None or self.deadline is None:
-            return super().wait(gen, interval, timeout)
+        own = timeout is None and self.deadline is not None
         try:
-            return super().wait(gen, interval, self.deadline)
+            return super().wait(gen, interval, self.deadline if own else timeout)
         except errors._WaitTimeout:  # noqa: SLF001 - documented on Connection.wait, yet without a public name
+            if not own:
+                raise
             self.pgconn.finish()
             if self.on_no_answer is not None:
                 self.on_no_answer()
             raise NoAnswer("no answer before the deadline") from None
+        except psycopg.Error as error:
+            if error.sqlstate in WRITES_REFUSED and self.on_writes_refused is not None:
+                self.on_writes_refused()
+            raise
+
+    def set_limits(self, *, statement_ms: float, lock_ms: float) -> None:
+        """The server's own timeouts: the session's, in one exchange; each transaction's behind a pooler.
+
+        None are sent at the start of a connection: PgBouncer refuses those. It gives each transaction a session of
+        another's, in which nothing may be left; it is known by the process id that it tells, which is not the server's.
+        """
+        ours = "SELECT CASE WHEN pg_backend_pid() = %s THEN set_config('statement_timeout', %s, false)"
+        both = f"{ours} || set_config('lock_timeout', %s, false) END"
+        named = (self.info.backend_pid, f"{statement_ms:.0f}", f"{lock_ms:.0f}")
+        row = self.execute(both, named).fetchone()
+        if row is not None and row[0] is None:
+            local = f"SET LOCAL statement_timeout = {statement_ms:.0f};SET LOCAL lock_timeout = {lock_ms:.0f};"
+            self.limits = local.encode()
+            limited: Any = LimitedCursor
+            self.cursor_factory = limited
+
+    def _start_query(self) -> PQGen[None]:
+        """As psycopg's, which begins a transaction before its first statement; the limits go with that."""
+        idle = self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if not self.limits or self._autocommit or not idle:
+            yield from super()._start_query()
+            return
+        self.pgconn.send_query(self._get_tx_start_command() + b";" + self.limits)
+        last = (yield from generators.execute(self.pgconn))[-1]
+        if last.status != psycopg.pq.ExecStatus.COMMAND_OK:
+            raise errors.error_from_result(last)
 
     def is_quiet(self) -> bool:
         """Whether it lies idle as it should, without asking the server.
@@ -46,3 +88,26 @@ class DeadlineConnection(psycopg.Connection[Any]):
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
         return not poll.poll(0)
+
+
+_Cursor: Any = base.Cursor  # which the stubs know by psycopg2's
+
+
+class LimitedCursor(_Cursor):  # type: ignore[misc]  # see above
+    """Django's, for a connection with limits of its own: they come with each statement that is its own transaction.
+
+    Several statements in one message are one transaction, and one exchange with the server.
+    """
+
+    connection: DeadlineConnection
+
+    def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+        """As psycopg's."""
+        connection = self.connection
+        alone = connection.autocommit and connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if not (alone and connection.limits and isinstance(query, str)):
+            return super().execute(query, params, **kwargs)
+        super().execute(connection.limits.decode() + query, params, **kwargs)
+        for _ in range(connection.limits.count(b";")):
+            self.nextset()
+        return self

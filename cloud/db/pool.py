@@ -18,6 +18,14 @@ from cloud.db.connection import DeadlineConnection
 
 IDLE_SECONDS: Final = 60.0
 """Idle connections above the minimum are closed after this long."""
+RETURN_SECONDS: Final = 1.5
+"""A caller whose connection is refused waits this long for the server to come back: a restart takes less than a second,
+and a refusal of all its callers would take longer."""
+_PAUSE_SECONDS: Final = 0.05
+_AT_ONCE_SECONDS: Final = 0.25
+"""An attempt that failed within this was refused; one that took longer ran into a server that does not answer."""
+UNWRITABLE_SECONDS: Final = 5.0
+"""A server that refused a write counts as one that takes none for this long."""
 LIFETIME_SECONDS: Final = 3600.0
 """A connection is not given out again after this long: memory of the server's process, changed addresses."""
 
@@ -51,6 +59,8 @@ class Pool:
         self._slots = threading.BoundedSemaphore(high)
         self._idle: deque[tuple[float, DeadlineConnection]] = deque()  # the longest idle first
         self._lock = threading.Lock()
+        self._generation = 0  # of connections; those of older ones are not given out again
+        self._unwritable_until = 0.0
         self.breaker = breaker
 
     def __repr__(self) -> str:
@@ -58,6 +68,7 @@ class Pool:
 
     def acquire(self) -> DeadlineConnection:
         """A connection, to be given back by `release`. Raises psycopg.OperationalError."""
+        until = time.monotonic() + min(RETURN_SECONDS, self._wait)
         if not self._slots.acquire(timeout=self._wait):
             raise PoolExhausted
         try:
@@ -65,7 +76,7 @@ class Pool:
             if answer == "refuse":
                 raise FailedFast("the server did not answer a moment ago")
             connection = self._take() if answer == "pass" else None
-            return connection or self._make(probing=answer == "probe")
+            return connection or self._make(until, probing=answer == "probe")
         except BaseException:
             self._slots.release()
             raise
@@ -74,7 +85,8 @@ class Pool:
         """Takes a connection back; one that is broken, old, busy or not to be kept is closed."""
         now = time.monotonic()
         stale = []
-        if not keep or now - connection.born > LIFETIME_SECONDS or not connection.is_quiet():
+        old = connection.generation != self._generation or now - connection.born > LIFETIME_SECONDS
+        if not keep or old or not connection.is_quiet():
             stale.append(connection)
         else:
             with self._lock:
@@ -102,17 +114,41 @@ class Pool:
                 return connection
             connection.close()
 
-    def _make(self, *, probing: bool) -> DeadlineConnection:
-        try:
-            connection = self._connect()
-        except psycopg.OperationalError:
-            self.no_answer()
-            raise
+    def _make(self, until: float, *, probing: bool) -> DeadlineConnection:
+        generation = self._generation
+        connection = self._connect_or_wait(time.monotonic() if probing else until)
         connection.born = time.monotonic()
+        connection.generation = generation
         connection.on_no_answer = self.no_answer
+        connection.on_writes_refused = self.writes_refused
         if probing:
             self.breaker.close()
         return connection
+
+    def _connect_or_wait(self, until: float) -> DeadlineConnection:
+        """A server that refuses may be one that restarts: it is asked again for a moment."""
+        while True:
+            began = time.monotonic()
+            try:
+                return self._connect()
+            except psycopg.OperationalError:
+                now = time.monotonic()
+                if now - began > _AT_ONCE_SECONDS or now + _PAUSE_SECONDS > until:
+                    self.no_answer()
+                    raise
+            time.sleep(_PAUSE_SECONDS)
+
+    @property
+    def writable(self) -> bool:
+        """False for a while after the server has refused a write."""
+        return time.monotonic() >= self._unwritable_until
+
+    def writes_refused(self) -> None:
+        """The server takes no writes: another one may by now, so no connection to this one is used again."""
+        self._unwritable_until = time.monotonic() + UNWRITABLE_SECONDS
+        with self._lock:
+            self._generation += 1
+        self.forget_idle()
 
     def no_answer(self) -> None:
         """The server is gone or frozen: fail fast for a while, and start afresh afterwards."""

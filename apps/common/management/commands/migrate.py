@@ -7,7 +7,7 @@ from django.core.management.base import CommandError
 from django.core.management.commands import migrate
 from django.db import connections
 
-LOCK_KEY: Final = 0x76697369  # "visi": one key of pg_advisory_lock for all migrations of a database
+LOCK_KEY: Final = 0x76697369  # "visi": one key of advisory locks for all migrations of a database
 
 PROTOTYPE: Final = (
     "this database holds the prototype's own tables (schema_migrations of golang-migrate, no django_migrations): "
@@ -27,9 +27,12 @@ class Command(migrate.Command):
         holder = wrapper.copy()
         with closing(holder):
             holder.make_patient()
+            holder.set_autocommit(
+                False
+            )  # a transaction's lock: behind a pooler a session is another's with the next one
             with holder.cursor() as cursor:
-                cursor.execute("SET lock_timeout = 0")
-                cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
+                cursor.execute("SET LOCAL lock_timeout = 0")
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
             super().handle(*args, **options)  # the lock ends with the holder's connection
 
 
