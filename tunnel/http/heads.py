@@ -59,7 +59,7 @@ class RequestParser:
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self._limits = limits
-        self._held = bytearray()  # of a head that is not whole
+        self._held: bytes | bytearray = b""  # of a head that is not whole
         self._scanned = 0  # bytes of it that were looked through
         self._line_ended = False  # the request line is whole
         self._empty_lines = 0
@@ -74,20 +74,20 @@ class RequestParser:
 
     def feed(self, data: bytes) -> RequestHead | None:
         """The head once it is whole, else None. Raises ProxyError 400, 405, 414 or 431."""
-        held = self._held
-        if held:
-            held += data
-        begun = held or data
+        begun: bytes | bytearray = data
+        if self._held:
+            self._held += data  # in place: it is a bytearray by now
+            begun = self._held
         if begun[:1] == b"\r":
             begun = self._without_empty_lines(begun)
         end = begun.find(b"\r\n\r\n", max(0, self._scanned - 3), self._limits.head_bytes)
         if end < 0:
-            if begun is not held:
-                self._held = bytearray(begun)
-            self._check_part(self._held)
+            held = begun if isinstance(begun, bytearray) else bytearray(begun)
+            self._held = held
+            self._check_part(held)
             return None
         self.rest = bytes(begun[end + 4 :])
-        self._held = bytearray()
+        self._held = b""
         self.head = self._parse(bytes(begun[: end + 4]))
         return self.head
 
