@@ -78,6 +78,23 @@ def test_a_slow_viewer_skips_whole_frames_and_gets_the_latest() -> None:
     assert drain(slow) == FIRST + NEXT.join(units[-UNITS:])
 
 
+def test_many_frames_at_once_are_all_for_who_had_everything_before() -> None:
+    """A read of 128 KiB may hold more frames than a viewer may be behind: nobody was slow about these."""
+    fanout = Fanout()
+    source = Source(fanout)
+    quick, slow = fanout.add(), fanout.add()
+    source.frame()
+    drain(quick)
+    at = source.size
+    burst = b"".join(NEXT + b"%04d" % n for n in range(50))
+    seams = [Seam(at + 11 * n + 2, at + 11 * n + 7) for n in range(50)]
+    fanout.feed(burst, seams, at + len(burst))
+    assert drain(quick) == burst
+    assert quick.skipped == 0
+    assert slow.skipped == 47
+    assert drain(slow) == b"--b\r\n" + NEXT.join(b"%04d" % n for n in range(46, 50))
+
+
 def test_who_is_slow_within_a_frame_gets_that_one_whole_and_then_one_of_the_latest() -> None:
     fanout = Fanout()
     source = Source(fanout)

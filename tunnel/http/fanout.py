@@ -104,6 +104,7 @@ class Fanout:
 
         Each viewer may have something to `take` afterwards.
         """
+        before = self._end
         self._append(data)
         if not self.shared:
             if self.held > _LOOSE:
@@ -112,7 +113,7 @@ class Fanout:
         elif seams or whole > self._whole:
             self._seams += seams
             self._whole = max(whole, self._whole)
-            self._let_skip()
+            self._let_skip(before)
 
     def share_no_more(self) -> None:
         """Nobody knows any more where units begin: nobody joins, and nobody skips."""
@@ -155,8 +156,8 @@ class Fanout:
         seams = self._seams
         return len(seams) if seams and self._whole > seams[-1].head else max(len(seams) - 1, 0)
 
-    def _let_skip(self) -> None:
-        """Units ended or began: move on who is too far behind."""
+    def _let_skip(self, before: int) -> None:
+        """Units ended or began: move on who is too far behind, and was so before the bytes that came just now."""
         seams = self._seams
         whole = self._units_whole()
         floor = max(0, whole - self.units)
@@ -165,7 +166,7 @@ class Fanout:
         for viewer in self.viewers:
             if viewer.waiting:
                 self._begin(viewer)
-            elif seams and viewer.at < seams[floor].start:
+            elif seams and viewer.at < min(before, seams[floor].start):
                 self._skip(viewer, floor)
         latest = seams[max(whole - 1, 0)].start if self._replay and seams else self._end
         del seams[:floor]
