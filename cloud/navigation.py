@@ -58,6 +58,7 @@ SECTIONS: Final[list[dict[str, Any]]] = [
         "title": "People",
         "items": [
             _item("Users", "person", "accounts_user_changelist"),
+            _item("Identities", "badge", "accounts_useridentity_changelist"),
             _item("Audit trail", "policy", "audit_auditevent_changelist"),
         ],
     },

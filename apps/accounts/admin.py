@@ -18,9 +18,13 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
 from apps.accounts import credentials, leaving, mails, selectors, services
-from apps.accounts.models import User
+from apps.accounts.models import User, UserIdentity
+from apps.accounts.oidc import owner
+from apps.accounts.oidc.config import config
+from apps.accounts.oidc.provider import provider
 from apps.audit.services import record
 from apps.common.actor import Actor
+from apps.common.admin import ReadOnlyAdmin
 from apps.common.errors import DomainError
 
 admin.site.unregister(Group)
@@ -38,6 +42,42 @@ class NewUserForm(forms.ModelForm):  # type: ignore[type-arg]  # the stubs alone
         if selectors.by_email(email) is not None:
             raise forms.ValidationError(_("A user with this e-mail is here already."))
         return email
+
+
+@admin.register(UserIdentity)
+class UserIdentityAdmin(ReadOnlyAdmin):
+    """Who users are at their provider. Where its URL has changed, all of one issuer are moved to the present one."""
+
+    list_display: ClassVar[Any] = ("user", "issuer", "subject", "email", "name", "refreshed_at", "created_at")
+    list_filter: ClassVar[Any] = ("issuer",)
+    list_select_related: ClassVar[Any] = ("user",)
+    search_fields: ClassVar[Any] = ("user__email", "email", "subject", "issuer")
+    ordering: ClassVar[Any] = ("-created_at",)
+    actions: ClassVar[Any] = ("move_issuer",)
+    fields: ClassVar[Any] = (
+        "id", "user", "issuer", "subject", "email", "name", "refreshed_at", "not_before", "created_at", "updated_at",
+    )  # fmt: skip
+    readonly_fields: ClassVar[Any] = fields
+
+    @action(  # type: ignore[untyped-decorator]  # unfold is untyped
+        description="Move everybody of this issuer to the one that is configured now", permissions=["move_issuer"]
+    )
+    def move_issuer(self, request: HttpRequest, queryset: QuerySet[UserIdentity]) -> None:
+        known, moved = config(), 0
+        try:
+            if known is None:
+                raise DomainError("NOT_FOUND", _("No identity provider is configured."))
+            new = provider(known).known().issuer
+            for old in sorted({*queryset.values_list("issuer", flat=True)} - {new}):
+                moved += owner.move_issuer(actor=Actor.of(request), old=old, new=new, now=timezone.now())
+        except DomainError as error:
+            self.message_user(request, error.message, messages.ERROR)
+        else:
+            self.message_user(request, f"{moved} identities are of {new} now.", messages.SUCCESS)
+
+    def has_move_issuer_permission(self, request: HttpRequest) -> bool:
+        """A superuser's: it decides who may log in."""
+        return bool(request.user.is_superuser)
 
 
 @admin.register(User)

@@ -21,7 +21,7 @@ from procrastinate.contrib.django import app as jobs
 from apps.accounts import sessions
 from apps.accounts.credentials import check_password
 from apps.accounts.models import User
-from apps.accounts.oidc.linking import holder_of
+from apps.accounts.oidc.linking import forget
 from apps.accounts.services import record_of
 from apps.accounts.sessions import LoginSession
 from apps.audit.pseudonyms import email_hash, pseudonymise
@@ -57,10 +57,10 @@ def end_account(*, actor: Actor, user_id: uuid.UUID, now: dt.datetime) -> bool:
     user = User.objects.select_for_update().filter(pk=user_id).first()
     if user is None or user.email == _freed(user_id):
         return False
-    email, holder = user.email, holder_of(user.oidc_issuer, user.oidc_subject) if user.oidc_subject else ""
+    email = user.email
     record_of(actor, "user.deleted", user, now)
+    holders = forget(user, user.identities.all(), now=now)
     user.email, user.name, user.locale = _freed(user_id), "", ""
-    user.oidc_issuer = user.oidc_subject = ""
     user.email_verified_at = None
     user.is_active = user.is_staff = user.is_superuser = False
     user.set_unusable_password()
@@ -71,7 +71,7 @@ def end_account(*, actor: Actor, user_id: uuid.UUID, now: dt.datetime) -> bool:
     jobs.configure_task("accounts.erase").defer(**who, email=email_hash(email))
     # Before the commit: were Redis away, nothing would have happened. Tickets die with their logins.
     sessions.end_all(user_id)
-    if holder:
+    for holder in holders:
         sessions.end_holder(holder, now=now)
     return True
 

@@ -1,4 +1,4 @@
-"""Users (data.md, `users`). Login sessions live in Redis, not here."""
+"""Users and who they are at a provider (data.md, `users`, `identities`). Login sessions live in Redis, not here."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
@@ -89,3 +89,43 @@ class User(BaseModel, AbstractBaseUser, PermissionsMixin):
         if update_fields is not None and "email" in update_fields:
             update_fields = {*update_fields, "email_key"}
         super().save(*args, update_fields=update_fields, **kwargs)
+
+
+class UserIdentity(BaseModel):
+    """Who a user is at an OpenID provider; several a user. `email` and `name` are the provider's last word.
+
+    The oldest one stands in `users.oidc_issuer` and `oidc_subject` too, for the release before.
+    """
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="identities")
+    issuer = models.CharField(max_length=255)
+    subject = models.CharField(max_length=255)
+    email = models.CharField(max_length=MAX_CHARACTERS, blank=True, default="")
+    name = models.CharField(max_length=200, blank=True, default="")
+    refreshed_at = models.DateTimeField(null=True, blank=True, help_text="when the newest claims taken were issued")
+    not_before = models.DateTimeField(null=True, blank=True, help_text="tokens issued until then are refused")
+
+    class Meta:
+        db_table = "identities"
+        verbose_name_plural = "identities"
+        ordering = ("-created_at",)
+        constraints = (models.UniqueConstraint(fields=("issuer", "subject"), name="identities_subject_unique"),)
+
+    def __str__(self) -> str:
+        return f"{self.email or self.name or 'unnamed'} at {self.issuer}"
+
+
+class EndedIdentity(models.Model):
+    """A subject whose account was ended, or who was unlinked: by a hash, since whom it names has asked to be forgotten.
+
+    No token makes or links an account of theirs again; a login that they begin anew may (`docs/identity.md`).
+    """
+
+    holder = models.CharField(max_length=40, primary_key=True)
+    ended_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "ended_identities"
+
+    def __str__(self) -> str:
+        return f"{self.holder[:8]}…"

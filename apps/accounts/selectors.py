@@ -3,7 +3,9 @@
 import uuid
 from typing import Final
 
-from apps.accounts.models import User
+from django.db.models import QuerySet
+
+from apps.accounts.models import User, UserIdentity
 from apps.common.kept import KeptQuery
 
 
@@ -15,9 +17,14 @@ def by_email(email: str) -> User | None:
         return None
 
 
-def by_identity(issuer: str, subject: str) -> User | None:
-    """The user that an OpenID provider's subject is linked to, disabled or not; None if there is none."""
-    return User.objects.filter(oidc_issuer=issuer, oidc_subject=subject).exclude(oidc_subject="").first()
+def by_identity(issuer: str, subject: str) -> UserIdentity | None:
+    """The identity of an OpenID provider's subject with its user, disabled or not; None if there is none. One query."""
+    return UserIdentity.objects.select_related("user").filter(issuer=issuer, subject=subject).first()
+
+
+def identities_of(user: User) -> QuerySet[UserIdentity]:
+    """Who the user is at providers."""
+    return UserIdentity.objects.filter(user=user)
 
 
 def active_user(user_id: uuid.UUID) -> User | None:

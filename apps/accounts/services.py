@@ -12,7 +12,7 @@ from procrastinate.contrib.django import app as jobs
 from apps.accounts import demo, mails, selectors, sessions
 from apps.accounts.attempts import attempt, audited
 from apps.accounts.models import User
-from apps.accounts.oidc.linking import holder_of
+from apps.accounts.oidc.linking import holders_of
 from apps.accounts.sessions import LoginSession
 from apps.audit.services import record
 from apps.common import throttle
@@ -110,9 +110,10 @@ def logout(*, actor: Actor, user: User, session: LoginSession | None, now: dt.da
 def logout_all(*, actor: Actor, user: User, now: dt.datetime) -> None:
     """Ends every session of the user; JWTs of a provider that were issued until now are refused from here on."""
     ended = sessions.end_all(user.pk)
-    if user.oidc_subject:
-        sessions.end_holder(holder_of(user.oidc_issuer, user.oidc_subject), now=now)
+    for holder in holders_of(user):
+        sessions.end_holder(holder, now=now)
     with transaction.atomic():
+        user.identities.update(not_before=now)  # Redis may forget
         record_of(actor, "user.logout_all", user, now, {"sessions": ended})
         cut_off(actor, users=[str(user.pk)])
 

@@ -9,7 +9,7 @@ import math
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from django.conf import settings
 
@@ -261,6 +261,12 @@ def adopt(
     return session if taken else None
 
 
+def is_ended(token_hash: str, holder: str, *, issued_at: float) -> bool:
+    """Whether `adopt` would refuse the credential, since it, or all of its holder's, were ended here."""
+    ended, floor = cast("list[str | None]", redis.client().mget([_ENDED + token_hash, _FLOOR + holder]))
+    return ended is not None or (floor is not None and issued_at <= float(floor))
+
+
 def end_holder(holder: str, *, now: dt.datetime) -> None:
     """Whatever was issued to the holder until now is adopted no more; kept for longer than any such credential."""
     redis.client().set(_FLOOR + holder, now.timestamp(), ex=absolute_seconds())
@@ -277,6 +283,12 @@ def end_all(user_id: uuid.UUID) -> int:
     """Ends every session of a user, what was adopted too; how many logins of ours there were."""
     scripts.run(_END_ALL, [_ADOPTED + str(user_id)], [_KEY, ""])
     return len(scripts.run(_END_ALL, [_INDEX + str(user_id)], [_KEY, ""]))
+
+
+def end_adopted(user_id: uuid.UUID) -> list[str]:
+    """Ends what was adopted for a user; the token hashes. Those that are still good are adopted again when used."""
+    ended: list[str] = scripts.run(_END_ALL, [_ADOPTED + str(user_id)], [_KEY, ""])
+    return ended
 
 
 def end_others(user_id: uuid.UUID, keep: str) -> list[str]:

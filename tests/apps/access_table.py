@@ -39,6 +39,10 @@ TABLE: Final[dict[str, Row]] = {
     "PATCH /api/auth/me": Row(LOGIN, body={"name": "x"}),
     "GET /api/auth/sessions": Row(LOGIN),
     "DELETE /api/auth/sessions/{id}": Row(OBJECT, of="session"),
+    "GET /api/auth/identities": Row(LOGIN),
+    "POST /api/auth/identities": Row(LOGIN, 400, body={}),
+    "POST /api/auth/identities/link": Row(LOGIN, 404, body={}),
+    "DELETE /api/auth/identities/{id}": Row(OBJECT, 409, of="identity"),
     "POST /api/ws/ticket": Row(LOGIN, 400, body={}),
     **{f"{method} /api/{root}{tail}": Row(LOGIN, _NO_BOX) for method in _PROXIED for root in ("cameras", "inference")
        for tail in ("", "/{path}")},

@@ -3,7 +3,7 @@
 from django.utils import timezone
 
 from apps.accounts import sessions
-from apps.accounts.models import User
+from apps.accounts.models import User, UserIdentity
 from apps.clusters import services as clusters
 from apps.common.actor import Actor
 from apps.converter.models import Conversion
@@ -37,6 +37,7 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
     deployment = deployments.begin_deployment(
         actor=SYSTEM, owner_id=owner.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
     )
+    identity = UserIdentity.objects.create(user=owner, issuer="https://id.example", subject=str(owner.pk))
     conversion = Conversion.objects.create(owner=owner, model=model, chip="KL720")
     return {
         "conversion": {"id": str(conversion.pk)},
@@ -46,5 +47,6 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
         "device": {"id": str(device.pk), "device_id": str(device.pk), "path": "x"},
         "cluster": {"id": str(cluster.pk), "device_id": str(device.pk), "path": "x"},
         "pairing token": {"id": str(issued.token.id)},
+        "identity": {"id": str(identity.pk)},
         "session": {"id": str(session.id)},
     }

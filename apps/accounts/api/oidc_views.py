@@ -62,21 +62,31 @@ def _cookie() -> Cookie:
     return Cookie("visiona_oidc", "/api/auth/oidc", secure=False)
 
 
+def provider_or_404() -> Config:
+    """The provider at which people log in through us."""
+    known = config()
+    if known is None or not known.client_id:
+        raise not_found()
+    return known
+
+
 class OidcView(PublicApiView):
     """A route that is there only where a provider is, and we are its client."""
 
     target: Config
 
     def load(self, request: Request, **kwargs: str) -> Config:
-        known = config()
-        if known is None or not known.client_id:
-            raise not_found()
-        return known
+        return provider_or_404()
 
 
 class LoginQuery(StrictQuery):
     redirect_uri = serializers.CharField(
         max_length=2000, help_text="The front end's page to end at: one of `VISIONA_OIDC_REDIRECT_URIS`, exactly."
+    )
+    link = serializers.CharField(
+        max_length=64,
+        required=False,
+        help_text="Of `POST /api/auth/identities/link`: this login links, and logs in nobody.",
     )
 
 
@@ -91,7 +101,7 @@ class OidcLoginView(OidcView):
         fresh = len(browser) != 43  # one of ours stays, so that two tabs may log in at once
         if fresh:
             browser = secrets.token_urlsafe(32)
-        url, state = flow.begin(self.target, redirect_uri=self.query["redirect_uri"], browser=browser)
+        url, state = flow.begin(self.target, browser=browser, **self.query)
         # Two tabs that both begin without a cookie each get one: of the common name the second wins, and the first
         # finds its own again by its state.
         own = (f"{cookie.name}_{flow.state_name(state)}",) if fresh else ()

@@ -7,7 +7,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from apps.accounts import demo, mail_tokens, passwords
-from apps.accounts.models import User
+from apps.accounts.models import User, UserIdentity
 from apps.common.fields import EmailField, PlainField, TextField
 
 
@@ -92,6 +92,30 @@ class NewPasswordBody(MailTokenBody):
 
 class OidcCodeBody(serializers.Serializer[Any]):
     code = TextField(max_length=128, help_text="From the fragment `#code=` of the page that the login ended at.")
+
+
+class IdentityLinkBody(serializers.Serializer[Any]):
+    redirect_uri = TextField(
+        max_length=2000, help_text="The front end's page to end at: one of `VISIONA_OIDC_REDIRECT_URIS`, exactly."
+    )
+    password = TextField(
+        max_length=1024,
+        trim_whitespace=False,
+        required=False,
+        help_text="The present one, where the account has one; else the login must be younger than 15 minutes.",
+    )
+
+
+class IdentityLinkAnswer(serializers.Serializer[Any]):
+    url = serializers.CharField(help_text="Good once, for a minute.")
+
+
+class IdentitySerializer(serializers.ModelSerializer[UserIdentity]):
+    """Who the user is at a provider, by its last word; `refreshed_at`: when that was said."""
+
+    class Meta:
+        model = UserIdentity
+        fields = ("id", "issuer", "subject", "email", "name", "refreshed_at", "created_at")
 
 
 class UserSerializer(serializers.ModelSerializer[User]):

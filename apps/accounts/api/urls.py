@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from apps.accounts.api import credential_views, oidc_views, views
+from apps.accounts.api import credential_views, identity_views, oidc_views, views
 
 urlpatterns = [
     path("api/auth/register", views.RegisterView.as_view()),
@@ -12,6 +12,9 @@ urlpatterns = [
     path("api/auth/me", views.MeView.as_view()),
     path("api/auth/sessions", views.SessionListView.as_view()),
     path("api/auth/sessions/<str:id>", views.SessionView.as_view()),
+    path("api/auth/identities", identity_views.IdentityListView.as_view()),
+    path("api/auth/identities/link", identity_views.IdentityLinkView.as_view()),
+    path("api/auth/identities/<str:id>", identity_views.IdentityView.as_view()),
     path("api/auth/email/verify", credential_views.VerifyEmailView.as_view()),
     path("api/auth/email/verify/resend", credential_views.ResendView.as_view()),
     path("api/auth/password", credential_views.PasswordView.as_view()),

@@ -25,6 +25,11 @@ MAX_CHARACTERS: Final = 16_384
 _TYPES: Final = ("", "jwt", "at+jwt", "application/at+jwt")
 """`typ` of ID tokens and access tokens; those with a purpose of their own (logout, events) are no credentials."""
 _FORM: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
+_OF_PEOPLE: Final = (
+    "email", "name", "given_name", "family_name", "nickname", "preferred_username", "sid", "auth_time", "nonce", "amr",
+    "acr",
+)  # fmt: skip
+"""Claims that a person's token has some of: what they are called, or how and when they logged in."""
 _LAST: Final = 32_503_680_000.0
 """The year 3000: what ends later ends then."""
 
@@ -46,7 +51,11 @@ class _Registry(JWSRegistry):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who somebody is, by the provider's word. `email` is empty where the token names none; times in Unix seconds."""
+    """Who somebody is, by the provider's word. `email` is empty where the token names none; times in Unix seconds.
+
+    `authenticated_at` is 0 where the provider does not tell when they logged in there. `machine`: the token is a
+    program's own and speaks of no person.
+    """
 
     issuer: str
     subject: str
@@ -56,6 +65,8 @@ class Identity:
     locale: str
     issued_at: float
     expires_at: float
+    authenticated_at: float = 0.0
+    machine: bool = False
 
 
 def is_jwt(token: str) -> bool:
@@ -189,7 +200,29 @@ def identity(claims: Mapping[str, Any], config: Config) -> Identity:
         locale=_text(claims, "locale", 16),
         issued_at=max(0.0, float(claims["iat"])),
         expires_at=min(float(claims["exp"]), _LAST),
+        authenticated_at=_moment(claims, "auth_time"),
+        machine=_is_machines(claims, config),
     )
+
+
+def _moment(claims: Mapping[str, Any], name: str) -> float:
+    value = claims.get(name)
+    return min(max(0.0, float(value)), _LAST) if _is_moment(value) else 0.0  # type: ignore[arg-type]  # just looked at
+
+
+def _is_machines(claims: Mapping[str, Any], config: Config) -> bool:
+    """Whether the token was got by client credentials (RFC 6749 §4.4): its subject is the client, or it says so, or
+    nothing in it speaks of a person or their login.
+    """
+    if claims.get("gty") == "client-credentials" or claims.get("idtyp") == "app":  # Auth0, Microsoft
+        return True
+    if str(claims.get("preferred_username", "")).startswith("service-account-"):  # Keycloak
+        return True
+    if claims["sub"] in [claims.get(name) for name in ("client_id", "azp", "cid", "appid")]:  # RFC 9068 §2.2
+        return True
+    scope = claims.get("scope", claims.get("scp", ""))
+    asked = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
+    return "openid" not in asked and not any(claims.get(name) for name in (config.email_claim, *_OF_PEOPLE))
 
 
 def _text(claims: Mapping[str, Any], name: str, limit: int) -> str:

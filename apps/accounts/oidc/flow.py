@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import json
 import secrets
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
@@ -33,6 +34,7 @@ PROVIDER_ERROR: Final = "PROVIDER_ERROR"
 """In `#error=` alone: the provider says that something is wrong; `reason` is its own word for it."""
 _STATE: Final = redis.PREFIX + "oidc:state:"
 _CODE: Final = redis.PREFIX + "oidc:code:"
+_LINK: Final = redis.PREFIX + "oidc:link:"
 
 logger = structlog.get_logger(__name__)
 
@@ -45,6 +47,7 @@ class Begun:
     nonce: str
     verifier: str
     browser: str  # the hash of the cookie
+    link_for: str = ""  # the id of the user who asked for an identity to be linked
 
 
 def state_name(state: str) -> str:
@@ -52,20 +55,40 @@ def state_name(state: str) -> str:
     return hash_token(state)[:12]
 
 
-def begin(config: Config, *, redirect_uri: str, browser: str) -> tuple[str, str]:
-    """Where to send the browser, and the login's state. `browser` is the secret in its cookie.
-
-    Raises VALIDATION_ERROR for a page that is not on the list, OVERLOADED while the provider is away.
-    """
+def check_page(config: Config, redirect_uri: str) -> None:
+    """Raises VALIDATION_ERROR for a page that is not on the list."""
     if redirect_uri not in config.redirect_uris:
         raise invalid(redirect_uri=str(_("This page is not on the server's list (VISIONA_OIDC_REDIRECT_URIS).")))
+
+
+def link_ticket(user_id: uuid.UUID) -> str:
+    """Lets one login that is begun within a minute end in a code that links an identity to this user."""
+    ticket = secrets.token_urlsafe(32)
+    redis.client().set(_LINK + hash_token(ticket), json.dumps({"user_id": str(user_id)}), ex=CODE_SECONDS)
+    return ticket
+
+
+def begin(config: Config, *, redirect_uri: str, browser: str, link: str = "") -> tuple[str, str]:
+    """Where to send the browser, and the login's state. `browser` is the secret in its cookie, `link` a `link_ticket`.
+
+    Raises VALIDATION_ERROR for a page that is not on the list, BAD_REQUEST for a ticket that is spent or too old,
+    OVERLOADED while the provider is away.
+    """
+    check_page(config, redirect_uri)
     known = provider(config).known()
     endpoint = known.endpoints.get("authorization_endpoint")
     if endpoint is None:
         raise unavailable()
     state, nonce, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(32), secrets.token_urlsafe(48)
-    begun = Begun(redirect_uri, nonce, verifier, hash_token(browser))
-    redis.client().set(_STATE + hash_token(state), json.dumps(asdict(begun)), ex=STATE_SECONDS)
+    begun = asdict(Begun(redirect_uri, nonce, verifier, hash_token(browser)))
+    if link:
+        asked = _take(_LINK + hash_token(link))
+        if asked is None:
+            raise DomainError("BAD_REQUEST", _("This link is spent, or over a minute old; begin again."))
+        begun["link_for"] = asked["user_id"]
+    else:
+        del begun["link_for"]  # the release before, which may finish this login, knows no such thing
+    redis.client().set(_STATE + hash_token(state), json.dumps(begun), ex=STATE_SECONDS)
     url = _with_query(
         endpoint,
         client_id=config.client_id,
@@ -109,8 +132,15 @@ def finish(config: Config, answer: Mapping[str, str], *, browsers: Sequence[str]
         logger.warning("oidc_login_failed", error=str(error))
         return _at(begun.redirect_uri, **_told(error))
     code = secrets.token_urlsafe(32)
-    redis.client().set(_CODE + hash_token(code), json.dumps(asdict(identity)), ex=CODE_SECONDS)
+    redis.client().set(_CODE + hash_token(code), json.dumps(_kept(identity, begun.link_for)), ex=CODE_SECONDS)
     return _at(begun.redirect_uri, code=code)
+
+
+def _kept(identity: Identity, link_for: str) -> dict[str, Any]:
+    """What a code stands for. A login's is read by the release before too, which knows none of the newer fields."""
+    kept = asdict(identity)
+    fields = {name: value for name, value in kept.items() if name not in ("authenticated_at", "machine")}
+    return {**fields, "link_for": link_for} if link_for else fields
 
 
 def _told(error: Exception) -> dict[str, str]:
@@ -126,12 +156,21 @@ def _told(error: Exception) -> dict[str, str]:
     return {"error": "OVERLOADED" if isinstance(error, ProviderError) else "UNAUTHENTICATED"}
 
 
-def redeem(code: str) -> Identity:
-    """Who came back with this code. Raises INVALID_CREDENTIALS for one that is unknown, spent or over."""
+def redeem(code: str) -> tuple[Identity, str]:
+    """Who came back with this code, and the id of the user whom it may link them to, empty if it is for a login.
+
+    Raises INVALID_CREDENTIALS for one that is unknown, spent or over.
+    """
     kept = _take(_CODE + hash_token(code))
     if kept is None:
-        raise DomainError("INVALID_CREDENTIALS", _("The code is unknown, spent or too old; log in again."))
-    return Identity(**kept)
+        raise bad_code()
+    link_for = kept.pop("link_for", "")
+    return Identity(**kept), link_for
+
+
+def bad_code() -> DomainError:
+    """The refusal for a code that stands for nothing, or for something else."""
+    return DomainError("INVALID_CREDENTIALS", _("The code is unknown, spent or too old; log in again."))
 
 
 def _identity(config: Config, answer: Mapping[str, str], begun: Begun, now: dt.datetime) -> Identity:

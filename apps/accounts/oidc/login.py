@@ -14,7 +14,9 @@ def redeem(*, actor: Actor, code: str, agent: str, now: dt.datetime) -> Login:
 
     Raises INVALID_CREDENTIALS for the code, EMAIL_TAKEN, FORBIDDEN (registration is closed), ACCOUNT_DISABLED.
     """
-    identity = flow.redeem(code)
+    identity, link_for = flow.redeem(code)
+    if link_for:  # it was begun to link an identity, and whoever began it is not whom this would log in
+        raise flow.bad_code()
     user = user_of(identity, actor=actor, now=now)
     if not user.is_active:
         raise DomainError("ACCOUNT_DISABLED")

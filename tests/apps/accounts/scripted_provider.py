@@ -42,7 +42,7 @@ class ScriptedProvider:
         self.key = new_key()
         self.published: list[Any] | None = None
         self.token_answer: tuple[int, dict[str, Any]] | None = None
-        self.userinfo: dict[str, Any] | None = None
+        self._last_sub = ""
         self.drip: str = ""  # a path whose head drips
         self.asked: list[str] = []
         self.over = threading.Event()
@@ -104,12 +104,13 @@ class ScriptedProvider:
             }
         if path == "/jwks":
             return 200, {"keys": self.published or [self.key.as_dict(private=False)]}
-        if path == "/me" and self.userinfo is not None:
-            return 200, self.userinfo
+        if path == "/me":
+            return 200, {"sub": self._last_sub}
         if path == "/token":
             if self.token_answer is not None:
                 return self.token_answer
             claims = self._logins.pop(parse_qs(body)["code"][0])
+            self._last_sub = claims.get("sub", "pat")
             return 200, {"access_token": "opaque", "token_type": "Bearer", "id_token": self.token(**claims)}
         return 404, {}
 

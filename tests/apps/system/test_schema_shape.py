@@ -21,6 +21,7 @@ OWN = "id created_at updated_at"
 PROMISED = {
     "users": f"{OWN} email email_key email_verified_at name password is_active is_staff is_superuser oidc_issuer "
     "oidc_subject locale",
+    "identities": f"{OWN} user_id issuer subject email name refreshed_at",
     "users_groups": "user_id group_id",
     "devices": f"{OWN} owner_id name serial chip firmware agent_version address epoch link_status device_status "
     "metadata last_seen_at deleted_at",
@@ -43,6 +44,7 @@ HELD = {
         r"UNIQUE INDEX .* \(email_key\)",
         r"UNIQUE INDEX .* \(oidc_issuer, oidc_subject\) WHERE .*oidc_subject.* = ''",
     ],
+    "identities": [r"UNIQUE \(issuer, subject\)"],
     "devices": [
         r"UNIQUE INDEX .* \(owner_id, serial\) WHERE \(deleted_at IS NULL\)",
         r"CREATE INDEX .* \(owner_id, created_at\) WHERE \(deleted_at IS NULL\)",
