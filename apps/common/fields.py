@@ -1,5 +1,6 @@
 """Serializer fields that take just what the schema says: a JSON string is not a number, nor a number a string."""
 
+import datetime as dt
 import re
 import uuid
 from typing import Any, Final
@@ -9,6 +10,7 @@ from rest_framework import serializers
 
 from apps.common.emails import MAX_CHARACTERS, check_email
 from apps.common.ids import as_uuid
+from apps.common.moments import bounded
 
 _PLAIN: Final = re.compile(r"[^\x00-\x1f\x7f]+\Z")
 _WHOLE: Final = re.compile(r"-?[0-9]{1,18}\Z")
@@ -37,6 +39,16 @@ class PlainField(TextField):
         if text and not self.pattern.match(text):
             raise serializers.ValidationError(self.sentence)
         return text
+
+
+class MomentField(serializers.DateTimeField):
+    """A moment in a query or a body, within the years that everything behind it can reckon with."""
+
+    def to_internal_value(self, value: Any) -> dt.datetime:
+        try:
+            return bounded(super().to_internal_value(value))
+        except (ValueError, OverflowError):
+            self.fail("overflow")
 
 
 class EmailField(serializers.EmailField):

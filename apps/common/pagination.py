@@ -11,11 +11,12 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from django.core.exceptions import ValidationError
-from django.db.models import Q, QuerySet
+from django.db.models import DateTimeField, Q, QuerySet
 from django.utils.translation import gettext as _
 from rest_framework.request import Request
 
 from apps.common.errors import DomainError, invalid
+from apps.common.moments import read_moment
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
@@ -91,10 +92,11 @@ def paginate(
             return first(order, count)
         window = whole().order_by(*order)
         if place is not None:
-            tie = Q(**{field: place.value, f"id__{side}": place.id})
             try:
-                window = window.filter(Q(**{f"{field}__{side}": place.value}) | tie)
-            except (ValidationError, ValueError):
+                value = _value(window, field, place.value)
+                tie = Q(**{field: value, f"id__{side}": place.id})
+                window = window.filter(Q(**{f"{field}__{side}": value}) | tie)
+            except (ValidationError, ValueError, OverflowError):
                 raise _no_such_page() from None
         return list(window[:count])
 
@@ -116,12 +118,18 @@ def paginate_list(
         if place is None:
             return ordered[:count]
         try:
-            edge = (dt.datetime.fromisoformat(place.value), place.id)
+            edge = (read_moment(place.value), place.id)
             return [row for row in ordered if (key(row) < edge if falling else key(row) > edge)][:count]
         except (ValueError, TypeError):
             raise _no_such_page() from None
 
     return _page(request, fetch, count=lambda: len(rows), limit=limit, ordering=ordering, cursor=cursor)
+
+
+def _value(rows: QuerySet[Any], field: str, text: str) -> Any:
+    """What a cursor's text stands for in a field. Raises ValueError for a moment that no row of ours can have."""
+    is_moment = isinstance(rows.model._meta.get_field(field), DateTimeField)  # noqa: SLF001 - Django's own way
+    return read_moment(text) if is_moment else text
 
 
 def _page(

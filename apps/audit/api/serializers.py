@@ -5,6 +5,7 @@ from rest_framework import serializers
 
 from apps.audit.models import AuditEvent
 from apps.common.api import PageQuery, ordering_field
+from apps.common.fields import MomentField
 
 
 class AuditQuery(PageQuery):
@@ -15,8 +16,8 @@ class AuditQuery(PageQuery):
         default="",
         help_text="One action, e.g. `user.login`; with nothing behind the dot all that begin so.",
     )
-    since = serializers.DateTimeField(required=False, help_text="From then on, inclusive.")
-    until = serializers.DateTimeField(required=False, help_text="Before then.")
+    since = MomentField(required=False, help_text="From then on, inclusive.")
+    until = MomentField(required=False, help_text="Before then.")
 
 
 class AuditEventSerializer(serializers.ModelSerializer[AuditEvent]):

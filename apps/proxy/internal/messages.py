@@ -6,13 +6,13 @@ a well-formed credential is judged one by one by `apps.devices.admission_rules`.
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 from apps.common.errors import DomainError
+from apps.common.moments import read_moment
 from tunnel.contract import MAX_CREDENTIALS, AuthorizeRequest, Credential, Heartbeat, SessionFact, TunnelEvent
 
 MAX_EVENTS: Final = 1000
@@ -58,11 +58,9 @@ class Fields:
         """An RFC 3339 time with its offset, as text."""
         found = self.text(name, 40)
         try:
-            parsed = dt.datetime.fromisoformat(found)
+            read_moment(found)
         except ValueError:
-            raise _bad(f"{self.where}.{name}", "Not an RFC 3339 time.") from None
-        if parsed.tzinfo is None:
-            raise _bad(f"{self.where}.{name}", "A time without its offset.")
+            raise _bad(f"{self.where}.{name}", "Not an RFC 3339 time with its offset.") from None
         return found
 
     def count(self, name: str, high: int = _BIGINT) -> int:

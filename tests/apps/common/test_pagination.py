@@ -12,6 +12,7 @@ from rest_framework.request import Request
 
 from apps.accounts.models import User
 from apps.common.errors import DomainError
+from apps.common.moments import read_moment
 from apps.common.pagination import Cursor, paginate, paginate_list
 from apps.devices.models import Device
 
@@ -132,3 +133,30 @@ def test_our_own_links_are_taken_whatever_the_names_hold(alice, alice_api, longe
 def test_a_cursor_survives_the_journey(ordering, value, row_id, back):
     cursor = Cursor(ordering, value.replace("\0", ""), str(row_id), back)
     assert Cursor.decode(cursor.encode(), ordering) == cursor
+
+
+EDGES = (
+    "9999-12-31T23:59:59.999999-23:59", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00",
+    "0001-01-01T00:00:00+00:00", "0001-01-01T00:00:00", "2030-01-01T00:00:00", "1969-12-31T23:59:59+00:00",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", EDGES)
+def test_a_cursor_at_the_edge_of_the_calendar_is_no_page(users, moment):
+    """Made by hand, as anybody can: no time zone may lead out of Python's years, and it was a 500 in every list."""
+    cursor = Cursor("-created_at", moment, str(users[0].pk), False).encode()
+    for page in (paginate, paginate_list):
+        rows = User.objects.all() if page is paginate else users
+        with pytest.raises(DomainError) as caught:
+            page(ask(), rows, limit=2, ordering="-created_at", cursor=cursor)
+        assert caught.value.code == "NOT_FOUND"
+
+
+@given(st.datetimes(timezones=st.timezones() | st.none()))
+def test_any_moment_is_read_or_refused(at):
+    try:
+        found = read_moment(at.isoformat())
+    except ValueError:
+        return
+    assert found == at
+    assert found.tzinfo is dt.UTC
