@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -20,7 +21,7 @@ def build(folder: Path) -> Path:
     """The program in `folder`, built. Skips the test where Go is missing; fails then in CI (`CI=true`)."""
     go = shutil.which("go")
     if go is None:
-        _unable("Go is not installed")
+        unable("Go is not installed")
     sources = sorted(p for p in folder.iterdir() if p.suffix in (".go", ".mod", ".sum"))
     digest = hashlib.sha256()
     for source in sources:
@@ -43,13 +44,14 @@ def _compile(go: str, folder: Path, program: Path) -> None:
             timeout=BUILD_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        _unable(f"go build took more than {BUILD_SECONDS} s")
+        unable(f"go build took more than {BUILD_SECONDS} s")
     if done.returncode:
-        _unable(f"go build failed:\n{done.stderr[-2000:]}")
+        unable(f"go build failed:\n{done.stderr[-2000:]}")
     partial.replace(program)
 
 
-def _unable(why: str) -> None:
+def unable(why: str) -> NoReturn:
+    """Skip the test; in CI (`CI=true`) fail it."""
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(why)
     pytest.skip(why)

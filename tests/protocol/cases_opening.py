@@ -312,7 +312,7 @@ def _(delivery: str) -> None:
     lab.tick(9.9)
     assert stream.fault is None
     lab.tick(0.2)
-    assert lab.sent() == [Frame(1, RST, 1, 0)]
+    assert lab.sent() == [Frame(2, SYN, 0, 0), Frame(1, RST, 1, 0)]
     assert stream.fault is Fault.OPEN_TIMEOUT
     assert lab.session.ending is None
     lab.feed(ping(3))

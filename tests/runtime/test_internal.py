@@ -163,9 +163,26 @@ async def test_a_slow_client_stalls_its_stream_only() -> None:
         slow.reset()
 
 
-async def test_an_agent_that_does_not_accept_is_504() -> None:
-    async with world(open_seconds=0.3) as w:
+async def test_an_agent_that_lives_and_does_not_acknowledge_gets_the_request() -> None:
+    """Some acknowledge with their first own frame: it is the answer's head that is waited for then."""
+    async with world(open_seconds=0.5) as w:
         await w.agent()  # it runs, but nobody accepts streams
+        for _ in range(4):
+            status, _, raw, _ = await w.forward()
+            assert status == 101
+            raw.reset()
+        assert not w.daemon.sessions.all()[0].closing
+
+
+async def test_an_agent_that_is_silent_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(open_seconds=0.3) as w:
+        agent, _ = await w.agent()
+
+        async def silence(_: object) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(agent._transport, "try_send", lambda _: False)
+        monkeypatch.setattr(agent._transport, "send_all", silence)
         status, _, raw, _ = await w.forward()
         assert status == 504
         raw.close()

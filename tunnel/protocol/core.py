@@ -91,7 +91,6 @@ class Core:
         "crowded",
         "draining",
         "ending",
-        "full_since",
         "ghosts",
         "glitch_bucket",
         "goaway",
@@ -103,7 +102,6 @@ class Core:
         "next_id",
         "next_ping",
         "now",
-        "open_failures",
         "opening",
         "peer_going_away",
         "ping_outstanding",
@@ -144,8 +142,6 @@ class Core:
         # Such ghosts keep ours too, until the open timeout or an ACK for a later stream.
         self.unacked = 0
         self.ghosts: dict[int, float] = {}
-        self.full_since: float | None = None
-        self.open_failures = 0
         # What is to be said, in the order of saying it.
         self.goaway: int | None = None
         self.pongs: list[int] = []
@@ -210,7 +206,6 @@ class Core:
         """The peer answered an open, by ACK or by implication: its slot is free. Called once per stream."""
         stream.acked = True
         self.opening.pop(stream.stream_id, None)
-        self.open_failures = 0
         if self.ghosts:
             # Streams are accepted in order: the peer's queue has moved past every older one.
             for stream_id in [old for old in self.ghosts if old < stream.stream_id]:
@@ -230,11 +225,6 @@ class Core:
             stream = self.queued.pop(next(iter(self.queued)))
             self.unacked += 1
             self.say(stream, SYN)
-        if self.unacked >= limit:
-            if self.full_since is None:
-                self.full_since = self.now
-        else:
-            self.full_since = None
 
     def remember(self, stream_id: int, residual: int, *, refused: bool = False) -> None:
         """Frames of this closed stream may still be under way: `residual` bytes of Data at most."""
@@ -310,7 +300,6 @@ class Core:
 
     def _release_slot(self) -> None:
         self.unacked -= 1
-        self.full_since = None
         self.admit_opens()
 
     def _drop_buffers(self, stream: MuxStream) -> None:

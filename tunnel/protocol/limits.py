@@ -58,9 +58,8 @@ class SessionConfig:
     late_ids: int = 1024  # closed streams remembered, so that frames still under way are no glitch
     max_pending_resets: int = 1024  # RSTs for refused streams that wait to be written
     # Times
-    open_timeout: float = 10.0  # from open to ACK, queueing included
-    open_failures: int = 3  # consecutive open timeouts that end the session
-    unacked_timeout: float = 15.0  # with max_unacked outstanding and none answered, the session ends
+    open_timeout: float = 10.0  # from open to ACK, queueing included; bytes sent at a live peer are another's to judge
+    open_probe: float = 2.0  # an open without ACK and no byte from the peer for so long: ask whether it lives
     accept_timeout: float = 10.0  # a Go opener kills its session after 75 s without ACK
     close_timeout: float = 300.0  # without progress after our half-close
     flush_stuck: float = 30.0  # without progress of what goes before a reset that is passed on

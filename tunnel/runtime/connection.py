@@ -50,9 +50,6 @@ __all__ = [
 _DEFAULTS = SessionConfig()
 # Looking more often than this is not worth a wake-up; nothing that the watchdog does is more exact.
 _TICK = 1.0
-# A caller that waits nearly as long as the session leaves the timeout to it: only the session counts the opens that
-# nobody answers, and takes a peer for dead after some in a row.
-_AS_LONG = 0.95
 _LITTLE = 1024  # bytes that are said without the writer
 _LISTEN_EVERY = 0.05  # while a sign of life is waited for
 _LEAST = 0.01  # before it is looked at again, whatever is due
@@ -150,21 +147,26 @@ class Connection:
         self.session.go_away(code)
         self._dispatch(self.session.take_touched())
 
+    def ping(self) -> None:
+        """Ask the peer for a sign of life, unless that has been done and was not answered yet."""
+        if self.session.ping(trio.current_time()):
+            self.kick()
+
     # Streams
 
     async def open_stream(self, *, timeout: float | None = None, wait_ack: bool = True) -> Stream:
         """Open a stream and wait until the peer has accepted it, at most `timeout` (default: config.open_timeout).
 
-        A shorter `timeout` is the caller's own haste: such an open does not count as one that the peer left unanswered.
         With `wait_ack` False it returns at once: what is sent goes out right behind the SYN, a round trip earlier, and
-        a refusal or timeout is raised by the first operation that meets it.
+        a refusal or timeout is raised by the first operation that meets it. Some peers acknowledge with their first own
+        frame: who waits for their ACK before he has sent anything waits for ever.
         Raises OpenTimeout, StreamRefused, GoingAway, TooManyStreams, SessionEnded. Cancelled, the stream is reset.
         """
         stream = self.open_nowait()
         if not wait_ack:
             return stream
         try:
-            if timeout is None or timeout >= _AS_LONG * self._config.open_timeout:
+            if timeout is None or timeout >= self._config.open_timeout:
                 await stream.wait_acknowledged()
                 return stream
             with trio.move_on_after(timeout):

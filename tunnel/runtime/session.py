@@ -71,6 +71,7 @@ class TunnelSession:
         "_close_order",
         "_crash",
         "_spawn",
+        "acknowledges",
         "connected_at",
         "connection",
         "forwards",
@@ -85,6 +86,7 @@ class TunnelSession:
         self.connection = connection
         self.connected_at = datetime.now(UTC)
         self.started = trio.current_time()
+        self.acknowledges = True  # False: it was seen not to say at once that it has taken a stream
         self.forwards = 0  # streams that the switch carries for it now
         self.parting = False  # its agent was told to go: no stream is kept for later any more
         self.leaving = False  # it takes no new streams

@@ -34,6 +34,11 @@ from tunnel.runtime.sockets import ByteStream, shared_buffer
 _UP: Final = AHEAD  # read from the client at once: as much as a stream's send buffer takes
 _DOWN: Final = 128 * 1024
 _LOOK_SECONDS: Final = 1.0
+REFUSAL_SECONDS: Final = 0.25
+"""For an agent's refusal of a stream to come; on a long line two round trips, but no more than a second."""
+_MOST_SECONDS: Final = 1.0
+_LATELY: Final = 1.0  # a byte that came so long ago says that the agent lives
+_PAUSE: Final = 0.05
 
 
 Tell = Callable[["Forward", Facts], None]
@@ -167,6 +172,33 @@ class Forward:
         raw.send_eof()
 
 
+async def _settle(session: TunnelSession, stream: Stream, deadline: float) -> None:
+    """Return when the agent has accepted the stream, or lives and merely has not said so. Raises TunnelError.
+
+    An agent that acknowledges with its first own frame waits for the request, so it must have it. But a refusal can
+    only be told as such before the request goes out, and mostly comes within a round trip: it has a moment, unless the
+    agent is known to be of that kind.
+    """
+    connection = session.connection
+    since = trio.current_time()
+    if session.acknowledges:
+        moment = min(_MOST_SECONDS, max(REFUSAL_SECONDS, 2 * (connection.rtt or 0.0)), max(0.0, deadline - since))
+        with trio.move_on_after(moment):
+            await stream.wait_acknowledged()
+            return
+    else:
+        since -= _LATELY
+    while connection.session.last_received <= since:
+        now = trio.current_time()
+        if now >= deadline:
+            raise OpenTimeout("the agent is silent")
+        connection.ping()
+        with trio.move_on_after(_PAUSE):
+            await stream.wait_acknowledged()
+            return
+    session.acknowledges = False
+
+
 class Switch:
     """All forwards of the daemon, and the limits that hold for them together."""
 
@@ -190,23 +222,32 @@ class Switch:
         return self._over_budget
 
     async def open(self, session: TunnelSession, deadline: float) -> Stream:
-        """A stream that the agent has accepted by `deadline`. Raises Refusal: what the client is told."""
+        """A stream, before `deadline`. Raises Refusal: what the client is told.
+
+        See `_settle` for how far the agent's word is waited for.
+        """
         began = trio.current_time()
         try:
             if self._over_budget:
                 raise Refusal("OVERLOADED", "the daemon's buffers are full; try again shortly", retry_after=1)
             if session.closing:
                 raise Refusal("TUNNEL_DISCONNECTED", "the tunnel is closing", retry_after=1)
-            stream = await self._open(session, max(0.0, deadline - began))
+            stream = await self._open(session, deadline)
         except Refusal as refusal:
             self._metrics.streams.labels(refusal.code.lower()).inc()
             raise
         self._metrics.open_seconds.observe(trio.current_time() - began)
         return stream
 
-    async def _open(self, session: TunnelSession, seconds: float) -> Stream:
+    async def _open(self, session: TunnelSession, deadline: float) -> Stream:
         try:
-            return await session.connection.open_stream(timeout=seconds)
+            stream = session.connection.open_nowait()
+            try:
+                await _settle(session, stream, deadline)
+            except BaseException:
+                stream.reset()
+                raise
+            return stream
         except OpenTimeout:
             raise Refusal("TUNNEL_TIMEOUT", "the agent did not accept the stream in time") from None
         except (TooManyStreams, StreamRefused):
