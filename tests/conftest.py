@@ -32,8 +32,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 _processes = pytest.StashKey["list[Started]"]()
 
-LONGEST = ("supervisor_dev", "contract", "faults", "many_daemons", "rotation", "embedded", "nginx", "ticket_browser")
-"""Of the files in tests/system, those that take a minute and more on a busy machine."""
+LONGEST = (
+    "supervisor_dev",
+    "lazy_agents",
+    "slow_line",
+    "contract",
+    "faults",
+    "many_daemons",
+    "rotation",
+    "embedded",
+    "nginx",
+    "ticket_browser",
+)
+"""Of the files in tests/system and tests/interop, those that take a minute and more on a busy machine."""
 REAL = ("system", "interop", "deploy")
 """Folders whose tests start real processes, seconds each."""
 

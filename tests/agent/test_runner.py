@@ -64,6 +64,11 @@ class ScriptedTransport:
     def unsent(self) -> int | None:
         return None
 
+    bytes_in = 0
+
+    def kernel_socket(self) -> None:
+        return None
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         self.closed_with = self.closed_with or (code, reason)
         self._closed.set()

@@ -17,6 +17,7 @@ class PipeTransport:
         self.capacity = capacity
         self.chunk = chunk
         self.arrived = bytearray()
+        self.bytes_in = 0
         self.ended = False
         self.broken = False
         self.cut = False  # bytes vanish: a network that died silently
@@ -37,6 +38,7 @@ class PipeTransport:
         size = len(self.arrived) if self.chunk is None else random.randint(1, self.chunk)
         data = bytes(self.arrived[:size])
         del self.arrived[:size]
+        self.bytes_in += size
         self.peer.changed.unpark_all()
         return data
 
@@ -62,6 +64,9 @@ class PipeTransport:
         return False
 
     def unsent(self) -> int | None:
+        return None
+
+    def kernel_socket(self) -> None:
         return None
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:

@@ -57,6 +57,13 @@ class SlowLink:
     def unsent(self) -> int | None:
         return None
 
+    @property
+    def bytes_in(self) -> int:
+        return self._pipe.bytes_in
+
+    def kernel_socket(self) -> None:
+        return None
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await self._pipe.aclose(code, reason)
 

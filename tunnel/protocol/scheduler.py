@@ -68,6 +68,10 @@ class DeficitRoundRobin:
             stream.in_ring = False
             self.add(stream)
 
+    def set_quantum(self, quantum: int) -> None:
+        """What a stream may send in its turn from now on, in bytes."""
+        self._quantum = quantum
+
     def clear(self) -> None:
         """Forget all streams."""
         self._ring = self._bulk = None

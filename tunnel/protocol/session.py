@@ -28,6 +28,9 @@ from tunnel.protocol.stream import CREDIT, MuxStream, State
 from tunnel.protocol.timers import next_deadline, request_ping, tick
 
 _DEFAULTS = SessionConfig()
+# On a slow line a stream has its turn for so long; smaller pieces than the other cost more than they help.
+_TURN_SECONDS = 0.05
+_LEAST_QUANTUM = 1024
 
 
 class Session:
@@ -95,6 +98,17 @@ class Session:
     def next_deadline(self) -> float:
         """When to call `tick` at the latest, if nothing happens before."""
         return next_deadline(self._core, self._inbound)
+
+    def note_life(self, now: float) -> None:
+        """The caller saw that the link lives: part of a message came, or bytes that had waited were acknowledged."""
+        core = self._core
+        core.last_received = max(core.last_received, now)
+
+    def set_line_rate(self, rate: float | None) -> None:
+        """What the line carries in bytes a second; None: so much that it need not be shared in small pieces."""
+        core = self._core
+        quantum = core.config.quantum
+        core.ring.set_quantum(quantum if rate is None else max(_LEAST_QUANTUM, min(quantum, int(rate * _TURN_SECONDS))))
 
     def take_touched(self) -> list[MuxStream]:
         """The streams that changed since the last call, each once. Clear `touched` of each when looking at it."""

@@ -18,6 +18,7 @@ from tunnel.protocol.errors import EndKind, OpenRefusal, OpenRefused, RemoteProt
 from tunnel.protocol.limits import SessionConfig
 from tunnel.protocol.session import Session
 from tunnel.protocol.stream import MuxStream
+from tunnel.runtime.life import Life
 from tunnel.runtime.mux_errors import (
     CLOSE_ABNORMAL,
     CLOSE_ABUSE,
@@ -34,7 +35,9 @@ from tunnel.runtime.mux_errors import (
     TunnelError,
     open_error,
 )
+from tunnel.runtime.pace import WEIGHED, Pace
 from tunnel.runtime.seat import Seat
+from tunnel.runtime.sockets import least_round_trip, unsent
 from tunnel.runtime.statistics import ConnectionStatistics, statistics_of
 from tunnel.runtime.stream import Stream
 from tunnel.runtime.transport import Transport, TransportProtocolError
@@ -81,6 +84,10 @@ class Connection:
         self._config = config
         self._writer = Seat()  # while there is nothing to say
         self._writing = Writing()
+        self._pace = Pace(config.max_batch)
+        if transport.kernel_socket() is None:
+            self._pace.look(0.0, None)
+        self._life = Life()
         self._hurried = False  # the next `kick` need not wait for the writer's turn
         self._left: Payload = b""  # the writer's first message: the socket did not take it at once
         self._read_scope = trio.CancelScope()
@@ -295,13 +302,15 @@ class Connection:
 
     async def _write(self, flushed: trio.Event) -> None:
         session = self.session
-        limit = self._config.max_batch
+        pace = self._pace
         try:
             while True:
+                if pace.slow and session.wants_to_send:
+                    await self._wait_for_line()
                 now = trio.current_time()
                 data, self._left = self._left, b""
                 if not data:
-                    data = session.data_to_send(limit, now)
+                    data = session.data_to_send(pace.batch, now)
                 touched = session.take_touched()
                 if touched:
                     self._dispatch(touched)
@@ -309,20 +318,63 @@ class Connection:
                     self._writing.since = now
                     await self._transport.send_all(data)
                     self._writing.since = None
+                    pace.wrote(len(data))
+                    if len(data) >= WEIGHED and now >= pace.due:
+                        self._look_at_line()
                 elif session.ending is not None:
                     return
                 # Unless a listener has spoken while the touched streams were told.
                 elif not (touched and session.wants_to_send):
+                    pace.rest()
                     await self._writer.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._lost(error)
         finally:
             flushed.set()
 
+    def _queued(self) -> int | None:
+        sock = self._transport.kernel_socket()
+        return None if sock is None else unsent(sock)
+
+    def _look_at_line(self) -> None:
+        """See what the line has carried of what was written."""
+        pace = self._pace
+        slow, rate = pace.slow, pace.rate
+        pace.look(trio.current_time(), self._queued())
+        if pace.slow or slow:
+            self._share_line(rate)
+
+    def _share_line(self, before: float) -> None:
+        if self._pace.rate != before:
+            self.session.set_line_rate(self._pace.rate if self._pace.slow else None)
+
+    async def _wait_for_line(self) -> None:
+        """Return when a slow line has carried enough of what the kernel holds: what is urgent must not wait behind it.
+
+        Meanwhile it is decided anew with each batch whose bytes go next.
+        """
+        pace = self._pace
+        try:
+            while self.session.ending is None:
+                sock, now, before = self._transport.kernel_socket(), trio.current_time(), pace.rate
+                if sock is None:
+                    return
+                seconds = pace.pause(now, unsent(sock), least_round_trip(sock))
+                self._share_line(before)
+                if not seconds:
+                    return
+                if self._writing.since is None:
+                    self._writing.since = now
+                await trio.sleep(seconds)
+        finally:
+            self._writing.since = None
+
     # For the watchdog
 
     def look(self, now: float) -> float:
         """Do what time alone brings: pings, liveness, timeouts. When to look again; infinity once the session ended."""
+        if self._life.seen(self._transport):
+            self.session.note_life(now)
         stuck = self._writing.stuck(now, self._transport)
         if stuck >= self._config.write_timeout:
             self._dispatch(self.session.fail(EndKind.LIVENESS, f"no progress in writing for {stuck:.0f} s"))

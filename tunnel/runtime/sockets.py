@@ -23,7 +23,9 @@ _NOTSENT_LOWAT: Final = 128 * 1024  # so that a pong waits behind little (yamux.
 _ACKED_AT: Final = 120  # of `struct tcp_info`: 8 bytes, 24 words, two rates before it
 FLUSH_SECONDS: Final = 30.0
 """What goes before a reset that is passed on may stand still for so long, no longer."""
+_LEAST_RTT_AT: Final = 148
 _FLUSH_LOOK: Final = 0.01
+Socket = socket.socket | trio.socket.SocketType
 _shared: trio.lowlevel.RunVar[memoryview] = trio.lowlevel.RunVar("tunnel_read_buffer")
 
 
@@ -56,7 +58,7 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def unsent(sock: socket.socket) -> int | None:
+def unsent(sock: Socket) -> int | None:
     """Bytes that were written and that the peer's kernel has not acknowledged; None where the system does not tell."""
     try:
         return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
@@ -64,7 +66,7 @@ def unsent(sock: socket.socket) -> int | None:
         return None
 
 
-def acknowledged(sock: trio.socket.SocketType | socket.socket) -> int | None:
+def acknowledged(sock: Socket) -> int | None:
     """Bytes that the peer's kernel has acknowledged since the connection was made (`tcpi_bytes_acked`, Linux 4.1).
 
     None where the system does not tell; another's structure of that name looks different.
@@ -76,6 +78,17 @@ def acknowledged(sock: trio.socket.SocketType | socket.socket) -> int | None:
     except OSError:  # not a TCP socket, or closed
         return None
     return int.from_bytes(told[_ACKED_AT:], sys.byteorder) if len(told) == _ACKED_AT + 8 else None
+
+
+def least_round_trip(sock: Socket) -> float:
+    """The shortest round trip in seconds that the kernel has seen lately (`tcpi_min_rtt`, Linux 4.6); 0.0: unknown."""
+    if sys.platform != "linux":
+        return 0.0
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LEAST_RTT_AT + 4)
+    except OSError:
+        return 0.0
+    return int.from_bytes(told[_LEAST_RTT_AT:], sys.byteorder) / 1e6 if len(told) == _LEAST_RTT_AT + 4 else 0.0
 
 
 def listen(host: str, port: int, backlog: int = 4096) -> socket.socket:

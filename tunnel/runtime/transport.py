@@ -16,7 +16,7 @@ import trio
 import trio_websocket
 import wsproto.utilities
 
-from tunnel.runtime.sockets import tune
+from tunnel.runtime.sockets import Socket, tune
 from tunnel.runtime.websocket import SocketTransport, StreamTransport
 from tunnel.runtime.websocket_plain import PlainTransport
 from tunnel.runtime.wire import MAX_FRAME, Payload, TransportProtocolError, Wire
@@ -83,6 +83,15 @@ class Transport(Protocol):
 
     def unsent(self) -> int | None:
         """Bytes of what is being written that the peer's system has not taken yet; None: nobody can tell."""
+        ...
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of any kind that came so far: also those of a frame that is not whole yet."""
+        ...
+
+    def kernel_socket(self) -> Socket | None:
+        """The TCP socket below it all, to ask the kernel; None where there is none."""
         ...
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from tunnel.runtime.sockets import acknowledged, shared_buffer, unsent
+from tunnel.runtime.sockets import Socket, acknowledged, shared_buffer, unsent
 from tunnel.runtime.turn import Turn
 from tunnel.runtime.wire import Payload, TransportProtocolError, Wire
 
@@ -47,6 +47,7 @@ class _WireTransport:
         self._turn = Turn()
         self._taken = 0  # bytes of the last read, if what they cost is still to be looked at
         self._taken_at = 0.0  # … on this thread's own clock
+        self.bytes_in = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._wire!r} {self._turn!r}>"
@@ -96,6 +97,7 @@ class _WireTransport:
             self._changed.set()
 
     def _decode(self, data: Payload) -> list[Payload]:
+        self.bytes_in += len(data)
         if len(data) == 0:
             self._ended = True
             self._wire.receive_eof()
@@ -144,6 +146,10 @@ class _WireTransport:
 
     def unsent(self) -> int | None:
         """Not known of any transport but a socket."""
+        return None
+
+    def kernel_socket(self) -> Socket | None:
+        """None is known."""
         return None
 
     async def _write_marked(self, prefix: bytes, body: Payload) -> None:
@@ -298,6 +304,10 @@ class SocketTransport(_WireTransport):
         held = unsent(self._sock)
         return None if held is None else held + self._rest
 
+    def kernel_socket(self) -> Socket | None:
+        """The socket, until it is closed."""
+        return self._sock if self._sock.fileno() >= 0 else None
+
     def try_send(self, data: Payload) -> bool:
         """As `send_all` if the socket takes it at once. False: `send_all` of the same message must be the next."""
         if self._sending:
@@ -362,11 +372,16 @@ class StreamTransport(_WireTransport):
         What TLS adds is not known, so it tells nothing but its fall. The bytes that the kernel holds would not: they
         are as many again at once while TLS has more for it. None where there is no such socket.
         """
+        sock = self.kernel_socket()
+        taken = None if sock is None else acknowledged(sock)
+        return None if taken is None else self._given - taken
+
+    def kernel_socket(self) -> Socket | None:
+        """The one below TLS."""
         stream = self._stream
         while isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
-        taken = acknowledged(stream.socket) if isinstance(stream, trio.SocketStream) else None
-        return None if taken is None else self._given - taken
+        return stream.socket if isinstance(stream, trio.SocketStream) and stream.socket.fileno() >= 0 else None
 
     def _over(self) -> bool:
         # TLS cannot half-close, and a front that ends it passes none on: then each end waits for the other's. Behind

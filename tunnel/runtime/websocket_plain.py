@@ -19,6 +19,7 @@ class PlainTransport:
         self._connection = connection
         self.close_code: int | None = None
         self.close_reason = ""
+        self.bytes_in = 0  # in messages only: their beginnings are not seen
 
     def _note(self, closed: trio_websocket.ConnectionClosed) -> None:
         self.close_code = closed.reason.code if closed.reason else 1006
@@ -45,6 +46,10 @@ class PlainTransport:
     def unsent(self) -> int | None:
         """As of `_WireTransport`."""
         return None
+
+    def kernel_socket(self) -> None:
+        """As of `_WireTransport`."""
+        return
 
     async def send_all(self, data: Payload) -> None:
         """Write one binary message."""
