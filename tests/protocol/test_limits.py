@@ -7,7 +7,7 @@ import pytest
 
 from tests.protocol.lab import ACK, FIN, G1, RST, SYN, WIN, Frame, Lab, data, goaway, ping, raw_header, window
 from tunnel.protocol.core import Role
-from tunnel.protocol.errors import Fault, OpenRefusal, OpenRefused
+from tunnel.protocol.errors import EndKind, Fault, OpenRefusal, OpenRefused
 from tunnel.protocol.limits import MIB, Rate, SessionConfig, TokenBucket
 
 
