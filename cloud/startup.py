@@ -90,8 +90,23 @@ def wait_for_redis(values: Mapping[str, Any]) -> None:
     def ask() -> None:
         with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
             client.ping()
+            name_eviction(client, masked(url))
 
     _wait(f"Redis at {masked(url)}", ask, redis.RedisError)
+
+
+def name_eviction(client: redis.Redis, where: str) -> None:
+    """Say in one line that this Redis drops keys where its memory is full: logins and presence are no cache."""
+    try:
+        policy = client.info("memory").get("maxmemory_policy", "noeviction")
+    except redis.ResponseError:  # a user of Redis who may not ask
+        return
+    if policy != "noeviction":
+        print(  # noqa: T201 - logging is not set up yet
+            f"visiona: warning: Redis at {where} drops keys when its memory is full (maxmemory-policy {policy}): "
+            "people are logged out, and boxes look offline for seconds; set noeviction",
+            file=sys.stderr,
+        )
 
 
 def masked(url: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Generic, Protocol, TypeVar
 
+from tunnel.contract import session_mark, sessions_digest
+
 
 class Held(Protocol):
     """What the registry needs to know of a session."""
@@ -30,12 +32,18 @@ class Registry(Generic[S]):
     def __init__(self) -> None:
         self._by_id: dict[str, S] = {}
         self._by_device: dict[str, list[S]] = {}
+        self._mark = 0
 
     def __repr__(self) -> str:
         return f"<Registry {len(self._by_id)} sessions of {len(self._by_device)} devices>"
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    @property
+    def digest(self) -> str:
+        """Of the sessions that are held, whatever their order: equal where another has the same ones."""
+        return sessions_digest(self._mark)
 
     def all(self) -> list[S]:
         """Every session, in the order of arrival."""
@@ -45,6 +53,7 @@ class Registry(Generic[S]):
         """Hold `session`, and answer which ones have to be closed as replaced: the older ones of the device, or
         `session` itself if a newer one got here first."""
         self._by_id[session.id] = session
+        self._mark ^= session_mark(session.id, session.device_id)
         held = self._by_device.setdefault(session.device_id, [])
         held.append(session)
         held.sort(key=lambda one: one.epoch)
@@ -54,6 +63,7 @@ class Registry(Generic[S]):
         """Forget a session; None if it was not held (any more)."""
         session = self._by_id.pop(session_id, None)
         if session is not None:
+            self._mark ^= session_mark(session.id, session.device_id)
             held = self._by_device[session.device_id]
             held.remove(session)
             if not held:

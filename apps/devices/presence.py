@@ -10,6 +10,9 @@ import datetime as dt
 import hashlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import starmap
+from operator import xor
 from typing import Final
 
 import structlog
@@ -33,6 +36,8 @@ from tunnel.contract import (
     HeartbeatAnswer,
     SessionFact,
     TunnelEvent,
+    session_mark,
+    sessions_digest,
 )
 
 logger = structlog.get_logger(__name__)
@@ -75,9 +80,21 @@ def heartbeat(beat: Heartbeat, *, now: dt.datetime) -> HeartbeatAnswer:
     if listed is not None:
         closes |= _lawful(_right_registry(beat["node"], listed))
         return HeartbeatAnswer(close=list(closes.values()), send_sessions=False)
-    closes |= _lawful(_orders(registry.sessions_of(beat["node"])))
-    unsure = heard.state == "new" or heard.sessions_known != beat["sessions_count"]
+    held = registry.whole_sessions(beat["node"])
+    closes |= _lawful(_orders(held))
+    unsure = heard.state == "new" or not _as_told(held, beat)
     return HeartbeatAnswer(close=list(closes.values()), send_sessions=unsure)
+
+
+def _as_told(held: Mapping[str, str], beat: Heartbeat) -> bool:
+    """Whether the registry holds (session → device) what the node says that it holds: a key may have been lost.
+
+    By its count alone where a daemon of the former release tells no digest.
+    """
+    if len(held) != beat["sessions_count"]:
+        return False
+    digest = beat.get("digest")
+    return digest is None or digest == sessions_digest(reduce(xor, starmap(session_mark, held.items()), 0))
 
 
 def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, CloseOrder]:

@@ -35,6 +35,15 @@ def _ping_redis() -> str:
     return OK
 
 
+def maxmemory_policy() -> str:
+    """What Redis does when its memory is full; empty where it does not tell. Raises the errors of Redis."""
+    try:
+        memory = client().info("memory")
+    except redis.exceptions.ResponseError:  # a user of Redis who may not ask
+        return ""
+    return str(memory.get("maxmemory_policy", ""))
+
+
 def run() -> dict[str, str]:
     """`{"postgresql": …, "redis": …}`, each `ok` or `down`; within the deadlines of the two drivers."""
     found: dict[str, str] = {}

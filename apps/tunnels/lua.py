@@ -60,12 +60,12 @@ HEARTBEAT: Final = (
     _COMMON
     + """
 -- node, url, version, started_ms, sessions_count, streams_count, draining, now_ms, ttl_ms, closing_ms
--- returns: state (new, known, superseded), sessions known of this node, then session, order of each pending close
+-- returns: state (new, known, superseded), then session, order of each pending close
 local node, url, started, now = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[8])
 local holder = redis.call('GET', P .. 'url:' .. url)
 if holder and holder ~= node then
   local since = tonumber(redis.call('HGET', P .. 'node:' .. holder, 'started') or '0')
-  if since > started then return {'superseded', 0} end
+  if since > started then return {'superseded'} end
   drop_node(holder)
 end
 local state = redis.call('EXISTS', P .. 'node:' .. node) == 1 and 'known' or 'new'
@@ -74,7 +74,7 @@ redis.call('HSET', P .. 'node:' .. node, 'url', url, 'version', ARGV[3], 'starte
 redis.call('PEXPIRE', P .. 'node:' .. node, ARGV[9])
 redis.call('SET', P .. 'url:' .. url, node, 'PX', ARGV[9])
 redis.call('ZADD', P .. 'nodes', now, node)
-local answer = {state, redis.call('HLEN', P .. 'sessions:' .. node)}
+local answer = {state}
 local closing = redis.call('HGETALL', P .. 'closing:' .. node)
 for i = 1, #closing, 2 do
   local at = tonumber(string.match(closing[i + 1], '^(%d+)|'))
@@ -204,6 +204,19 @@ for i = 2, #ARGV do
       answer[#answer + 1] = value
     end
   end
+end
+return answer
+"""
+
+LACKING: Final = """
+-- node, then 2 a session that it holds: session, device; returns the sessions of which a key of the device, or of its
+-- user, was lost: an eviction takes one key and leaves the others
+local P, answer = KEYS[1], {}
+for i = 2, #ARGV, 2 do
+  local e = redis.call('HMGET', P .. 'device:' .. ARGV[i + 1], 'n', 's', 'u')
+  local whole = e[1] == ARGV[1] and e[2] == ARGV[i] and e[3]
+    and redis.call('SISMEMBER', P .. 'user:' .. e[3], ARGV[i + 1]) == 1
+  if not whole then answer[#answer + 1] = ARGV[i] end
 end
 return answer
 """

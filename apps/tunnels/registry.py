@@ -109,10 +109,9 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What the registry knew when the heartbeat came: the state of the node, its session count, its closes."""
+    """What the registry knew when the heartbeat came: the state of the node, its closes."""
 
     state: Literal["new", "known", "superseded"]
-    sessions_known: int
     closes: tuple[Pending, ...]
 
 
@@ -183,9 +182,8 @@ def heartbeat(
             CLOSING_MS,
         ],
     )
-    closes = tuple(_pending(session, order) for session, order in _groups(flat[2:], 2))
-    state = cast("Literal['new', 'known', 'superseded']", flat[0])
-    return Beat(state, int(flat[1]), closes)
+    closes = tuple(_pending(session, order) for session, order in _groups(flat[1:], 2))
+    return Beat(cast("Literal['new', 'known', 'superseded']", flat[0]), closes)
 
 
 def nodes() -> list[Node]:
@@ -365,6 +363,17 @@ def lookup_user(user_id: str) -> dict[str, Entry]:
 def sessions_of(node: str) -> dict[str, str]:
     """Session → device, of one node."""
     return cast("dict[str, str]", redis.client().hgetall(f"{PREFIX}sessions:{node}"))
+
+
+def whole_sessions(node: str) -> dict[str, str]:
+    """As `sessions_of`, of those that can be found by their device and by their user as well."""
+    held = sessions_of(node)
+    lacking: set[str] = set()
+    pairs = list(held.items())
+    for start in range(0, len(pairs), _CHUNK):
+        args = [node, *(text for pair in pairs[start : start + _CHUNK] for text in pair)]
+        lacking.update(_run(lua.LACKING, args))
+    return {session: device for session, device in pairs if session not in lacking}
 
 
 def online_devices() -> set[str]:

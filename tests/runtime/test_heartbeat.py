@@ -32,6 +32,15 @@ async def test_it_is_ready_after_the_first_accepted_heartbeat_only() -> None:
         assert w.logged("heartbeat_failed")
 
 
+async def test_a_heartbeat_tells_which_sessions_there_are() -> None:
+    async with world(heartbeat_seconds=0.05) as w:
+        none = (await w.control.wait(lambda: w.control.heartbeats))[0]["digest"]
+        await w.agent()
+        held = w.daemon.sessions.digest
+        assert held != none
+        await w.control.wait(lambda: w.control.heartbeats[-1]["digest"] == held)
+
+
 async def test_two_missed_heartbeats_make_it_not_ready_until_one_is_accepted() -> None:
     """Its tunnels live on and it is healthy: nobody must restart it for what the API lacks."""
     async with world(heartbeat_seconds=0.1, call_seconds=0.2) as w:

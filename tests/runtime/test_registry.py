@@ -66,3 +66,21 @@ def test_pages_hold_every_session_once(limit: int) -> None:
         assert len(page) <= limit
         seen += [one.id for one in page]
     assert seen == list("abcde")
+
+
+def test_the_digest_is_of_what_is_held_and_of_nothing_else() -> None:
+    registry: Registry[One] = Registry()
+    other: Registry[One] = Registry()
+    empty = registry.digest
+    for epoch in (1, 2, 3):
+        registry.add(One(f"s{epoch}", f"d{epoch}", epoch))
+        other.add(One(f"s{4 - epoch}", f"d{4 - epoch}", epoch))
+    assert registry.digest == other.digest != empty
+    registry.remove("s2")
+    assert registry.digest != other.digest
+    registry.remove("nobody")
+    other.remove("s2")
+    assert registry.digest == other.digest
+    for session in ("s1", "s3"):
+        registry.remove(session)
+    assert registry.digest == empty

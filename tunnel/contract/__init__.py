@@ -20,6 +20,8 @@ from tunnel.contract.messages import (
     Replaced,
     SessionFact,
     TunnelEvent,
+    session_mark,
+    sessions_digest,
 )
 from tunnel.contract.names import (
     CLOSE_ABUSE,
@@ -149,6 +151,8 @@ __all__ = [
     "parse_setting",
     "read_settings",
     "request_id_from",
+    "session_mark",
+    "sessions_digest",
     "token_prefix",
     "verify_secret",
 ]

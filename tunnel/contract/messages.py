@@ -1,10 +1,11 @@
 """Messages of the internal calls between daemon and control plane (JSON; docs/internal-api.md).
 
-Standard library only; types alone.
+Standard library only; types, and the one digest that both sides make of the same facts.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
 MAX_CREDENTIALS: Final = 256
@@ -85,6 +86,17 @@ class Heartbeat(TypedDict):
     streams_count: int
     draining: bool
     sessions: list[SessionFact] | None
+    digest: NotRequired[str]  # of the sessions that it holds: `sessions_digest`
+
+
+def session_mark(session: str, device: str) -> int:
+    """What one session adds (by exclusive or) to the digest of a node's sessions."""
+    return int.from_bytes(blake2b(f"{session} {device}".encode(), digest_size=16).digest())
+
+
+def sessions_digest(mark: int) -> str:
+    """The digest as heartbeats carry it, of all marks together; 0: there is none."""
+    return f"{mark:032x}"
 
 
 class CloseOrder(TypedDict):

@@ -384,6 +384,7 @@ class Daemon:
             version=self._version,
             started_at=self._started_at,
             sessions_count=len(self.sessions),
+            digest=self.sessions.digest,
             streams_count=len(self.switch) + self.streams_fast,
             draining=self.metrics.draining,
             sessions=None,

@@ -123,7 +123,7 @@ def read_heartbeat(body: Any) -> Heartbeat:
     if not _URL.match(url):
         raise _bad("body.url", "Not an http URL.")
     full = message.value.get("sessions") is not None
-    return Heartbeat(
+    beat = Heartbeat(
         node=message.uuid("node"),
         url=url.rstrip("/"),
         version=message.text("version", 64),
@@ -133,6 +133,9 @@ def read_heartbeat(body: Any) -> Heartbeat:
         draining=message.flag("draining"),
         sessions=message.items("sessions", 0, MAX_SESSIONS, _session) if full else None,
     )
+    if message.value.get("digest") is not None:
+        beat["digest"] = message.text("digest", 64)
+    return beat
 
 
 def _session(item: Fields) -> SessionFact:

@@ -58,6 +58,9 @@ class SystemHealthSerializer(serializers.Serializer[Any]):
     daemons_draining = serializers.IntegerField(help_text="Those of them that are about to end.")
     tunnels_online = serializers.IntegerField(help_text="Tunnels that all of them hold.")
     own_devices_online = serializers.IntegerField(help_text="Devices of this user that are online.")
+    redis_maxmemory_policy = serializers.CharField(
+        help_text="What Redis does when its memory is full. Any other than `noeviction` loses logins and presence."
+    )
 
 
 class SystemHealthView(ApiView):
@@ -71,6 +74,7 @@ class SystemHealthView(ApiView):
                 "daemons_draining": sum(node.draining for node in nodes),
                 "tunnels_online": sum(node.sessions for node in nodes),
                 "own_devices_online": len(registry.lookup_user(str(request.user.pk))),
+                "redis_maxmemory_policy": checks.maxmemory_policy(),
             }
         )
 

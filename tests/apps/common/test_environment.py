@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import redis as redis_package
 from dotenv import dotenv_values
 
 import manage
@@ -131,6 +132,21 @@ class TestStartup:
             startup.wait_for_redis({"REDIS_URL": f"redis://:hush@127.0.0.1:{port}/0"})
         assert str(caught.value).startswith(f"Redis at redis://:***@127.0.0.1:{port}/0 cannot be reached: ")
         assert "hush" not in str(caught.value)
+
+    @pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru", "volatile-ttl"])
+    def test_a_redis_that_drops_keys_is_named(self, monkeypatch, settings, capsys, policy):
+        monkeypatch.setattr(redis_package.Redis, "info", lambda _self, _section: {"maxmemory_policy": policy})
+        startup.wait_for_redis({"REDIS_URL": settings.VISIONA["REDIS_URL"]})
+        said = capsys.readouterr().err.splitlines()
+        assert [policy in line and "set noeviction" in line for line in said] == [True] * (policy != "noeviction")
+
+    def test_one_that_may_not_be_asked_is_none(self, monkeypatch, settings, capsys):
+        def refuse(_self: object, _section: str) -> None:
+            raise redis_package.exceptions.NoPermissionError("NOPERM")
+
+        monkeypatch.setattr(redis_package.Redis, "info", refuse)
+        startup.wait_for_redis({"REDIS_URL": settings.VISIONA["REDIS_URL"]})
+        assert capsys.readouterr().err == ""
 
     @pytest.mark.parametrize("command", [["migrate"], ["seed"], ["procrastinate", "worker"]])
     def test_a_command_on_the_data_ends_with_the_same_line(self, monkeypatch, settings, free_port, command):

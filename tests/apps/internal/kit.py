@@ -47,7 +47,9 @@ class Daemon:
         secret = settings.VISIONA["INTERNAL_SECRET"][0]
         return self.api("POST", f"/internal/tunnel/{path}", body, **{"authorization": f"Bearer {secret}", **headers})
 
-    def beat(self, sessions: list[dict[str, Any]] | None = None, count: int | None = None) -> Any:
+    def beat(
+        self, sessions: list[dict[str, Any]] | None = None, count: int | None = None, digest: str | None = None
+    ) -> Any:
         total = count if count is not None else len(sessions or [])
         body = {
             "node": self.node,
@@ -59,6 +61,8 @@ class Daemon:
             "draining": False,
             "sessions": sessions,
         }
+        if digest is not None:
+            body["digest"] = digest
         return self.post("heartbeat", body).data
 
     def authorize(self, **fields: Any) -> Answer:

@@ -14,6 +14,7 @@ from apps.pairing.models import SessionToken
 from apps.pairing.services import revoke_session_token
 from apps.tunnels import registry
 from tests.apps.internal.kit import ACTOR, URL, Daemon, device_of, event, fact, issue, named, settle
+from tunnel.contract import session_mark, sessions_digest
 
 SECOND = "0198c000-0000-7000-8000-000000000002"
 
@@ -54,6 +55,36 @@ def test_after_a_loss_of_redis_the_full_list_brings_everything_back(daemon, box)
     entry = registry.lookup([admitted["device_id"]])[admitted["device_id"]]
     assert (entry.session, entry.epoch) == (session, admitted["epoch"])
     assert daemon.beat(count=1)["send_sessions"] is False
+
+
+@pytest.mark.parametrize("lost", ["device:{device}", "user:{user}", "sessions:{node}", "node:{node}"])
+@pytest.mark.parametrize("digest", [True, False], ids=["this release", "the one before"])
+def test_a_key_that_is_lost_is_back_within_two_heartbeats(daemon, box, alice, lost, digest):
+    """An eviction takes one key and leaves the others: the box looks offline while its tunnel is up."""
+    admitted, session = box
+    told = fact(admitted, session)
+    daemon.beat([told])
+    key = registry.PREFIX + lost.format(device=admitted["device_id"], user=alice.pk, node=daemon.node)
+    assert redis.client().delete(key) == 1
+    first = daemon.beat(count=1, digest=digest_of(told) if digest else None)
+    assert first == {"close": [], "send_sessions": True}
+    assert daemon.beat([told], digest=digest_of(told) if digest else None) == {"close": [], "send_sessions": False}
+    assert registry.lookup([admitted["device_id"]])[admitted["device_id"]].session == session
+    assert set(registry.lookup_user(str(alice.pk))) == {admitted["device_id"]}
+    assert daemon.beat(count=1, digest=digest_of(told) if digest else None)["send_sessions"] is False
+
+
+def test_as_many_sessions_but_others_are_asked_for(daemon, box):
+    admitted, session = box
+    assert daemon.beat(count=1, digest=digest_of(fact(admitted, session)))["send_sessions"] is False
+    assert daemon.beat(count=1, digest=digest_of(fact(admitted, str(uuid.uuid4()))))["send_sessions"] is True
+
+
+def digest_of(*told):
+    mark = 0
+    for each in told:
+        mark ^= session_mark(each["session"], each["device_id"])
+    return sessions_digest(mark)
 
 
 def test_a_full_list_closes_what_was_replaced_unpaired_disabled_or_never_was(daemon, alice, bob):

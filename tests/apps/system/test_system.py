@@ -59,6 +59,7 @@ class TestHealth:
     def test_nobody_is_there(self, alice_api):
         assert alice_api("GET", "/api/system/health").data == {
             "daemons_alive": 0, "daemons_draining": 0, "tunnels_online": 0, "own_devices_online": 0,
+            "redis_maxmemory_policy": "noeviction",
         }  # fmt: skip
 
     def test_counts_what_the_registry_knows(self, alice, alice_api, bob_api, monkeypatch):
@@ -69,7 +70,7 @@ class TestHealth:
         monkeypatch.setattr(registry, "nodes", lambda: [Node(), Node()])
         monkeypatch.setattr(registry, "lookup_user", lambda user: {"d": None} if user == str(alice.pk) else {})
         expected = {"daemons_alive": 2, "daemons_draining": 2, "tunnels_online": 6, "own_devices_online": 1}
-        assert alice_api("GET", "/api/system/health").data == expected
+        assert expected.items() <= alice_api("GET", "/api/system/health").data.items()
         assert bob_api("GET", "/api/system/health").data["own_devices_online"] == 0
 
 
