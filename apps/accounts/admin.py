@@ -24,7 +24,7 @@ from apps.accounts.oidc.config import config
 from apps.accounts.oidc.provider import provider
 from apps.audit.services import record
 from apps.common.actor import Actor
-from apps.common.admin import ReadOnlyAdmin
+from apps.common.admin import ReadOnlyAdmin, asks_first
 from apps.common.errors import DomainError
 
 admin.site.unregister(Group)
@@ -135,6 +135,7 @@ class UserAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
     @action(  # type: ignore[untyped-decorator]  # unfold is untyped
         description="Disable: ends their logins and tunnels at once"
     )
+    @asks_first("Disable these accounts? Their logins and tunnels end at once.")
     def disable(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         self._set_active(request, queryset.exclude(pk=Actor.of(request).user_id), active=False)
 
@@ -159,6 +160,9 @@ class UserAdmin(ModelAdmin):  # type: ignore[misc]  # unfold is untyped
 
     @action(  # type: ignore[untyped-decorator]  # unfold is untyped
         description="End the account for good: unpairs all, deletes data and bytes", permissions=["end_account"]
+    )
+    @asks_first(
+        "End these accounts for good? Their boxes are unpaired, their data and models deleted. There is no way back."
     )
     def end_account(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
         actor, now = Actor.of(request), timezone.now()

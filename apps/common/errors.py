@@ -44,7 +44,7 @@ DEFAULT_MESSAGES: Final["Mapping[str, StrOrPromise]"] = {
     "CACHE_UNAVAILABLE": _("The session store cannot be reached right now; try again shortly."),
     "TUNNEL_UNAVAILABLE": _("No tunnel daemon answers right now; try again shortly."),
     "OVERLOADED": _("Too much is going on right now; try again shortly."),
-    "TUNNEL_TIMEOUT": _("The box took too long to answer."),
+    "TUNNEL_TIMEOUT": _("The box did not answer in time."),
 }
 """What is said where a refusal says nothing more precise: one sentence that tells what to do, in two languages."""
 

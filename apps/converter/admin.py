@@ -12,7 +12,7 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from apps.common.actor import Actor
-from apps.common.admin import ReadOnlyAdmin
+from apps.common.admin import ReadOnlyAdmin, asks_first
 from apps.converter import services
 from apps.converter.models import OPEN, Conversion
 
@@ -44,6 +44,7 @@ class ConversionAdmin(ReadOnlyAdmin):
         return str(conversion.status)
 
     @action(description="Cancel", permissions=["cancel"])  # type: ignore[untyped-decorator]  # unfold is untyped
+    @asks_first("Cancel these conversions? What was done of them is lost.")
     def cancel(self, request: HttpRequest, queryset: QuerySet[Conversion]) -> None:
         ids = list(queryset.filter(status__in=OPEN).values_list("id", flat=True))
         for conversion_id in ids:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import redis.exceptions
 from django.contrib import admin, messages
 from django.contrib.admin.utils import display_for_value
 from django.db.models import QuerySet
 from django.forms import ModelForm
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils import timezone
@@ -21,7 +21,7 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from apps.common.actor import Actor
-from apps.common.admin import ReadOnlyAdmin
+from apps.common.admin import ReadOnlyAdmin, are_you_sure, asks_first
 from apps.common.errors import DomainError
 from apps.devices import services
 from apps.devices.models import Accelerator, Device, DeviceEvent
@@ -30,14 +30,15 @@ from apps.tunnels import daemon, registry
 from apps.tunnels.registry import Entry
 from tunnel.contract import SessionFact
 
+UNPAIR: Final = "Unpair? The tunnel closes, all tokens end, and the box has to be paired again by hand."
 _LINK_LABELS = {"online": "success", "offline": "warning", "unpaired": "danger", "unknown": "info"}
 
 
 class LinkFilter(admin.SimpleListFilter):
     """By the registry's word; what is unpaired is hidden unless it is asked for."""
 
-    title = "link"
-    parameter_name = "link"
+    title = "link status"
+    parameter_name = "link_status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [("online", "Online"), ("offline", "Offline"), ("unpaired", "Unpaired"), ("all", "All")]
@@ -141,11 +142,24 @@ class DeviceAdmin(ReadOnlyAdmin):
             if each.action_name in request.POST:
                 each.method(request, obj)
 
+    def change_view(self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """The page, or the question that its button for unpairing leads to."""
+        if request.method == "POST" and "devices_device_unpair_this" in request.POST:
+            device = self.get_object(request, object_id)
+            if device is not None and device.deleted_at is None and self.has_change_permission(request, device):
+                return are_you_sure(self, request, UNPAIR, "unpair_selected", [device])
+        answer: HttpResponseBase = super().change_view(request, object_id, *args, **kwargs)
+        return answer
+
+    def response_change(self, request: HttpRequest, obj: Device) -> HttpResponseBase:
+        """Back to the page. What was done has been said; Django would add that the device "was changed"."""
+        return HttpResponseRedirect(request.path)
+
     def log_change(self, request: HttpRequest, obj: Device, message: Any) -> None:
         """The audit trail tells what was done; Django's own log would tell that nothing was changed."""
 
     # --- columns ------------------------------------------------------------------------------------------------------
-    @display(description="Link", label=_LINK_LABELS)  # type: ignore[untyped-decorator]  # unfold is untyped
+    @display(description="Link status", label=_LINK_LABELS)  # type: ignore[untyped-decorator]  # unfold is untyped
     def link(self, device: Device) -> str:
         if device.deleted_at is not None:
             return "unpaired"
@@ -215,6 +229,7 @@ class DeviceAdmin(ReadOnlyAdmin):
         self._kick(request, list(queryset.values_list("id", flat=True)))
 
     @action(description="Unpair: close the tunnel, end all tokens", permissions=["change"])  # type: ignore[untyped-decorator]  # unfold is untyped
+    @asks_first(UNPAIR)
     def unpair_selected(self, request: HttpRequest, queryset: QuerySet[Device]) -> None:
         self._unpair(request, list(queryset.filter(deleted_at=None).order_by("id").values_list("id", flat=True)))
 
@@ -224,7 +239,7 @@ class DeviceAdmin(ReadOnlyAdmin):
 
     @action(description="Unpair", permissions=["change"])  # type: ignore[untyped-decorator]  # unfold is untyped
     def unpair_this(self, request: HttpRequest, device: Device) -> None:
-        self._unpair(request, [device.id])
+        """The button alone: `change_view` asks first, and the list's action does it."""
 
     def _kick(self, request: HttpRequest, device_ids: list[uuid.UUID]) -> None:
         try:

@@ -79,16 +79,16 @@ def owned_device(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device | None:
 
 
 def filter_devices(
-    owner_id: uuid.UUID, *, status: str = "", chip: str = "", search: str = "", cluster: uuid.UUID | None = None
+    owner_id: uuid.UUID, *, link_status: str = "", chip: str = "", search: str = "", cluster: uuid.UUID | None = None
 ) -> QuerySet[Device]:
     """The user's devices by link status (the registry's word), chip (its own or an accelerator's), name or serial,
     and by the cluster that they serve (another's serves none of them)."""
     rows = devices_of(owner_id)
     if cluster is not None:  # by the name of the relation: the app of clusters stands above this one
         rows = rows.filter(cluster_members__cluster_id=cluster, cluster_members__cluster__owner_id=owner_id)
-    if status:
+    if link_status:
         online = list(registry.lookup_user(str(owner_id)))
-        rows = rows.filter(id__in=online) if status == LinkStatus.ONLINE else rows.exclude(id__in=online)
+        rows = rows.filter(id__in=online) if link_status == LinkStatus.ONLINE else rows.exclude(id__in=online)
     if chip:
         with_chip = Accelerator.objects.filter(device_id=OuterRef("pk"), chip=chip)
         rows = rows.filter(Q(chip=chip) | Exists(with_chip))
@@ -144,7 +144,8 @@ def choose_device(owner_id: uuid.UUID, *, header: str | None, query: str | None)
         query: `device_id` of the query, None if absent; it selects only if it is a UUID, else it is the box's.
 
     Raises DomainError: NOT_FOUND for what is not the user's, TUNNEL_DISCONNECTED for a box that is offline or when none
-    is online, AMBIGUOUS_DEVICE when several are (`details.devices`: their ids). And the errors of Redis.
+    is online, AMBIGUOUS_DEVICE when several are (`details`: their ids as `devices`, their names as `names`, in one
+    order). And the errors of Redis.
     """
     named = header.strip() if header is not None else None
     if named is None and query is not None and as_uuid(query) is not None:
@@ -188,5 +189,11 @@ def _only_online(owner_id: uuid.UUID) -> Target:
     if not devices:
         raise DomainError("TUNNEL_DISCONNECTED", _("No device is connected."), retry_after=RETRY_OFFLINE_SECONDS)
     if len(devices) > 1:
-        raise DomainError("AMBIGUOUS_DEVICE", details={"devices": [str(device.id) for device in devices]})
+        raise DomainError(
+            "AMBIGUOUS_DEVICE",
+            details={
+                "devices": [str(device.id) for device in devices],
+                "names": [device.name for device in devices],
+            },
+        )
     return Target(devices[0], online[str(devices[0].id)])

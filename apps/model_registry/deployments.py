@@ -35,12 +35,19 @@ RESCUED_AT_ONCE: Final = 100
 
 
 def begin_deployment(
-    *, actor: Actor, owner_id: uuid.UUID, model_id: uuid.UUID, device_id: uuid.UUID, now: dt.datetime
+    *,
+    actor: Actor,
+    owner_id: uuid.UUID,
+    model_id: uuid.UUID,
+    device_id: uuid.UUID,
+    now: dt.datetime,
+    force: bool = False,
 ) -> Deployment:
     """Queue a model for a device of the owner; a worker begins at once, and waits while the device is offline.
 
     Raises DomainError NOT_FOUND for what is not the owner's (built-in models are everybody's), INVALID_STATE for a
-    model that is not ready, CONFLICT (`details.deployment`) while one of the same model and device is under way.
+    model that is not ready or, without `force`, is for other chips than the device has, CONFLICT (`details.deployment`)
+    while one of the same model and device is under way.
     """
     try:
         with transaction.atomic():
@@ -55,6 +62,8 @@ def begin_deployment(
                 raise not_found()
             if model.status != ModelStatus.READY:
                 raise DomainError("INVALID_STATE", _("The model is not ready: upload and finalize it first."))
+            if not force:
+                _check_chips(model, device)
             return _queue(actor, owner_id, model, device, now)
     except IntegrityError as error:
         if ONE_ACTIVE not in str(error):
@@ -65,6 +74,21 @@ def begin_deployment(
             _("This model is being deployed to this device already."),
             details={"deployment": [str(there.id)]} if there is not None else None,
         ) from error
+
+
+def _check_chips(model: AIModel, device: Device) -> None:
+    """Raises DomainError INVALID_STATE for a model that is for other chips than those that are known of the device.
+
+    Its own, and what scans found on it; of a device of which none is known nobody can say.
+    """
+    found = {device.chip, *device.accelerators.values_list("chip", flat=True)} - {""}
+    wanted = {chip.casefold() for chip in model.chips}
+    if wanted and found and not wanted & {chip.casefold() for chip in found}:
+        raise DomainError(
+            "INVALID_STATE",
+            _("The model is for other chips than this device has; send force to deploy it all the same."),
+            details={"chips": sorted(model.chips), "device_chips": sorted(found)},
+        )
 
 
 def _queue(actor: Actor, owner_id: uuid.UUID, model: AIModel, device: Device, now: dt.datetime) -> Deployment:

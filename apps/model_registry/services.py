@@ -85,7 +85,9 @@ def begin_upload(
     Raises DomainError: PAYLOAD_TOO_LARGE, CONFLICT for one that is ready, and StorageError.
     """
     if size > max_size():
-        raise DomainError("PAYLOAD_TOO_LARGE", details={"size": [_("At most %d bytes.") % max_size()]})
+        raise DomainError(
+            "PAYLOAD_TOO_LARGE", details={"size": [_("At most %d bytes (VISIONA_MODEL_MAX_SIZE_MB).") % max_size()]}
+        )
     if models_of(owner_id).filter(name=facts.name, version=facts.version, status=ModelStatus.READY).exists():
         raise _taken()
     release_database()

@@ -16,7 +16,7 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from apps.common.actor import Actor
-from apps.common.admin import ReadOnlyAdmin
+from apps.common.admin import ReadOnlyAdmin, asks_first
 from apps.pairing import services
 from apps.pairing.models import PairingToken, SessionToken
 
@@ -88,6 +88,7 @@ class PairingTokenAdmin(TokenAdmin):
         return "expired" if expired else str(token.status)
 
     @action(description="Revoke: closes the tunnel that it holds", permissions=["revoke"])  # type: ignore[untyped-decorator]  # unfold is untyped
+    @asks_first("Revoke these tokens? The tunnels that they hold close, and those boxes have to be paired again.")
     def revoke(self, request: HttpRequest, queryset: QuerySet[PairingToken]) -> None:
         ids = list(queryset.exclude(status="revoked").values_list("id", flat=True))
         for token_id in ids:
@@ -115,6 +116,7 @@ class SessionTokenAdmin(TokenAdmin):
         return "expired" if token.expires_at <= timezone.now() else "good"
 
     @action(description="Revoke: closes its device's tunnel", permissions=["revoke"])  # type: ignore[untyped-decorator]  # unfold is untyped
+    @asks_first("Revoke these tokens? Their devices' tunnels close, and those boxes have to be paired again.")
     def revoke(self, request: HttpRequest, queryset: QuerySet[SessionToken]) -> None:
         ids = list(queryset.filter(revoked_at=None).values_list("id", flat=True))
         for token_id in ids:

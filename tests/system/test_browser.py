@@ -108,6 +108,27 @@ def test_console_shows_a_pairing_line(page: Page, shared_system: Stack) -> None:
     picture(page, "console-pairing")
 
 
+def test_console_keeps_nothing_of_whoever_logs_out(page: Page, shared_system: Stack) -> None:
+    """The next one at this tab sees no pairing line, no QR code, no box, no picture."""
+    log_in(page, shared_system)
+    page.locator("#pair-name").fill("Front door")
+    page.get_by_role("button", name="Make a pairing line").click()
+    expect(page.locator("#pair-command")).to_contain_text("vAc_")
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("button", name="Log in")).to_be_visible()
+    text = page.evaluate("document.documentElement.outerHTML")
+    assert "vAc_" not in text
+    assert shared_system.email not in text
+    log_in(page, shared_system)
+    expect(page.locator("#paired")).to_be_hidden()
+    assert page.locator("#pair-name").input_value() == ""
+
+
+def test_console_opens_with_a_fragment_that_is_none(page: Page) -> None:
+    page.goto("/#%")
+    expect(page.get_by_role("button", name="Log in")).to_be_visible()
+
+
 def test_console_says_what_went_wrong(page: Page, shared_system: Stack, browser: Browser) -> None:
     """A wrong password is told in words; a narrow screen is usable."""
     narrow = browser.new_context(

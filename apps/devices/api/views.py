@@ -34,7 +34,10 @@ def render(devices: Sequence[Device | selectors.DeviceRow]) -> list[Any]:
 
 
 class DeviceQuery(PageQuery):
-    status = serializers.ChoiceField(choices=LinkStatus.choices, required=False, help_text="The link's.")
+    link_status = serializers.ChoiceField(choices=LinkStatus.choices, required=False)
+    status = serializers.ChoiceField(
+        choices=LinkStatus.choices, required=False, help_text="The same as `link_status`, by the prototype's name."
+    )
     chip = serializers.CharField(max_length=64, required=False, help_text="Its own or an accelerator's, exactly.")
     cluster = UuidField(required=False, help_text="A cluster that they serve.")
     search = serializers.CharField(
@@ -50,7 +53,8 @@ class DevicesView(ApiView):
     def get(self, request: Request) -> Response:
         """Own devices."""
         owner_id = self.user.pk
-        filters = {name: self.query[name] for name in ("status", "chip", "search", "cluster") if self.query.get(name)}
+        asked = {**self.query, "link_status": self.query.get("link_status") or self.query.get("status")}
+        filters = {name: asked[name] for name in ("link_status", "chip", "search", "cluster") if asked.get(name)}
         if not filters:  # what front ends ask for again and again
             return self.page(
                 partial(selectors.devices_of, owner_id), render, partial(selectors.first_devices, owner_id)

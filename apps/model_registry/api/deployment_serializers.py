@@ -12,6 +12,9 @@ from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 
 class DeployBody(serializers.Serializer[Any]):
     device_id = UuidField()
+    force = serializers.BooleanField(
+        default=False, help_text="Send it although its `chips` do not name the device's, or an accelerator's on it."
+    )
 
 
 class DeploymentError(serializers.Serializer[Any]):

@@ -24,7 +24,9 @@ def staff(make_user) -> Client:
 
 
 def act(client: Client, action: str, *users: User) -> None:
-    answer = client.post(LIST, {"action": action, "_selected_action": [str(user.pk) for user in users]})
+    answer = client.post(
+        LIST, {"action": action, "confirmed": "yes", "_selected_action": [str(user.pk) for user in users]}
+    )
     assert answer.status_code == 302
 
 
@@ -185,7 +187,10 @@ def test_an_account_is_ended_by_a_superuser_alone(staff, alice, make_user):
     clerk.user_permissions.set(Permission.objects.filter(content_type__app_label="accounts"))
     client = Client()
     client.force_login(clerk)
-    client.post(LIST, {"action": "end_account", "_selected_action": [str(alice.pk)]})
+    asked = {"action": "end_account", "_selected_action": [str(alice.pk)]}
+    client.post(LIST, {**asked, "confirmed": "yes"})
+    assert User.objects.filter(pk=alice.pk, is_active=True).exists()
+    assert "There is no way back." in staff.post(LIST, asked).content.decode()
     assert not AuditEvent.objects.filter(action="user.deleted").exists()
     act(staff, "end_account", alice, User.objects.get(email="root@example.com"))
     row = AuditEvent.objects.get(action="user.deleted")

@@ -331,6 +331,9 @@ def test_an_operator_finds_and_cancels(client, make_user, alice_api, converter, 
         page = client.get(f"/admin/converter/conversion/{path}")
         assert page.status_code == 200
         assert "KL720" in page.content.decode()
-    answer = client.post("/admin/converter/conversion/", {"action": "cancel", "_selected_action": [str(conversion.id)]})
+    answer = client.post(
+        "/admin/converter/conversion/",
+        {"action": "cancel", "confirmed": "yes", "_selected_action": [str(conversion.id)]},
+    )
     assert answer.status_code == 302
     assert shown(alice_api, conversion)["status"] == "cancelled"

@@ -1,5 +1,6 @@
 """The admin of devices and tokens: usable by staff, shut for others, no secret shown, every act audited."""
 
+import re
 from datetime import datetime
 
 import pytest
@@ -93,7 +94,7 @@ def test_filters_by_the_link(staff, box, alice):
     Device.objects.create(owner=alice, name="Scrapped", deleted_at=timezone.now())
 
     def shown(link):
-        text = page(staff, "devices/device/", **({"link": link} if link else {}))
+        text = page(staff, "devices/device/", **({"link_status": link} if link else {}))
         return {name for name in ("Shop", "Attic", "Scrapped") if name in text}
 
     assert shown("") == {"Shop", "Attic"}
@@ -139,13 +140,54 @@ def test_kicking(staff, box, daemon):
     assert DeviceEvent.objects.filter(action="kicked").count() == 1
 
 
-@pytest.mark.parametrize("button,action", [("kick_this", "device.kick"), ("unpair_this", "device.unpair")])
-def test_the_buttons_of_the_device_page(staff, box, button, action):
+def test_the_button_that_kicks(staff, box):
     device = device_of(box[0])
-    answer = staff.post(f"/admin/devices/device/{device.id}/change/", {f"devices_device_{button}": "1"})
-    assert answer.status_code == 302
-    assert AuditEvent.objects.filter(action=action, object_id=str(device.id)).count() == 1
+    change = f"/admin/devices/device/{device.id}/change/"
+    answer = staff.post(change, {"devices_device_kick_this": "1"}, follow=True)
+    assert "tunnels closed." in answer.content.decode()
+    assert "changed successfully" not in answer.content.decode()
+    assert AuditEvent.objects.filter(action="device.kick", object_id=str(device.id)).count() == 1
     assert device_of(box[0]).epoch == device.epoch
+
+
+FORM = re.compile(r'<input type="hidden" name="(action|confirmed|_selected_action)" value="([^"]*)">')
+
+
+def ask(staff, path, data):
+    """What the page that asks would send on, and where to."""
+    answer = staff.post(path, data)
+    text = answer.content.decode()
+    assert answer.status_code == 200
+    assert "Yes, do it" in text
+    return dict(FORM.findall(text)), text
+
+
+@pytest.mark.parametrize("way", ["button", "list"])
+def test_unpairing_asks_first(staff, box, way):
+    device = device_of(box[0])
+    form, text = ask(
+        staff,
+        *{
+            "button": (f"/admin/devices/device/{device.id}/change/", {"devices_device_unpair_this": "1"}),
+            "list": ("/admin/devices/device/", {"action": "unpair_selected", "_selected_action": [str(device.id)]}),
+        }[way],
+    )
+    assert "Shop" in text
+    assert device_of(box[0]).deleted_at is None
+    assert form == {"action": "unpair_selected", "confirmed": "yes", "_selected_action": str(device.id)}
+    done = staff.post("/admin/devices/device/", form, follow=True).content.decode()
+    assert "1 devices unpaired." in done
+    assert "changed successfully" not in done
+    assert device_of(box[0]).deleted_at is not None
+
+
+@pytest.mark.parametrize("path,model", [("pairing/pairingtoken", PairingToken), ("pairing/sessiontoken", SessionToken)])
+def test_revoking_asks_first_and_shows_no_hash(staff, box, daemon, path, model):
+    token = model.objects.get()
+    form, text = ask(staff, f"/admin/{path}/", {"action": "revoke", "_selected_action": [str(token.id)]})
+    assert form["_selected_action"] == str(token.id)
+    assert token.token_hash not in text
+    assert daemon.ask(box[0]["session_token"])["ok"] is True
 
 
 def test_saving_the_page_changes_nothing(staff, box):
@@ -155,7 +197,10 @@ def test_saving_the_page_changes_nothing(staff, box):
 
 
 def test_unpairing(staff, box, daemon):
-    staff.post("/admin/devices/device/", {"action": "unpair_selected", "_selected_action": [box[0]["device_id"]]})
+    staff.post(
+        "/admin/devices/device/",
+        {"action": "unpair_selected", "confirmed": "yes", "_selected_action": [box[0]["device_id"]]},
+    )
     assert device_of(box[0]).deleted_at is not None
     assert AuditEvent.objects.filter(action="device.unpair", actor_label="staff@example.com").count() == 1
     assert daemon.ask(box[0]["session_token"])["code"] == "TOKEN_REVOKED"
@@ -183,7 +228,7 @@ def test_no_token_and_no_hash_is_shown(staff, box, path, model):
 def test_revoking(staff, box, daemon, path, model, action, django_capture_on_commit_callbacks):
     token = model.objects.get()
     with django_capture_on_commit_callbacks(execute=True):
-        staff.post(f"/admin/{path}/", {"action": "revoke", "_selected_action": [str(token.id)]})
+        staff.post(f"/admin/{path}/", {"action": "revoke", "confirmed": "yes", "_selected_action": [str(token.id)]})
     assert AuditEvent.objects.filter(action=action, actor_label="staff@example.com").count() == 1
     assert daemon.ask(box[0]["session_token"])["code"] == "TOKEN_REVOKED"
     assert registry.lookup([box[0]["device_id"]]) == {}

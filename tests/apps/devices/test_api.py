@@ -113,6 +113,8 @@ def test_filters(daemon, alice, alice_api):
 
     assert found("status=online") == {online}
     assert found("status=offline") == {hall, str(bare.id)}
+    assert found("link_status=online") == {online}
+    assert found("link_status=offline&status=online") == {hall, str(bare.id)}
     assert found("chip=KL720") == {hall}
     assert found("chip=KL520") == {online, str(bare.id)}
     assert found("chip=KL") == set()

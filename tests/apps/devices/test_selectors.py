@@ -47,7 +47,10 @@ def test_with_one_online_none_need_be_named(daemon, alice, bob):
 
 def test_with_several_one_must_be_named(boxes, alice):
     error = refused(alice)
-    assert (error.code, error.details) == ("AMBIGUOUS_DEVICE", {"devices": sorted(boxes)})
+    assert error.code == "AMBIGUOUS_DEVICE"
+    assert error.details["devices"] == sorted(boxes)
+    names = {str(device.id): device.name for device in Device.objects.all()}
+    assert error.details["names"] == [names[device] for device in sorted(boxes)]
     assert str(choose(alice, query=boxes[1]).device.id) == boxes[1]
     assert str(choose(alice, header=boxes[0]).device.id) == boxes[0]
     assert str(choose(alice, header=boxes[0], query=boxes[1]).device.id) == boxes[0]

@@ -11,9 +11,10 @@ from procrastinate.contrib.django.models import ProcrastinateJob
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
 from apps.common.actor import Actor
-from apps.devices.models import Device
+from apps.devices.models import Accelerator, Device
 from apps.model_registry import deployments
 from apps.model_registry.deployment_models import Deployment, DeploymentStatus
+from apps.model_registry.models import AIModel
 from apps.webhooks.models import WebhookDelivery
 from apps.webhooks.services import create_webhook
 from tests.apps.model_registry.kit import DATA, init, ready
@@ -219,3 +220,30 @@ def test_the_admin_shows_them_and_changes_nothing(deployment):
     assert page.status_code == 200
     assert f"{deployment.created_at:%Y-%m-%d %H:%M:%S} queued" in page.content.decode()  # its title: no ids
     assert client.get("/admin/model_registry/deployment/add/").status_code == 403
+
+
+# --- chips ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("chips", "chip", "scanned", "status"),
+    [
+        (["KL720"], "KL720", (), 201),
+        (["KL720"], "kl720", (), 201),
+        (["KL720"], "", (), 201),
+        ([], "KL520", (), 201),
+        (["KL720"], "KL520", ("KL720",), 201),
+        (["KL720"], "KL520", (), 409),
+        (["KL720", "KL730"], "", ("KL520", ""), 409),
+    ],
+)
+def test_a_model_is_for_the_chips_that_it_names(alice_api, model, device, chips, chip, scanned, status):
+    AIModel.objects.filter(pk=model.pk).update(chips=chips)
+    Device.objects.filter(pk=device.pk).update(chip=chip)
+    for number, found in enumerate(scanned):
+        Accelerator.objects.create(device=device, serial=f"A{number}", chip=found, seen_at=timezone.now())
+    answer = alice_api("POST", f"/api/models/{model.pk}/deploy", {"device_id": str(device.pk)})
+    assert answer.status == status
+    if status == 409:
+        assert answer.code == "INVALID_STATE"
+        assert answer.json["error"]["details"]["chips"] == chips
+        forced = alice_api("POST", f"/api/models/{model.pk}/deploy", {"device_id": str(device.pk), "force": True})
+        assert forced.status == 201

@@ -5,6 +5,7 @@ import { forgot, opened, reset, verify } from "./links.js";
 import { drawQr } from "./qr.js";
 
 const POLL_MS = 3000;
+const NOTICE = "visiona.notice";
 const at = (id) => document.getElementById(id);
 let devices = [];
 let selected = null;
@@ -29,8 +30,7 @@ async function attempt(button, act) {
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error instanceof ApiError && error.status === 401 && token.get()) {
-      show(false);
-      say("Your session has ended. Please log in again.");
+      leave("Your session has ended. Please log in again.");
     } else {
       say(error.requestId ? `${error.message} (${error.code}, ${error.requestId})` : error.message);
     }
@@ -49,6 +49,14 @@ function show(signedIn) {
     token.clear();
     selected = null;
   }
+}
+
+/** Ends what this user sees. The page is loaded afresh: nothing of it, seen or unseen, waits for whoever comes next. */
+function leave(notice = "") {
+  show(false);
+  document.body.hidden = true;
+  if (notice) sessionStorage.setItem(NOTICE, notice);
+  location.replace(location.pathname);
 }
 
 async function enter() {
@@ -277,7 +285,7 @@ at("register").addEventListener("click", (event) => attempt(event.currentTarget,
 }));
 at("logout").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
   await call("POST", "/api/auth/logout");
-  show(false);
+  leave();
 }));
 at("pair").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -316,5 +324,7 @@ if (link?.kind === "reset") {
 } else {
   if (token.get()) attempt(null, enter);
   else show(false);
+  if (sessionStorage.getItem(NOTICE)) say(sessionStorage.getItem(NOTICE));
+  sessionStorage.removeItem(NOTICE);
   if (link?.kind === "verify") attempt(null, async () => say(await verify(link.token), true));
 }

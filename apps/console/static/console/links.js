@@ -6,10 +6,19 @@ const KINDS = ["verify", "reset"];
 
 /** What the page was opened for, if by such a link; the address bar and the history forget the token at once. */
 export function opened() {
-  const [kind, token] = decodeURIComponent(location.hash.slice(1)).split("=", 2);
+  const [kind, token] = decoded(location.hash.slice(1)).split("=", 2);
   if (!KINDS.includes(kind) || !token) return null;
   history.replaceState(null, "", location.pathname);
   return { kind, token };
+}
+
+/** The text of a fragment; one that nobody has encoded (`#%`) is none of ours, and no reason for a blank page. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return "";
+  }
 }
 
 /** Confirms the e-mail; what to tell the visitor. */
