@@ -28,6 +28,7 @@ DEFAULT_MESSAGES: Final["Mapping[str, StrOrPromise]"] = {
     "SERIAL_TAKEN": _("You already have a device with this serial."),
     "INVALID_STATE": _("This cannot be done in the present state."),
     "AMBIGUOUS_DEVICE": _("Several devices are online: name one with device_id or X-Device-Id."),
+    "PRECONDITION_FAILED": _("It is not, or no longer, what the request's conditions take for granted."),
     "PAYLOAD_TOO_LARGE": _("The body is too large."),
     "URI_TOO_LONG": _("The URL is too long."),
     "UNSUPPORTED_MEDIA_TYPE": _("This content type is not understood; send application/json."),

@@ -101,6 +101,15 @@ class LocalStore:
                     raise Gone from None
         return stored
 
+    def arrived(self, key: str) -> tuple[str, int] | None:
+        """The SHA-256 of what an upload has brought whole, and when, in seconds since 1970; None: nothing yet."""
+        with _mapped():
+            for path in _arrived(self._path(key)):
+                at = _modified(path)
+                if at is not None:
+                    return path.name, int(at.timestamp())
+        return None
+
     def settle(
         self, promise: Promise, *, upload_id: str = "", parts: Sequence[tuple[int, str]] | None = None
     ) -> Stored:

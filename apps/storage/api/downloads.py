@@ -17,6 +17,7 @@ from django.http.response import HttpResponseBase
 from django.utils.http import content_disposition_header, http_date, parse_http_date_safe
 
 from apps.common.errors import DomainError
+from apps.storage.api.conditions import evaluate
 from apps.storage.api.ranges import Span, Unsatisfiable, spans_of
 from apps.storage.base import CHUNK
 from apps.storage.signing import Grant
@@ -96,7 +97,7 @@ def _nothing() -> None:
 def answer(request: HttpRequest, grant: Grant, file: FileIO, done: Callable[[], None]) -> HttpResponseBase:
     """The answer to a GET or HEAD; `file` and `done` are its business from here on.
 
-    Raises DomainError RANGE_NOT_SATISFIABLE, and then has not begun.
+    Raises DomainError RANGE_NOT_SATISFIABLE, PRECONDITION_FAILED, and then has not begun.
     """
     tag, modified = f'"{grant.sha256}"', int(_mtime(file))
     common = {
@@ -106,7 +107,10 @@ def answer(request: HttpRequest, grant: Grant, file: FileIO, done: Callable[[], 
         "Cache-Control": "private, no-cache",
         "Content-Disposition": content_disposition_header(as_attachment=True, filename=grant.filename) or "attachment",
     }
-    if _unchanged(request, tag, modified):
+    verdict = evaluate(request.method or "", request.headers, tag, modified)
+    if verdict == "failed":
+        raise DomainError("PRECONDITION_FAILED")
+    if verdict == "unchanged":
         # RFC 9110 §8.6: the length that a 200 would have, or none. Without this line Django would say 0.
         return _bare(304, {**common, "Content-Length": str(grant.size)}, file, done)
     spans = _wanted(request, grant.size, tag, modified)
@@ -129,16 +133,6 @@ def _wanted(request: HttpRequest, size: int, tag: str, modified: int) -> Sequenc
         return spans_of(asked, size)
     except Unsatisfiable:
         raise DomainError("RANGE_NOT_SATISFIABLE", headers={"Content-Range": f"bytes */{size}"}) from None
-
-
-def _unchanged(request: HttpRequest, tag: str, modified: int) -> bool:
-    """RFC 9110 §13.2.2: the tag decides where one is named, the date only without."""
-    tags = request.headers.get("If-None-Match")
-    if tags is not None:
-        named = {each.strip().removeprefix("W/") for each in tags.split(",")}
-        return tag in named or "*" in named
-    since = parse_http_date_safe(request.headers.get("If-Modified-Since") or "")
-    return since is not None and modified <= since
 
 
 def _one(

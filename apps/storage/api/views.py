@@ -22,6 +22,7 @@ from apps.common.cores import cores
 from apps.common.errors import DomainError
 from apps.common.responses import ok
 from apps.common.schema import describe, error_responses
+from apps.storage.api.conditions import evaluate
 from apps.storage.api.downloads import answer
 from apps.storage.api.room import room
 from apps.storage.base import Mismatch, TooLarge
@@ -33,7 +34,12 @@ _RANGES: Final = [
     OpenApiParameter("Range", OpenApiTypes.STR, OpenApiParameter.HEADER, description="`bytes=…`, also several."),
     OpenApiParameter("If-Range", OpenApiTypes.STR, OpenApiParameter.HEADER, description="The ETag the part must have."),
     OpenApiParameter("If-None-Match", OpenApiTypes.STR, OpenApiParameter.HEADER, description="304 if it is the ETag."),
+    OpenApiParameter("If-Match", OpenApiTypes.STR, OpenApiParameter.HEADER, description="412 if it is not the ETag."),
+    OpenApiParameter(
+        "If-Unmodified-Since", OpenApiTypes.STR, OpenApiParameter.HEADER, description="412 if it was changed since."
+    ),
 ]
+_CONDITIONS: Final = ("If-Match", "If-Unmodified-Since", "If-None-Match")
 _BODY: Final[Any] = {"application/octet-stream": OpenApiTypes.BINARY}
 _COMMON: Final = ("SIGNATURE_INVALID", "RATE_LIMITED", "INTERNAL_ERROR", "DATABASE_UNAVAILABLE", "OVERLOADED")
 
@@ -95,15 +101,17 @@ class StorageView(PublicApiView):
         "Models",
         answer=StoredAnswer,
         status=201,
-        errors=("SIGNATURE_INVALID", "PAYLOAD_TOO_LARGE", "BAD_REQUEST", "REQUEST_TIMEOUT"),
+        errors=("SIGNATURE_INVALID", "PAYLOAD_TOO_LARGE", "PRECONDITION_FAILED", "BAD_REQUEST", "REQUEST_TIMEOUT"),
         public=True,
     )
     def put(self, request: Request, signed: str) -> Response:
         """Send a model's bytes, as the answer of `init` says.
 
         May be sent again until the model is finalized: the last whole body counts, and half a body leaves nothing.
+        A part alone (`Content-Range`) is 400: this is no place for uploads in pieces.
         """
         grant = self.target
+        self._check_conditions(request, grant)
         source = BodySource(request._request.META)  # noqa: SLF001 - the plain request's environ
         if source.announced is not None and source.announced > grant.size:
             raise self._too_large(grant)
@@ -132,7 +140,9 @@ class StorageView(PublicApiView):
             (200, "application/octet-stream"): OpenApiTypes.BINARY,
             (206, "application/octet-stream"): OpenApiTypes.BINARY,
             304: OpenApiResponse(description="As the caller knows it already."),
-            **error_responses((*_COMMON, "RANGE_NOT_SATISFIABLE", "NOT_FOUND", "VALIDATION_ERROR")),
+            **error_responses(
+                (*_COMMON, "RANGE_NOT_SATISFIABLE", "PRECONDITION_FAILED", "NOT_FOUND", "VALIDATION_ERROR")
+            ),
         },
     )
     def get(self, request: Request, signed: str) -> HttpResponseBase:
@@ -157,6 +167,16 @@ class StorageView(PublicApiView):
     def head(self, request: Request, signed: str) -> HttpResponseBase:
         """As GET, without the bytes."""
         return self.get(request, signed)
+
+    @staticmethod
+    def _check_conditions(request: Request, grant: Grant) -> None:
+        """Raises DomainError BAD_REQUEST for a part (RFC 9110 §14.5), PRECONDITION_FAILED."""
+        if "Content-Range" in request.headers:
+            raise DomainError("BAD_REQUEST", _("Send the whole file: a part (Content-Range) cannot be taken here."))
+        if any(name in request.headers for name in _CONDITIONS):
+            tag, modified = local_store().arrived(grant.key) or ("", 0)
+            if evaluate("PUT", request.headers, f'"{tag}"' if tag else None, modified) == "failed":
+                raise DomainError("PRECONDITION_FAILED")
 
     @staticmethod
     def _too_large(grant: Grant) -> DomainError:

@@ -329,6 +329,59 @@ def test_another_origin(kept, settings):
     assert "Access-Control-Allow-Origin" not in client.head(path, HTTP_ORIGIN="http://evil.example")
 
 
+# --- conditions -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_the_caller_takes_for_granted(kept, settings, method):
+    """RFC 9110 §13.2.2: 412 comes before 304 and before a range; the tag is compared strongly and beats the date."""
+    first = fetch(kept, settings)
+    tag, modified, past = first.headers["etag"], first.headers["last-modified"], "Thu, 01 Jan 1970 00:00:00 GMT"
+    for failed in (
+        {"If_Match": '"x"'},
+        {"If_Match": f"W/{tag}"},
+        {"If_Match": '"x"', "If_Unmodified_Since": modified},
+        {"If_Match": '"x"', "If_None_Match": tag},
+        {"If_Unmodified_Since": past},
+        {"If_Unmodified_Since": past, "Range": "bytes=99999-"},
+    ):
+        got = fetch(kept, settings, method, **failed)
+        assert got.status == 412, failed
+        assert method == "HEAD" or code(got) == "PRECONDITION_FAILED"
+    for held in (
+        {"If_Match": tag},
+        {"If_Match": f'"x", {tag}'},
+        {"If_Match": "*"},
+        {"If_Match": tag, "If_Unmodified_Since": past},
+        {"If_Unmodified_Since": modified},
+        {"If_Unmodified_Since": "no date"},
+    ):
+        assert fetch(kept, settings, method, **held).status == 200, held
+    assert fetch(kept, settings, method, If_Match=tag, If_None_Match=tag).status == 304
+    assert repr(room) == "<Room 0>"
+
+
+def test_a_part_is_not_taken_for_the_whole(sending):
+    slot, upload, _promise = sending
+    refused = request("PUT", upload.url, DATA[:5], {"Content-Range": f"bytes 0-4/{len(DATA)}"})
+    assert (refused.status, code(refused)) == (400, "BAD_REQUEST")
+    assert list(slot.iterdir()) == []
+    assert request("PUT", upload.url, DATA).status == 201
+
+
+def test_conditions_of_an_upload(sending):
+    """They speak of what has arrived so far."""
+    _slot, upload, _promise = sending
+    assert request("PUT", upload.url, DATA, {"If-Match": "*"}).status == 412
+    assert request("PUT", upload.url, DATA, {"If-None-Match": "*"}).status == 201
+    for failed in (
+        {"If-None-Match": "*"},
+        {"If-Match": '"x"'},
+        {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"},
+    ):
+        refused = request("PUT", upload.url, DATA[::-1], failed)
+        assert (refused.status, code(refused)) == (412, "PRECONDITION_FAILED")
+    assert request("PUT", upload.url, DATA[::-1], {"If-Match": f'"{sha256(DATA)}"'}).status == 201
+
+
 # --- room -------------------------------------------------------------------------------------------------------------
 def test_so_many_at_once(kept, sending, settings, monkeypatch):
     monkeypatch.setattr("apps.storage.api.room.WAIT_SECONDS", 0.01)
