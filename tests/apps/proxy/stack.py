@@ -127,8 +127,8 @@ class Tunnel:
         with Wire(self.stack.port) as wire:
             token = log_in(self.user_id)
             wire.send(
-                f"GET /api/devices/{device_id}/proxy/ready HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n"
-                "Connection: close\r\n\r\n".encode()
+                f"GET /api/devices/{device_id}/proxy/ready HTTP/1.1\r\nHost: localhost\r\n"
+                f"Authorization: Bearer {token}\r\nConnection: close\r\n\r\n".encode()
             )
             try:
                 return wire.read().status == 200
@@ -137,8 +137,10 @@ class Tunnel:
 
     def _pairing_token(self) -> str:
         with Wire(self.stack.port) as wire:
-            head = f"POST /api/pairing/token HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {log_in(self.user_id)}\r\n"
-            wire.send(head.encode() + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+            head = f"POST /api/pairing/token HTTP/1.1\r\nAuthorization: Bearer {log_in(self.user_id)}\r\n"
+            wire.send(
+                head.encode() + b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            )
             return str(wire.read().json["data"]["token"])
 
     def kill_agent(self) -> None:
