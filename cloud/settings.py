@@ -133,6 +133,8 @@ globals().update(mail_settings(VISIONA, MAIL_FOLDER))
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = VISIONA["EMAIL_FROM"]
 
 # The jobs that delete what apps hold of a user who leaves, in order; each takes `user_id` and may run twice.
+ACCOUNT_SHED_TASKS = ("pairing.revoke_all", "devices.unpair_all", "webhooks.delete_all")
+"""Those that rid an account of what was prepared in it; each takes `before` too, an ISO 8601 moment."""
 ACCOUNT_END_TASKS = ("devices.unpair_all", "webhooks.delete_all", "models.purge_owner")
 
 # Jobs are short; SIGTERM waits this long for those that run, and whatever is left is done by the next worker.

@@ -6,11 +6,13 @@ import uuid
 from django.contrib.auth import hashers
 from django.db import IntegrityError, connection, transaction
 from django.utils.translation import gettext_lazy as _
+from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import mail_tokens, mails, sessions
 from apps.accounts.attempts import attempt
 from apps.accounts.mail_tokens import MailToken, Purpose
 from apps.accounts.models import User
+from apps.accounts.oidc.linking import forget
 from apps.accounts.services import cut_off, record_of
 from apps.accounts.sessions import LoginSession
 from apps.common import throttle
@@ -146,11 +148,31 @@ def confirm_reset(*, actor: Actor, token: str, new: str, now: dt.datetime, secon
     encoded = hashers.make_password(new)
     with transaction.atomic():
         user = _holder("reset", told)
+        taken_over = user.email_verified_at is None and user.has_usable_password()
         user.email_verified_at = user.email_verified_at or now
         _set(user, encoded, keep="", actor=actor, now=now)
         record_of(actor, "user.password_reset", user, now)
-        mails.defer("password_changed", user, actor=actor)
+        if taken_over:
+            _shed(user, actor=actor, now=now)
+        mails.defer("taken_over" if taken_over else "password_changed", user, actor=actor)
     return user
+
+
+def _shed(user: User, *, actor: Actor, now: dt.datetime) -> None:
+    """Rid a locked account of whatever was prepared in it: nobody had shown until now that its e-mail is theirs.
+
+    Whoever registered it may have been a stranger, who waits for its boxes, its events, or a login of their own to it.
+    """
+    for holder in forget(user, user.identities.all(), now=now):
+        sessions.end_holder(holder, now=now)
+    sessions.end_adopted(user.pk)
+    user.name = ""
+    user.save(update_fields=["name", "updated_at"])
+    record_of(actor, "user.taken_over", user, now)
+    jobs.configure_task("accounts.shed").defer(
+        user_id=str(user.pk), before=now.isoformat(), request_id=actor.request_id
+    )
+    cut_off(actor, users=[str(user.pk)])
 
 
 @transaction.atomic

@@ -25,7 +25,7 @@ from apps.common.errors import DomainError
 from apps.common.sealing import seal, unseal
 from tunnel.contract import language_of
 
-Kind = Literal["verify", "reset", "password_changed", "email_changed"]
+Kind = Literal["verify", "reset", "password_changed", "email_changed", "taken_over"]
 SEALED_FOR: Final = "accounts.mail"
 NOWHERE: Final = "oidc.invalid"
 """The domain of placeholder addresses of users whose provider tells no e-mail (RFC 2606 §2: `.invalid`)."""

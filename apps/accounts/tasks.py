@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, cast
 
+from django.conf import settings
 from django.utils import timezone
 from procrastinate import RetryStrategy
 from procrastinate.contrib.django import app
@@ -28,3 +29,10 @@ def send_mail(*, kind: str, user_id: str, email: str = "", language: str = "en",
 def erase(*, user_id: str, email: str, request_id: str = "") -> None:
     """Delete what is left of a user who has gone."""
     leaving.erase(user_id=uuid.UUID(user_id), email=email, run=lambda name: app.tasks[name](user_id=user_id))
+
+
+@app.task(name="accounts.shed", queue="maintenance", retry=ERASE_RETRY)
+def shed(*, user_id: str, before: str, request_id: str = "") -> None:
+    """Rid an account of what was made in it until `before`, when its e-mail was first shown to be somebody's."""
+    for name in settings.ACCOUNT_SHED_TASKS:
+        app.tasks[name](user_id=user_id, before=before)

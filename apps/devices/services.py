@@ -86,9 +86,11 @@ def unpair_device(*, actor: Actor, owner_id: uuid.UUID | None, device_id: uuid.U
 
 
 @transaction.atomic
-def unpair_all(*, actor: Actor, owner_id: uuid.UUID, now: dt.datetime) -> int:
-    """Unpair all devices of a user (who leaves). Returns how many."""
+def unpair_all(*, actor: Actor, owner_id: uuid.UUID, now: dt.datetime, before: dt.datetime | None = None) -> int:
+    """Unpair all devices of a user (who leaves), or those that were made until `before`. Returns how many."""
     rows = Device.objects.filter(owner_id=owner_id, deleted_at=None).order_by("id").select_for_update(no_key=True)
+    if before is not None:
+        rows = rows.filter(created_at__lte=before)
     devices = list(rows)
     if devices:
         _unpair(devices, actor=actor, now=now)

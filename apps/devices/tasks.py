@@ -49,10 +49,13 @@ def token_revoked(*, device_id: str, epoch: int, at: str, actor: str, address: s
 
 
 @app.task(name="devices.unpair_all", queue="tunnels", retry=RETRY)
-def unpair_all(*, user_id: str, request_id: str = "") -> None:
-    """Unpair all devices of a user who leaves."""
+def unpair_all(*, user_id: str, request_id: str = "", before: str = "") -> None:
+    """Unpair all devices of a user who leaves, or those that were made until a moment (ISO 8601)."""
     services.unpair_all(
-        actor=Actor.system("worker", request_id=request_id), owner_id=uuid.UUID(user_id), now=timezone.now()
+        actor=Actor.system("worker", request_id=request_id),
+        owner_id=uuid.UUID(user_id),
+        now=timezone.now(),
+        before=dt.datetime.fromisoformat(before) if before else None,
     )
 
 

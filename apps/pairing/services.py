@@ -98,6 +98,15 @@ def revoke_token(*, actor: Actor, token_id: uuid.UUID, owner_id: uuid.UUID | Non
     return retry_stale(lambda: _revoke_token(actor, token_id, owner_id, now))
 
 
+def revoke_all(*, actor: Actor, owner_id: uuid.UUID, before: dt.datetime, now: dt.datetime) -> int:
+    """Revoke a user's pairing tokens that were made until `before`. Returns how many."""
+    rows = PairingToken.objects.filter(owner_id=owner_id, created_at__lte=before)
+    ids = list(rows.exclude(status=PairingStatus.REVOKED).values_list("id", flat=True))
+    for token_id in ids:
+        revoke_token(actor=actor, token_id=token_id, owner_id=owner_id, now=now)
+    return len(ids)
+
+
 def _revoke_token(actor: Actor, token_id: uuid.UUID, owner_id: uuid.UUID | None, now: dt.datetime) -> PairingToken:
     owned = Q() if owner_id is None else Q(owner_id=owner_id)
     seen = PairingToken.objects.filter(owned, id=token_id).first()

@@ -247,9 +247,11 @@ def redeliver(
 
 
 @transaction.atomic
-def delete_all(*, user_id: uuid.UUID) -> int:
-    """Delete all webhooks of a user who leaves, with their logs. Returns how many there were."""
+def delete_all(*, user_id: uuid.UUID, before: dt.datetime | None = None) -> int:
+    """Delete all webhooks of a user who leaves, or those made until `before`, with their logs. Returns how many."""
     mine = Webhook.objects.filter(owner_id=user_id).order_by("id")
+    if before is not None:
+        mine = mine.filter(created_at__lte=before)
     ids = list(mine.select_for_update().values_list("id", flat=True))
     Webhook.objects.filter(id__in=ids).delete()
     return len(ids)

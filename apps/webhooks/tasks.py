@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 
 from django.utils import timezone
@@ -21,9 +22,9 @@ def deliver(*, delivery_id: str, attempt: int) -> None:
 
 
 @app.task(name="webhooks.delete_all", queue="webhooks", retry=RETRY)
-def delete_all(*, user_id: str) -> None:
-    """Delete all webhooks of a user who leaves."""
-    services.delete_all(user_id=uuid.UUID(user_id))
+def delete_all(*, user_id: str, before: str = "") -> None:
+    """Delete all webhooks of a user who leaves, or those that were made until a moment (ISO 8601)."""
+    services.delete_all(user_id=uuid.UUID(user_id), before=dt.datetime.fromisoformat(before) if before else None)
 
 
 @app.periodic(cron="* * * * *", queueing_lock="webhooks.sweep")

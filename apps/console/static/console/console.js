@@ -2,6 +2,7 @@
 
 import { ApiError, call, frames, request, socket, token } from "./api.js";
 import { forgot, opened, reset, verify } from "./links.js";
+import { begin as beginOidc, ended as endedOidc, finish as finishOidc } from "./oidc.js";
 import { drawQr } from "./qr.js";
 
 const POLL_MS = 3000;
@@ -305,6 +306,17 @@ at("echo").addEventListener("click", (event) => attempt(event.currentTarget, ech
 at("infer").addEventListener("click", (event) => attempt(event.currentTarget, infer));
 
 at("forgot").addEventListener("click", (event) => attempt(event.currentTarget, async () => say(await forgot(at("email").value), true)));
+
+// --- a login at the identity provider ---
+at("provider")?.addEventListener("click", beginOidc);
+const atProvider = endedOidc();
+if (atProvider) {
+  token.clear();
+  attempt(null, async () => {
+    token.set(await finishOidc(atProvider));
+    await enter();
+  });
+}
 
 // --- the links of mails ---
 const link = opened();
