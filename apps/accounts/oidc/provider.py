@@ -145,7 +145,7 @@ class Provider:
 
     def _try(self) -> None:
         try:
-            self._known = self._load()
+            self._known = self.load()
         except ProviderError as error:
             logger.warning("oidc_provider_unavailable", issuer=self._issuer, error=str(error))
         except Exception:  # what it answers must not be a crash of every login, whatever it is
@@ -153,7 +153,8 @@ class Provider:
         finally:
             self._tried_at = self._clock()
 
-    def _load(self) -> Known:
+    def load(self) -> Known:
+        """What the provider tells of itself now, kept nowhere. Raises ProviderError."""
         deadline = self._clock() + self._seconds
         document = self._fetch("GET", self._issuer + "/.well-known/openid-configuration", seconds=self._seconds)
         issuer = document.get("issuer")
