@@ -115,6 +115,12 @@ test-race: ## The suite three times under Python's development mode, in random o
 	@for round in 1 2 3; do echo "round $$round"; \
 		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not browser" $(PYTEST_ARGS) || exit 1; done
 
+.PHONY: gameday
+gameday: ## Mistakes, floods and failing parts, one after another, on the real system
+	$(INSTALL) dev
+	@.ci/tools
+	$(PY) -m pytest -n0 -m gameday -v $(PYTEST_ARGS)
+
 .PHONY: test-db
 test-db: ## The tests of tables, constraints and services alone
 	$(INSTALL) dev
