@@ -179,6 +179,7 @@ def _started(stack: Stack) -> str:
     return stack.device_id()
 
 
+@pytest.mark.gameday
 @pytest.mark.timeout(420)
 def test_boxes_that_reconnected_since_the_backup_come_back_after_it(
     tmp_path: Path, free_port: Callable[[], int]

@@ -39,6 +39,7 @@ def test_idle_streams_hold_it_up_for_seconds_only(system: Stack) -> None:
     assert system.device_id() == device
 
 
+@pytest.mark.gameday
 def test_a_stream_in_flight_goes_on_within_the_grace(system: Stack) -> None:
     """It is neither cut nor slowed, and the daemon ends when it has ended."""
     assert system.call("GET", SCAN).status == 200

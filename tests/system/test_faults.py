@@ -98,6 +98,7 @@ def assert_lives(stream: Stream) -> None:
         assert stream.read()
 
 
+@pytest.mark.gameday
 @pytest.mark.parametrize(
     ("server", "code", "check"),
     [("postgres", "DATABASE_UNAVAILABLE", "postgresql"), ("valkey", "CACHE_UNAVAILABLE", "redis")],
@@ -122,6 +123,7 @@ def logged_in(system: Stack) -> bool:
     return True
 
 
+@pytest.mark.gameday
 @pytest.mark.parametrize(
     ("server", "code", "check"),
     [("postgres", "DATABASE_UNAVAILABLE", "postgresql"), ("valkey", "CACHE_UNAVAILABLE", "redis")],
@@ -141,6 +143,7 @@ def test_server_stopped(system: Stack, server: str, code: str, check: str) -> No
         assert {one["session"] for one in system.sessions()} == before
 
 
+@pytest.mark.gameday
 def test_a_restarted_daemon_leaves_no_ghost(system: Stack) -> None:
     """A daemon killed for good: its device is offline at once by the registry's word, in the table within 40 s."""
     device = system.device_id()

@@ -21,7 +21,7 @@ from tests.conftest import Started
 from tests.system.many import end, online
 from tests.system.stack import Answer, Stack, eventually, run_stack, standing_still
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(300)]
 
 STREAM = "/api/cameras/0/stream"
 SCAN = "/api/devices/scan"

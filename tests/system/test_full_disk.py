@@ -53,6 +53,7 @@ def count_on(size: str, when: str, folder: Path) -> tuple[int, dict[str, Any], s
 
 
 pytestmark = [
+    pytest.mark.gameday,
     pytest.mark.system,
     pytest.mark.skipif(shutil.which("unshare") is None, reason="mounts a small file system in a namespace of its own"),
 ]

@@ -12,7 +12,7 @@ import trio
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, ok
 from tests.system.test_many_daemons_workers import Parent, workers
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(120)]
 
 FILES = 256
 CROWD = 300

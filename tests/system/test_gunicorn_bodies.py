@@ -165,6 +165,7 @@ def trickling(server: Server, callers: int) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.gameday
 @pytest.mark.parametrize("callers", [30, 60])
 def test_small_bodies_that_trickle_take_nothing_from_others(server: Server, callers: int) -> None:
     """Of the 40 places that the settings of this test have; over them the slowest goes."""

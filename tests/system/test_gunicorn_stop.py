@@ -15,7 +15,7 @@ import pytest
 
 from tests.system.gunicorn_worker_kit import HOST, Server, get, read_all, read_answer
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.gameday]
 POST = b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello"
 
 

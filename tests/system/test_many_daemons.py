@@ -177,6 +177,7 @@ def test_a_box_that_dials_another_daemon_replaces_its_old_tunnel_there(fleet: Fl
         assert stack.call("GET", path, port=port).status == 200
 
 
+@pytest.mark.gameday
 @pytest.mark.parametrize("fleet", [3], indirect=True)
 def test_one_daemon_of_three_is_killed_under_load(behind_nginx: Site) -> None:
     """Its boxes come back elsewhere by themselves; who calls another daemon's boxes sees nothing of it.
@@ -217,6 +218,7 @@ def moving(stream: Stream, seconds: float) -> int:
     return got
 
 
+@pytest.mark.gameday
 @pytest.mark.parametrize("fleet", [2], indirect=True)
 def test_a_rolling_restart_under_load(behind_nginx: Site) -> None:
     """No request fails, and no stream in flight is cut while its daemon waits for it: boxes are handed over."""
