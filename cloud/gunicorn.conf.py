@@ -83,6 +83,7 @@ def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn's in
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn's interface
     """In the master, after a worker's end, however it came: nobody leaves connections to it any more."""
+    master.forget_worker(worker.pid)
     if worker.place is not None:
         worker.place.free()
 

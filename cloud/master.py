@@ -43,6 +43,13 @@ def _fresh_folder() -> Path | None:
     return folder
 
 
+def forget_worker(pid: int) -> None:
+    """What a worker held it holds no more; what it has counted stays."""
+    if folder := os.environ.get(_FOLDER, ""):
+        for file in Path(folder).glob(f"gauge_live*_{pid}.db"):
+            file.unlink(missing_ok=True)
+
+
 def clean_up() -> None:
     """Removes what `prepare` made."""
     if folder := os.environ.pop(_FOLDER, ""):

@@ -5,11 +5,12 @@ written, the process's end; so every page is allocated first, and what finds no 
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import structlog
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -22,6 +23,13 @@ FILE_BYTES: Final = 256 * 1024
 _BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 REQUESTS: Final = Counter("visiona_api_requests", "Answers by route and status.", ["method", "route", "status"])
 SECONDS: Final = Histogram("visiona_api_request_seconds", "To the head of the answer.", ["route"], buckets=_BUCKETS)
+PLACES: Final = Gauge(
+    "visiona_api_places", "Held in a pool, by class of owners.", ["pool", "owners"], multiprocess_mode="livesum"
+)
+LARGEST: Final = Gauge(
+    "visiona_api_places_largest", "Of one owner in one process.", ["pool"], multiprocess_mode="livemax"
+)
+PLACES_REFUSED: Final = Counter("visiona_api_places_refused", "Asked for in vain.", ["pool", "owners"])
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -76,6 +84,24 @@ def observe(method: str, route: str, status: int, seconds: float) -> None:
         REQUESTS.labels(method if method in _METHODS else "other", route, str(status)).inc()
         SECONDS.labels(route).observe(seconds)
     except OSError:  # a full disk has no room for a new series: that costs the series, not the answer
+        return
+
+
+def tell_places(pool: str, classes: Mapping[str, int], largest: int) -> None:
+    """Who holds the places of a pool of this process now."""
+    try:
+        for owners, held in classes.items():
+            PLACES.labels(pool, owners).set(held)
+        LARGEST.labels(pool).set(largest)
+    except OSError:  # as above
+        return
+
+
+def places_refused(pool: str, owners: str) -> None:
+    """Somebody asked for a place of a pool in vain."""
+    try:
+        PLACES_REFUSED.labels(pool, owners).inc()
+    except OSError:
         return
 
 

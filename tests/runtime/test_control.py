@@ -15,8 +15,8 @@ from tests.tls import make_authority
 from tunnel.adapters import calls, http_client
 from tunnel.adapters.control import ControlPlane, ControlUnavailable
 from tunnel.adapters.http_client import MAX_BODY, MAX_HEAD, Origin
-from tunnel.adapters.places import Crowded, Places
-from tunnel.contract import AuthorizeRequest, Credential, Heartbeat
+from tunnel.adapters.places import Places
+from tunnel.contract import AuthorizeRequest, Credential, Crowded, Heartbeat
 
 ASKED = AuthorizeRequest(
     node="n", kind="bearer", token="t", device="", method="GET", path="/", websocket=False, origin="", host="",
@@ -240,7 +240,7 @@ async def test_however_calls_end_every_place_comes_back(autojump_clock: trio.tes
             for _ in range(60):
                 await trio.sleep(choose.randint(0, 2))
                 nursery.start_soon(one, places, choose.choice("abc"), choose.randint(0, 9), choose.randint(0, 4))
-        assert (places.taken, places.waiting, len(places._waiting)) == (0, 0, 0)
+        assert (places.taken, places.waiting, repr(places)) == (0, 0, repr(Places(places.limit, 0)))
 
 
 # --- connections that break -------------------------------------------------------------------------------------------

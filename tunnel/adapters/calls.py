@@ -12,7 +12,8 @@ from typing import Final
 import trio
 
 from tunnel.adapters.http_client import Answer, Connection, Origin, Unanswered
-from tunnel.adapters.places import Crowded, Places
+from tunnel.adapters.places import Places
+from tunnel.contract import Crowded
 
 _KEPT_SECONDS: Final = 1.0
 """The API or a proxy before it may close an idle connection just as it is used again: none is kept for long."""

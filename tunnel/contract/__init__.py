@@ -83,6 +83,7 @@ from tunnel.contract.settings import (
     SettingError,
     Side,
 )
+from tunnel.contract.shares import Crowded, Shares, class_of, stranger
 
 __all__ = [
     "BY_NAME",
@@ -129,6 +130,7 @@ __all__ = [
     "Authorized",
     "CloseOrder",
     "Credential",
+    "Crowded",
     "Forbidden",
     "Heartbeat",
     "HeartbeatAnswer",
@@ -139,11 +141,13 @@ __all__ = [
     "SessionFact",
     "Setting",
     "SettingError",
+    "Shares",
     "Side",
     "TokenPrefix",
     "TunnelEvent",
     "check_database",
     "check_production",
+    "class_of",
     "error_envelope",
     "hash_token",
     "language_of",
@@ -153,6 +157,7 @@ __all__ = [
     "request_id_from",
     "session_mark",
     "sessions_digest",
+    "stranger",
     "token_prefix",
     "verify_secret",
 ]

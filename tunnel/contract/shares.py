@@ -1,0 +1,153 @@
+"""A pool of places with owners, in which nobody takes what others need. Pure: no clock, no lock, no task.
+
+An owner is a user, else an address (`stranger`). Whoever holds much waits behind those who hold little: a place goes
+to the owner that holds least, among equals to the one whose turn it is. Where places are held for long (a transfer, a
+stream) that is not enough, since none comes free: there an owner may hold at most `KEPT_FREE` times as many as it
+leaves free. Alone it has three quarters of the pool, and who holds none finds one. All strangers together are also one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from typing import Final, Generic, TypeVar
+
+KEPT_FREE: Final = 3
+_STRANGER: Final = "@"
+
+Waiter = TypeVar("Waiter")
+
+
+class Crowded(Exception):
+    """The queue is full, and nobody in it has a larger part of it than who comes."""
+
+
+def stranger(address: str) -> str:
+    """The owner that stands for callers from `address` who have not shown who they are."""
+    return _STRANGER + address
+
+
+def class_of(owner: str) -> str:
+    """What an owner is counted as: `user` or `stranger`."""
+    return "stranger" if owner.startswith(_STRANGER) else "user"
+
+
+class Shares(Generic[Waiter]):
+    """Who holds the `limit` places, and who waits for one: at most `queue`, each by an object of the caller's.
+
+    A place is given with `take`, or later by `give_back`, which names those whose turn has come.
+
+    Args:
+        long: places are held for long: some are kept free for owners that hold few.
+    """
+
+    def __init__(self, limit: int, *, queue: int = 0, long: bool = True) -> None:
+        self.limit = limit
+        self._queue = queue
+        self._long = long
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[Waiter]] = {}
+        self._turns: dict[int, OrderedDict[str, None]] = {}  # by what they hold, the owners that wait, in turn
+        self._strangers = 0
+        self.taken = 0
+        self.waiting = 0
+
+    def __repr__(self) -> str:
+        return f"<Shares {self.taken} of {self.limit} owners={len(self._held)} waiting={self.waiting}>"
+
+    def held(self, owner: str) -> int:
+        """How many places that owner holds."""
+        return self._held[owner]
+
+    def classes(self) -> dict[str, int]:
+        """How many places each class of owners holds."""
+        return {"user": self.taken - self._strangers, "stranger": self._strangers}
+
+    def largest(self) -> int:
+        """How many places the owner with the most holds."""
+        return max(self._held.values(), default=0)
+
+    def may_take(self, owner: str) -> bool:
+        """Whether there is a place for that owner now."""
+        mine = self._held[owner]
+        if class_of(owner) == "stranger":
+            mine = max(mine, self._strangers)
+        free = self.limit - self.taken
+        return free > 0 and (not self._long or not mine or mine < KEPT_FREE * (free - 1))
+
+    def take(self, owner: str) -> bool:
+        """A place for that owner, if there is one. Nobody is passed over: who waits could not take it."""
+        free = self.may_take(owner)
+        if free:
+            self._count(owner, 1)
+        return free
+
+    def wait(self, owner: str, waiter: Waiter) -> Waiter | None:
+        """Stand in the queue, of which nobody takes all: when it is full, the owner with the most in it loses its
+        newest, which is returned. Raises Crowded where that would be this one."""
+        pushed_out = None
+        if self.waiting >= self._queue:
+            longest = max(self._waiting, key=lambda one: len(self._waiting[one]), default=owner)
+            if len(self._waiting.get(longest, ())) <= len(self._waiting.get(owner, ())):
+                raise Crowded
+            pushed_out = self._waiting[longest][-1]
+            self.leave_queue(longest, pushed_out)
+        if owner not in self._waiting:
+            self._waiting[owner] = deque()
+            self._turns.setdefault(self._held[owner], OrderedDict())[owner] = None
+        self._waiting[owner].append(waiter)
+        self.waiting += 1
+        return pushed_out
+
+    def leave_queue(self, owner: str, waiter: Waiter) -> None:
+        """It waits no longer. Raises ValueError or KeyError if it did not."""
+        self._waiting[owner].remove(waiter)
+        self._gone(owner)
+
+    def give_back(self, owner: str) -> list[Waiter]:
+        """A place is free. Those that now hold one of those that waited: each to be told, and to give it back."""
+        self._count(owner, -1)
+        called = []
+        while self.taken < self.limit and self.waiting:
+            next_one = self._next()
+            if next_one is None:
+                break
+            called.append(self._waiting[next_one].popleft())
+            self._gone(next_one)
+            self._count(next_one, 1)
+        return called
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+    def _next(self) -> str | None:
+        """Of those that wait and may: the owner that holds least."""
+        for held in sorted(self._turns):
+            for owner in self._turns[held]:
+                if self.may_take(owner):
+                    return owner
+                if class_of(owner) == "user":  # as all users that hold as much
+                    break
+        return None
+
+    def _gone(self, owner: str) -> None:
+        self.waiting -= 1
+        if not self._waiting[owner]:
+            del self._waiting[owner]
+            self._drop_turn(owner)
+
+    def _drop_turn(self, owner: str) -> None:
+        level = self._held[owner]
+        del self._turns[level][owner]
+        if not self._turns[level]:
+            del self._turns[level]
+
+    def _count(self, owner: str, by: int) -> None:
+        waits = owner in self._waiting
+        if waits:
+            self._drop_turn(owner)
+        self._held[owner] += by
+        if not self._held[owner]:
+            del self._held[owner]
+        if waits:
+            self._turns.setdefault(self._held[owner], OrderedDict())[owner] = None
+        self.taken += by
+        if class_of(owner) == "stranger":
+            self._strangers += by
