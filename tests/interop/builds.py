@@ -26,8 +26,8 @@ def cargo_build(folder: Path) -> list[str]:
     return [str(target / "debug" / folder.name)]
 
 
-def npm_install(folder: Path) -> list[str]:
-    """The command of the Node program in `folder`, its packages installed by its lock. Skips or fails likewise."""
+def npm_install(folder: Path, program: str = "agent.js") -> list[str]:
+    """The command of a Node program in `folder`, its packages installed by its lock. Skips or fails likewise."""
     node, npm = _program("node", "Node is not installed"), _program("npm", "npm is not installed")
     sources = sorted(p for p in folder.iterdir() if p.suffix in (".js", ".json"))
     digest = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
@@ -40,7 +40,7 @@ def npm_install(folder: Path) -> list[str]:
                 shutil.copy(source, target)
             _run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], target, {})
             (target / "installed").touch()
-    return [node, str(target / "agent.js")]
+    return [node, str(target / program)]
 
 
 def _program(name: str, missing: str) -> str:

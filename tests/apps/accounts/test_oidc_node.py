@@ -17,7 +17,7 @@ from apps.accounts.oidc import provider as ours
 from tests.apps.accounts.provider_kit import CALLBACK, PAGE, query, quiet_port
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
 from tests.apps.conftest import Api
-from tests.interop.npm_build import installed
+from tests.interop.builds import npm_install
 
 FOLDER = Path(__file__).resolve().parents[2] / "interop" / "oidc_provider"
 LOGIN, BACK, TOKEN = "/api/auth/oidc/login", "/api/auth/oidc/callback", "/api/auth/oidc/token"
@@ -27,13 +27,11 @@ pytestmark = [pytest.mark.django_db, pytest.mark.interop]
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The provider's URL; it runs for this file."""
-    place, port = installed(FOLDER), quiet_port()
+    command, port = npm_install(FOLDER, "server.js"), quiet_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("VISIONA_", "NODE_"))}
     log = tmp_path_factory.mktemp("node") / "log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            ["node", "server.mjs", str(port), CALLBACK], cwd=place, env=env, stdout=out, stderr=out
-        )  # fmt: skip
+        process = subprocess.Popen([*command, str(port), CALLBACK], env=env, stdout=out, stderr=out)
     deadline = time.monotonic() + 60
     while True:
         try:

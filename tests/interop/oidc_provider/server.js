@@ -1,5 +1,5 @@
 // node's oidc-provider, as the tests want it: one client, its own pages to log in, JWTs for machines too.
-// node server.mjs PORT CALLBACK
+// node server.js PORT CALLBACK
 import Provider from "oidc-provider";
 
 const [port, callback] = process.argv.slice(2);
