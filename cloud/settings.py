@@ -8,6 +8,7 @@ from django.templatetags.static import static
 
 from apps.common.redis import cache_settings
 from cloud import environment, navigation, postgres_wheel
+from cloud.jobs import JOBS_AT_ONCE, own_threads
 from cloud.mail import mail_settings
 from cloud.version import BUILT_AT, COMMIT, VERSION
 
@@ -138,7 +139,11 @@ ACCOUNT_SHED_TASKS = ("pairing.revoke_all", "devices.unpair_all", "webhooks.dele
 ACCOUNT_END_TASKS = ("devices.unpair_all", "webhooks.delete_all", "models.purge_owner")
 
 # Jobs are short; SIGTERM waits this long for those that run, and whatever is left is done by the next worker.
-PROCRASTINATE_WORKER_DEFAULTS = {"concurrency": 8, "shutdown_graceful_timeout": 3.0}
+PROCRASTINATE_WORKER_DEFAULTS = {
+    "concurrency": JOBS_AT_ONCE,
+    "shutdown_graceful_timeout": 3.0,
+    "worker_middleware": [own_threads],
+}
 
 LOGGING_CONFIG = "cloud.logs.configure"
 LOGGING = {"level": VISIONA["LOG_LEVEL"]}

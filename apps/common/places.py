@@ -6,6 +6,7 @@ Each pool has a name, and `/metrics` tells how many of its places users hold, an
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -37,10 +38,16 @@ class Places:
         self.name = name
         self._limit = limit
         self._lock = threading.Lock()
+        self._left: deque[str] = deque()
         self._shares: Shares[_Waiter] = Shares(1, queue=QUEUE)
 
     def __repr__(self) -> str:
         return f"<Places {self.name} {self._shares!r}>"
+
+    @property
+    def taken(self) -> int:
+        """How many places are held."""
+        return self._shares.taken
 
     @contextmanager
     def place(self, owner: str, *, seconds: float = 0.0) -> Iterator[bool]:
@@ -54,13 +61,13 @@ class Places:
 
     def may_enter(self, owner: str) -> bool:
         """Whether there is a place for that owner now; another may have it a moment later."""
-        with self._lock:
+        with self._locked():
             self._shares.limit = self._limit()
             return self._shares.may_take(owner)
 
     def enter(self, owner: str, *, seconds: float = 0.0) -> bool:
         """Take a place, to be given back by `leave`; wait for it at most `seconds`. False: there was none."""
-        with self._lock:
+        with self._locked():
             self._shares.limit = self._limit()
             if self._shares.take(owner):
                 self._tell()
@@ -68,7 +75,7 @@ class Places:
             waiter = self._queue(owner) if seconds else None
         if waiter is not None:
             waiter.called.wait(seconds)
-            with self._lock:  # it may have been called just now
+            with self._locked():  # it may have been called just now
                 if not waiter.called.is_set():
                     self._shares.leave_queue(owner, waiter)
                 if waiter.granted:
@@ -77,12 +84,36 @@ class Places:
         return False
 
     def leave(self, owner: str) -> None:
-        """Give it back: who holds least of those that wait has it next."""
+        """Give it back: who holds least of those that wait has it next.
+
+        It never waits: an answer that is collected as garbage gives its place back wherever its thread is, in here too.
+        """
+        self._left.append(owner)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Those who left have left; where the lock is held, as soon as it is free."""
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                self._give_back()
+            finally:
+                self._lock.release()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         with self._lock:
-            for waiter in self._shares.give_back(owner):
+            self._give_back()
+            yield
+        self._settle()
+
+    def _give_back(self) -> None:
+        if not self._left:
+            return
+        while self._left:
+            for waiter in self._shares.give_back(self._left.popleft()):
                 waiter.granted = True
                 waiter.called.set()
-            self._tell()
+        self._tell()
 
     def _queue(self, owner: str) -> _Waiter | None:
         waiter = _Waiter()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from django.utils import timezone
 
 from apps.common.database import release_database
 from apps.common.errors import DomainError
+from apps.common.places import Places
 from apps.model_registry import deployments
 from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 from apps.model_registry.models import ModelStatus
@@ -34,11 +34,14 @@ from apps.tunnels.forwarder import Limits, Route
 
 logger = structlog.get_logger(__name__)
 
-AT_ONCE: Final = 3
-"""Deployments that one worker process carries at once: its other threads are for jobs that are short."""
+AT_ONCE: Final = 4
+"""Deployments that one worker process carries at once, of one owner three: its other threads are for other jobs."""
 PART: Final = 8 << 20
 """Bytes in one `PUT`: what is on its way beyond the box's last word, however much the sockets between would hold."""
 PLACE_SECONDS: Final = 2
+PLACE_SECONDS_MAX: Final = 30
+ASKING_A_SECOND: Final = 4
+"""Jobs of one owner's that look for a place: the more deployments of its wait, the more seldom each looks."""
 BEAT_SECONDS: Final = 1.0
 PATIENCE: Final = dt.timedelta(hours=1)
 """How long a deployment waits for a device that is offline, from when bytes moved last."""
@@ -54,7 +57,7 @@ LEAVING: Final = "LEAVING"
 """This worker ends."""
 AWAY: Final = frozenset({"TUNNEL_DISCONNECTED", "TUNNEL_UNAVAILABLE"})
 _COUNT: Final = re.compile(r"[0-9]{1,18}\Z")
-_places = threading.BoundedSemaphore(AT_ONCE)
+_places: Final = Places("deployments", lambda: AT_ONCE)
 
 
 class Refused(Exception):
@@ -71,15 +74,20 @@ class Later(Exception):
 
 def run(*, deployment_id: uuid.UUID, turn: int, leaving: Callable[[], bool]) -> None:
     """Carry the deployment on, if `turn` is still its run and there is a place. `leaving`: this worker is to end."""
-    if not _places.acquire(blocking=False):
-        deployments.wait_for_place(deployment_id=deployment_id, run=turn, seconds=PLACE_SECONDS)
+    owner_id = deployments.owner_of(deployment_id)
+    if owner_id is None:
         return
     try:
-        deployment = deployments.claim(deployment_id=deployment_id, run=turn, now=timezone.now())
-        if deployment is not None:
-            _carry(Transfer(deployment, leaving))
+        with _places.place(str(owner_id)) as free:
+            if free:
+                deployment = deployments.claim(deployment_id=deployment_id, run=turn, now=timezone.now())
+                if deployment is not None:
+                    _carry(Transfer(deployment, leaving))
+            else:
+                waiting = deployments.waiting_of(owner_id)
+                seconds = min(PLACE_SECONDS_MAX, max(PLACE_SECONDS, waiting // ASKING_A_SECOND))
+                deployments.wait_for_place(deployment_id=deployment_id, run=turn, seconds=seconds)
     finally:
-        _places.release()
         release_database()
 
 

@@ -125,6 +125,16 @@ def cancel_deployment(*, actor: Actor, owner_id: uuid.UUID, deployment_id: uuid.
 
 
 # --- the worker's -----------------------------------------------------------------------------------------------------
+def owner_of(deployment_id: uuid.UUID) -> uuid.UUID | None:
+    """Whose it is; None: there is none that is under way."""
+    return Deployment.objects.filter(id=deployment_id, status__in=ACTIVE).values_list("owner_id", flat=True).first()
+
+
+def waiting_of(owner_id: uuid.UUID) -> int:
+    """How many of the owner's wait for a worker or for their device."""
+    return Deployment.objects.filter(owner_id=owner_id, status=DeploymentStatus.QUEUED).count()
+
+
 def claim(*, deployment_id: uuid.UUID, run: int, now: dt.datetime) -> Deployment | None:
     """Take it, if `run` is still its; None: another has it, or it is over. The row with its model, device, owner."""
     mine = Deployment.objects.filter(id=deployment_id, run=run, status__in=ACTIVE)

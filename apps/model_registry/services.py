@@ -92,7 +92,7 @@ def begin_upload(
         raise _taken()
     release_database()
     upload_key, object_key = storage.new_keys()
-    promise = Promise(upload_key, object_key, size, sha256, storage.upload_until(now, size))
+    promise = Promise(upload_key, object_key, size, sha256, storage.upload_until(now, size), str(owner_id))
     upload = storage.store().begin(promise, base_url=base_url)
     try:
         model, before = _retry_unique(lambda: _write_pending(actor, owner_id, facts, source, promise, upload, now))
@@ -251,6 +251,7 @@ def allow_download(
         stored=Stored(model.size, model.sha256),
         expires_at=expires_at,
         base_url=base_url,
+        owner=str(user_id),
     )
     _audit(actor, "model.download", model, {}, now)
     return Download(url, expires_at)

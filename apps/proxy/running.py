@@ -1,8 +1,9 @@
 """The exchanges that this process carries: how many threads they may hold, and who ends them from outside.
 
 `Gate` counts threads (house.md, "gunicorn"): exchanges longer than `LONG_SECONDS` hold at most a set number of them,
-and all together leave some free, so that `/healthz` always answers. `Watchdog` is one thread a process; every 2 s it
-looks at the login and the device of all that run, in one Redis call and one query, and does nothing while none runs.
+and all together leave some free, so that `/healthz` always answers; of both no user takes all (`Shares`). `Watchdog` is
+one thread a process; every 2 s it looks at the login and the device of all that run, in one Redis call and one query,
+and does nothing while none runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Final
 
 import structlog
 
+from apps.common import metrics
 from apps.common.errors import DomainError
+from tunnel.contract import Shares, class_of
 
 logger = structlog.get_logger(__name__)
 
@@ -27,6 +30,8 @@ ENTRY_SECONDS: Final = 2.0
 """The longest wait for room in any case."""
 WATCH_SECONDS: Final = 2.0
 RETRY_AFTER: Final = 5
+LONG_POOL: Final = "long_exchanges"
+"""The name of the pool of long exchanges, for Prometheus."""
 
 
 class Running:
@@ -63,15 +68,15 @@ class Gate:
     """Room for exchanges in one process. Thread-safe."""
 
     def __init__(self, *, threads: int, long_limit: int) -> None:
-        self._room = max(1, threads - max(1, threads // 16))
-        self._long_limit = long_limit
+        self._threads: Shares[None] = Shares(max(1, threads - max(1, threads // 16)))
+        self._long: Shares[None] = Shares(long_limit)
         self._changed = threading.Condition()
         self._running: set[Running] = set()
-        self._long = 0
         self._moved_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<Gate {len(self._running)}/{self._room} long={self._long}/{self._long_limit}>"
+        long = self._long
+        return f"<Gate {len(self._running)}/{self._threads.limit} long={long.taken}/{long.limit}>"
 
     def running(self) -> list[Running]:
         """A snapshot of those under way."""
@@ -90,14 +95,14 @@ class Gate:
 
     def enter(self, running: Running) -> None:
         """Take a thread's worth of room. Raises DomainError OVERLOADED."""
-        asked = time.monotonic()
+        owner, asked = running.user_id, time.monotonic()
         with self._changed:
-            while self._long < self._long_limit and len(self._running) >= self._room:
+            while (may_turn_long := self._long.may_take(owner)) and not self._threads.may_take(owner):
                 left = min(self._moved_at + STALL_SECONDS, asked + ENTRY_SECONDS) - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            if self._long >= self._long_limit or len(self._running) >= self._room:
+            if not may_turn_long or not self._threads.take(owner):
                 raise DomainError("OVERLOADED", retry_after=RETRY_AFTER)
             running.started = self._moved_at = time.monotonic()
             self._running.add(running)
@@ -106,10 +111,11 @@ class Gate:
         """Count it among the long ones: at 5 s, or earlier if its answer is known to have no end. False: no room."""
         with self._changed:
             if not running.long and running in self._running:
-                if self._long >= self._long_limit:
+                if not self._long.take(running.user_id):
+                    metrics.places_refused(LONG_POOL, class_of(running.user_id))
                     return False
                 running.long = True
-                self._long += 1
+                self._tell()
             return True
 
     def leave(self, running: Running) -> bool:
@@ -118,10 +124,16 @@ class Gate:
             held = running in self._running
             if held:
                 self._running.remove(running)
-                self._long -= running.long
+                self._threads.give_back(running.user_id)
+                if running.long:
+                    self._long.give_back(running.user_id)
+                    self._tell()
                 self._moved_at = time.monotonic()
-                self._changed.notify()
+                self._changed.notify_all()  # not each that waits may take each place
             return held
+
+    def _tell(self) -> None:
+        metrics.tell_places(LONG_POOL, self._long.classes(), self._long.largest())
 
 
 class Watchdog:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import structlog
 
 from apps.common.database import release_database
 from apps.common.errors import DomainError
+from apps.common.places import Places
 from apps.devices import selectors as devices
 from apps.devices import services
 from apps.devices.models import Accelerator, Device
@@ -39,8 +39,9 @@ TOTAL_SECONDS: Final = 30.0
 AT_ONCE: Final = 16
 """Boxes asked at once by one scan."""
 SCANS_AT_ONCE: Final = 4
-"""Scans of all in one process; each holds one of its threads for TOTAL_SECONDS at most."""
-_room = threading.BoundedSemaphore(SCANS_AT_ONCE)
+"""Scans of all in one process, of one user three; each holds one of its threads for TOTAL_SECONDS at most."""
+WAIT_SECONDS: Final = 2.0
+_room: Final = Places("scans", lambda: SCANS_AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,12 @@ def scan_all(owner_id: uuid.UUID, *, method: str, request_id: str, now: dt.datet
     boxes = list(devices.devices_of(owner_id).filter(id__in=list(online)).order_by("id")) if online else []
     if not boxes:
         return []
-    if not _room.acquire(blocking=False):
-        raise DomainError("OVERLOADED", retry_after=5)
-    try:
-        release_database()
+    release_database()
+    with _room.place(str(owner_id), seconds=WAIT_SECONDS) as free:
+        if not free:
+            raise DomainError("OVERLOADED", retry_after=5)
         routes = [as_route(online[str(box.pk)]) for box in boxes]
         answers = _ask_all(routes, method=method, request_id=request_id)
-    finally:
-        _room.release()
     return [_kept(box, answer, now) for box, answer in zip(boxes, answers, strict=True)]
 
 

@@ -80,13 +80,17 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What an uploader says of the bytes to come. `sha256` is empty when it says nothing of it."""
+    """What an uploader says of the bytes to come. `sha256` is empty when it says nothing of it.
+
+    `owner`: in whose share of the transfers they count.
+    """
 
     upload_key: str
     object_key: str
     size: int
     sha256: str
     expires_at: dt.datetime
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +128,10 @@ class ObjectStore(Protocol):
     def leftovers(self) -> Iterator[Leftover]:
         """Everything there is."""
 
-    def download_url(self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str) -> str:
-        """Where to GET an object, without any further credential."""
+    def download_url(
+        self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str, owner: str = ""
+    ) -> str:
+        """Where `owner` may GET an object, without any further credential."""
 
 
 def check_key(key: str) -> str:

@@ -75,7 +75,7 @@ class LocalStore:
         """Make the folder that lets bytes in."""
         with _mapped():
             self._path(promise.upload_key).mkdir(mode=0o700, parents=True, exist_ok=True)
-        url = self._url("PUT", promise.upload_key, promise.size, promise.expires_at, base_url)
+        url = self._url("PUT", promise.upload_key, promise.size, promise.expires_at, base_url, promise.owner)
         return Upload(
             promise.upload_key, promise.expires_at, url=url, headers={"Content-Type": "application/octet-stream"}
         )
@@ -195,9 +195,11 @@ class LocalStore:
                     if at is not None:
                         yield Leftover(f"{OBJECTS}{shelf.name}/{path.name}", at)
 
-    def download_url(self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str) -> str:
+    def download_url(
+        self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str, owner: str = ""
+    ) -> str:
         """`/storage/{signed}` on our own API."""
-        return self._url("GET", key, stored.size, expires_at, base_url, filename, stored.sha256)
+        return self._url("GET", key, stored.size, expires_at, base_url, owner, filename, stored.sha256)
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _path(self, key: str) -> Path:
@@ -210,10 +212,11 @@ class LocalStore:
         size: int,
         expires_at: dt.datetime,
         base_url: str,
+        owner: str,
         filename: str = "",
         sha256: str = "",
     ) -> str:
-        grant = Grant(method, key, size, int(expires_at.timestamp()), filename, sha256)
+        grant = Grant(method, key, size, int(expires_at.timestamp()), filename, sha256, owner)
         return f"{base_url}/storage/{sign(grant, self._signing)}"
 
     @contextmanager

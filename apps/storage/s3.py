@@ -247,7 +247,9 @@ class S3Store:
                         key = found["Key"].removeprefix(self._prefix)
                         yield Leftover(key, found["Initiated"], found["UploadId"])
 
-    def download_url(self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str) -> str:
+    def download_url(
+        self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str, owner: str = ""
+    ) -> str:
         """A presigned GET."""
         return self._signed(
             "get_object",

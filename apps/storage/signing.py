@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 _DOMAIN: Final = b"visiona storage v1\n"
 """So that a signature made for another purpose with the same secret is none here."""
 MAX_LENGTH: Final = 4096
-_TYPES: Final = [str, str, int, int, str, str]
+_TYPES: Final = [str, str, int, int, str, str, str]
 Method = Literal["PUT", "GET"]
 
 
@@ -36,6 +36,7 @@ class Grant:
         expires: Unix seconds, exclusive.
         filename: for whoever saves a download.
         sha256: of a download, which is its ETag.
+        owner: who asked for it, in whose share of the transfers it counts.
     """
 
     method: Method
@@ -44,11 +45,12 @@ class Grant:
     expires: int
     filename: str = ""
     sha256: str = ""
+    owner: str = ""
 
 
 def sign(grant: Grant, secrets: Sequence[str]) -> str:
     """The text for the URL, signed with the first secret. Only `A-Za-z0-9_-` and one dot."""
-    fields = [grant.method, grant.key, grant.size, grant.expires, grant.filename, grant.sha256]
+    fields = [grant.method, grant.key, grant.size, grant.expires, grant.filename, grant.sha256, grant.owner]
     claims = _encode(json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode())
     return f"{claims}.{_signature(claims, secrets[0])}"
 
@@ -66,6 +68,8 @@ def verify(text: str, secrets: Sequence[str], *, method: str, now: float) -> Gra
         fields: Any = json.loads(_decode(claims))
     except ValueError:
         raise Forged from None
+    if isinstance(fields, list) and len(fields) == len(_TYPES) - 1:  # of the last release, which named no owner
+        fields.append("")
     if not isinstance(fields, list) or [type(field) for field in fields] != _TYPES:  # of another release
         raise Forged
     grant = Grant(*fields)

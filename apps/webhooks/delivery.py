@@ -4,8 +4,8 @@ A job that is done again (its worker was killed) finds by the number of its atte
 not, the event is sent again, with the same id. So every event arrives at least once while the receiver answers at all.
 
 Slots of a worker are few, and a receiver may take its time: of one webhook two attempts run at once in a process, of
-all together half a worker's slots. What finds no place goes on when an attempt ends, or is found by the sweep of every
-minute.
+all together a third of a worker's slots, and no owner has all of these (`Places`). What finds no place goes on when an
+attempt ends, or is found by the sweep of every minute.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.database import release_database
 from apps.common.outbound import Refused, Reply, Unanswered, post
+from apps.common.places import Places
 from apps.common.sealing import Unreadable, reseal, unseal
 from apps.webhooks.models import DeliveryStatus, Webhook, WebhookDelivery
 from apps.webhooks.services import DELIVER, SEALED_FOR, policy
@@ -52,10 +53,11 @@ _OVERDUE: Final = dt.timedelta(minutes=1)
 _SWEPT: Final = 500
 _REMOVED: Final = 5000
 
+_places: Final = Places("webhooks", lambda: _TOGETHER)
 _lock = threading.Lock()
 _running: Counter[uuid.UUID] = Counter()
 _in_hand: set[uuid.UUID] = set()
-_waiting: dict[uuid.UUID, None] = {}  # webhooks whose deliveries found no place, in order
+_waiting: dict[uuid.UUID, str] = {}  # webhooks whose deliveries found no place, in order, with their owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def attempt(*, delivery_id: uuid.UUID, number: int, now: dt.datetime) -> str:
     webhook = delivery.webhook
     if not webhook.enabled or not webhook.owner.is_active:
         return _record(delivery, Outcome(None, "the webhook is disabled"), now, last=True)
-    with _place(delivery) as free:
+    with _place(delivery, str(webhook.owner_id)) as free:
         if not free:
             return BUSY
         release_database()
@@ -93,22 +95,21 @@ def attempt(*, delivery_id: uuid.UUID, number: int, now: dt.datetime) -> str:
 
 
 @contextmanager
-def _place(delivery: WebhookDelivery) -> Iterator[bool]:
+def _place(delivery: WebhookDelivery, owner: str) -> Iterator[bool]:
     """Whether this process has a place for an attempt; it is given back at the end."""
     with _lock:
-        free = (
-            delivery.id not in _in_hand and _running[delivery.webhook_id] < _PER_WEBHOOK and len(_in_hand) < _TOGETHER
-        )
+        free = delivery.id not in _in_hand and _running[delivery.webhook_id] < _PER_WEBHOOK and _places.enter(owner)
         if free:
             _running[delivery.webhook_id] += 1
             _in_hand.add(delivery.id)
         elif delivery.id not in _in_hand:
-            _waiting[delivery.webhook_id] = None
+            _waiting[delivery.webhook_id] = owner
     try:
         yield free
     finally:
         if free:
             with _lock:
+                _places.leave(owner)
                 _running[delivery.webhook_id] -= 1
                 if not _running[delivery.webhook_id]:
                     del _running[delivery.webhook_id]
@@ -209,12 +210,13 @@ def _judge(webhook_id: uuid.UUID, outcome: Outcome, now: dt.datetime, *, given_u
 
 # --- what waits -------------------------------------------------------------------------------------------------------
 def _next_waiting(now: dt.datetime) -> None:
-    """A place is free: of the webhooks that found none the first has its turn, with what of it has waited longest."""
+    """A place is free: of the webhooks that found none, and may have it, the first has its turn, with what of it has
+    waited longest."""
     with _lock:
-        webhook_id = next(iter(_waiting), None)
+        webhook_id = next((each for each, owner in _waiting.items() if _may_run(each, owner)), None)
         if webhook_id is None:
             return
-        del _waiting[webhook_id]
+        owner = _waiting.pop(webhook_id)
         busy = list(_in_hand)
     due = WebhookDelivery.objects.filter(
         webhook_id=webhook_id, status=DeliveryStatus.PENDING, next_attempt_at__lte=now
@@ -222,8 +224,12 @@ def _next_waiting(now: dt.datetime) -> None:
     found = list(due.exclude(id__in=busy)[:2])
     if len(found) > 1:
         with _lock:
-            _waiting[webhook_id] = None
+            _waiting[webhook_id] = owner
     _defer(found[:1])
+
+
+def _may_run(webhook_id: uuid.UUID, owner: str) -> bool:
+    return _running[webhook_id] < _PER_WEBHOOK and _places.may_enter(owner)
 
 
 def sweep(*, now: dt.datetime) -> int:

@@ -26,7 +26,7 @@ LANES = ["stand-in", "tunnel", "fast"]
 DRF = pytest.mark.parametrize("lane", ["stand-in", "tunnel"], indirect=True)
 """For what is of port 3721 alone: its threads."""
 IDLE_SECONDS = 4
-API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "6", "PROXY_UPGRADE_IDLE_SECONDS": str(IDLE_SECONDS)}
+API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "8", "PROXY_UPGRADE_IDLE_SECONDS": str(IDLE_SECONDS)}
 
 
 @pytest.fixture

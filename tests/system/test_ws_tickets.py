@@ -16,7 +16,7 @@ pytest_plugins = ["tests.apps.proxy.fixtures"]
 LANES = ["stand-in", "tunnel", "fast"]
 DRF = pytest.mark.parametrize("lane", ["stand-in", "tunnel"], indirect=True)
 """For the routes that the fast lane does not have."""
-API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "6"}
+API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "8"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Neither handler looks at the database: who may send or fetch what was decided wh
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Final
 
 from django.conf import settings
@@ -22,9 +23,9 @@ from apps.common.cores import cores
 from apps.common.errors import DomainError
 from apps.common.responses import ok
 from apps.common.schema import describe, error_responses
+from apps.storage.api import room
 from apps.storage.api.conditions import evaluate
 from apps.storage.api.downloads import answer
-from apps.storage.api.room import room
 from apps.storage.base import Mismatch, TooLarge
 from apps.storage.local import Gone
 from apps.storage.services import local_store
@@ -115,7 +116,7 @@ class StorageView(PublicApiView):
         source = BodySource(request._request.META)  # noqa: SLF001 - the plain request's environ
         if source.announced is not None and source.announced > grant.size:
             raise self._too_large(grant)
-        room.enter()
+        room.enter(grant.owner)
         try:
             with cores.anywhere():  # hashing and writing are not Python's
                 stored = local_store().receive(grant.key, source, limit=grant.size)
@@ -126,7 +127,7 @@ class StorageView(PublicApiView):
         except BrokenBody:
             raise DomainError("BAD_REQUEST") from None
         finally:
-            room.leave()
+            room.leave(grant.owner)
         sent = ok({"size": stored.size, "sha256": stored.sha256}, status=201)
         sent["ETag"] = f'"{stored.sha256}"'  # as the download has it, and as S3 answers a PUT
         return sent
@@ -153,15 +154,15 @@ class StorageView(PublicApiView):
         except Mismatch:
             raise DomainError("NOT_FOUND") from None
         try:
-            room.enter()
+            room.enter(grant.owner)
         except DomainError:
             file.close()
             raise
         try:
-            return answer(request._request, grant, file, room.leave)  # noqa: SLF001 - not DRF's wrapper
+            return answer(request._request, grant, file, partial(room.leave, grant.owner))  # noqa: SLF001 - not DRF's wrapper
         except BaseException:  # what did not become an answer is closed by nobody else
             file.close()
-            room.leave()
+            room.leave(grant.owner)
             raise
 
     def head(self, request: Request, signed: str) -> HttpResponseBase:

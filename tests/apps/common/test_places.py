@@ -56,6 +56,21 @@ def test_who_holds_least_is_next_and_who_waits_in_vain_leaves_nothing() -> None:
     assert repr(pool) == "<Places test <Shares 0 of 3 owners=0 waiting=0>>"
 
 
+def test_a_place_comes_back_where_its_holder_is_collected_amid_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same thread, with the lock held: it would wait for itself."""
+    pool = Places("test", lambda: 4)
+    pool.enter("a")
+    told = pool._tell
+
+    def collect() -> None:
+        monkeypatch.setattr(pool, "_tell", told)
+        pool.leave("a")
+
+    monkeypatch.setattr(pool, "_tell", collect)
+    pool.enter("b")
+    assert (pool.taken, holds(pool, "b")) == (1, True)
+
+
 def test_a_crowd_pushes_out_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "QUEUE", 2)
     pool = Places("test", lambda: 1)

@@ -247,15 +247,35 @@ def test_of_two_workers_one_is_heard(deployment):
 
 
 def test_more_than_there_are_places_wait(deployment, online, box):
-    for _ in range(deployment_run.AT_ONCE):
-        assert deployment_run._places.acquire(blocking=False)
+    owner = str(deployment.owner_id)
+    held = [deployment_run._places.enter(owner) for _ in range(deployment_run.AT_ONCE)]
     try:
+        assert held == [True, True, True, False], "the last place is for another"
         assert turn(deployment).status == "queued"
     finally:
-        for _ in range(deployment_run.AT_ONCE):
-            deployment_run._places.release()
+        for _ in range(sum(held)):
+            deployment_run._places.leave(owner)
     assert jobs()[-1].scheduled_at is not None
     assert turn(deployment).status == "done"
+
+
+def test_boxes_of_one_owner_that_hang_hold_up_nobody_else(deployment, online, box, bob):
+    held = [deployment_run._places.enter(str(bob.pk)) for _ in range(deployment_run.AT_ONCE)]
+    try:
+        assert turn(deployment).status == "done"
+    finally:
+        for _ in range(sum(held)):
+            deployment_run._places.leave(str(bob.pk))
+
+
+def test_the_more_wait_the_more_seldom_each_looks_for_a_place(deployment, online, box, monkeypatch):
+    monkeypatch.setattr(deployment_run._places, "enter", lambda owner, seconds: False)
+    monkeypatch.setattr(deployments, "waiting_of", lambda owner_id: 60)
+    began = timezone.now()
+    turn(deployment)
+    assert jobs()[-1].scheduled_at - began > dt.timedelta(seconds=14)
+    monkeypatch.undo()
+    assert deployments.waiting_of(deployment.owner_id) == 1
 
 
 def test_what_the_box_has_of_another_size_is_sent_anew(deployment, online, box):

@@ -62,7 +62,7 @@ def test_no_exchange_begins_while_all_long_places_are_taken(clock: list[float]) 
 
 def test_some_threads_are_never_given_out_and_none_waits_while_nothing_moves(clock: list[float]) -> None:
     gate = Gate(threads=4, long_limit=48)
-    held = [of(gate) for _ in range(3)]
+    held = [of(gate, user_id=str(n)) for n in range(3)]
     for each in held:
         gate.enter(each)
     clock[0] += 0.6
@@ -70,6 +70,25 @@ def test_some_threads_are_never_given_out_and_none_waits_while_nothing_moves(clo
         gate.enter(of(gate))
     gate.leave(held[0])
     gate.enter(of(gate))
+
+
+def test_one_user_takes_neither_all_threads_nor_all_long_places(clock: list[float]) -> None:
+    gate = Gate(threads=64, long_limit=16)
+    for _ in range(12):
+        gate.enter(greedy := of(gate))
+        assert gate.claim_long(greedy)
+    with pytest.raises(DomainError):
+        gate.enter(of(gate))
+    for n in range(4):
+        gate.enter(another := of(gate, user_id=f"another {n}"))
+        assert gate.claim_long(another)
+    slow = Gate(threads=64, long_limit=48)
+    for _ in range(45):
+        slow.enter(of(slow))
+    clock[0] += 0.6
+    with pytest.raises(DomainError):
+        slow.enter(of(slow))
+    slow.enter(of(slow, user_id="another"))
 
 
 def test_a_short_wait_for_room_is_no_refusal() -> None:

@@ -31,6 +31,14 @@ def test_what_was_signed_comes_back():
     assert verify(sign(GET, SECRETS), SECRETS, method="HEAD", now=0) == GET
 
 
+def test_it_names_its_owner_and_one_of_the_last_release_named_none():
+    owned = Grant("GET", "models/ab/cd", 10, 1_000, "x", "0" * 64, "somebody")
+    assert verify(sign(owned, SECRETS), SECRETS, method="GET", now=0) == owned
+    claims = signing._encode(json.dumps(["PUT", "uploads/ab", 10, 1_000, "", ""], separators=(",", ":")).encode())
+    text = f"{claims}.{signing._signature(claims, SECRETS[0])}"
+    assert verify(text, SECRETS, method="PUT", now=0) == PUT
+
+
 def test_it_is_bound_to_its_method():
     assert not passes(sign(PUT, SECRETS), method="GET")
     assert not passes(sign(PUT, SECRETS), method="HEAD")

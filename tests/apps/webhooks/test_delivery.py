@@ -4,6 +4,8 @@ import datetime as dt
 import json
 import threading
 import time
+import uuid
+from contextlib import ExitStack
 
 import pytest
 from django.db import connection
@@ -230,6 +232,20 @@ def test_a_slow_receiver_has_two_places_and_what_waits_goes_on(alice, hook, rece
         thread.join()
     assert jobs()[before:] == [{"delivery_id": str(rows[2].id), "attempt": 0}]
     assert attempt(rows[2]) == "delivered"
+
+
+def test_slow_receivers_of_one_owner_leave_a_place_for_another(alice, bob, hook, receiver):
+    def row(webhook):
+        return WebhookDelivery(webhook=webhook, event_id=uuid.uuid4(), event="device.online", body="{}")
+
+    with ExitStack() as held:
+        other = make(alice, "device.online", url=receiver.url)
+        slow = [row(each) for each in (hook, other) for _ in range(2)]
+        free = [held.enter_context(delivery._place(each, str(alice.pk))) for each in slow]
+        assert free == [True, True, True, False]
+        assert held.enter_context(delivery._place(row(make(bob, "device.online", url=receiver.url)), str(bob.pk)))
+    assert delivery._places.taken == 0
+    delivery._waiting.clear()
 
 
 def run(delivery_id):
