@@ -144,6 +144,7 @@ PROCRASTINATE_WORKER_DEFAULTS = {
     "shutdown_graceful_timeout": 3.0,
     "worker_middleware": [own_threads],
 }
+PROCRASTINATE_ON_APP_READY = "cloud.db.queue.use"
 
 LOGGING_CONFIG = "cloud.logs.configure"
 LOGGING = {"level": VISIONA["LOG_LEVEL"]}

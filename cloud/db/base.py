@@ -133,7 +133,7 @@ def _reset(connection: DeadlineConnection) -> bool:
     return True
 
 
-def _limits(options: Mapping[str, Any]) -> tuple[float, float]:
+def limits_of(options: Mapping[str, Any]) -> tuple[float, float]:
     """Milliseconds for a statement and for a lock.
 
     An alive server cancels just before the client's deadline, so that only a dead one runs into it.
@@ -154,7 +154,7 @@ def _key(wrapper: DatabaseWrapper) -> tuple[Any, ...]:
 def _pool_of(wrapper: DatabaseWrapper, conn_params: dict[str, Any]) -> Pool:
     options = wrapper.settings_dict["OPTIONS"]
     deadline = options.get("deadline")
-    statement, lock = _limits(options)
+    statement, lock = limits_of(options)
 
     def connect() -> DeadlineConnection:
         connection = DeadlineConnection.connect(**{**conn_params, "autocommit": True})

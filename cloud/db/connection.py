@@ -19,7 +19,46 @@ class NoAnswer(psycopg.OperationalError):
     """The server did not answer before the deadline. The connection is closed: nobody knows what it was doing."""
 
 
-class DeadlineConnection(psycopg.Connection[Any]):
+SESSION_LIMITS: Final = (
+    "SELECT CASE WHEN pg_backend_pid() = %s THEN set_config('statement_timeout', %s, false)"
+    " || set_config('lock_timeout', %s, false) END"
+)
+"""Sets the session's timeouts; NULL, and nothing is set, behind a pooler.
+
+None are sent at the start of a connection: PgBouncer refuses those. It gives each transaction a session of another's,
+in which nothing may be left; it is known by the process id that it tells, which is not the server's.
+"""
+
+
+def session_limits(connection: psycopg.BaseConnection[Any], statement_ms: float, lock_ms: float) -> tuple[Any, ...]:
+    """The parameters of SESSION_LIMITS."""
+    return connection.info.backend_pid, f"{statement_ms:.0f}", f"{lock_ms:.0f}"
+
+
+def local_limits(statement_ms: float, lock_ms: float) -> bytes:
+    """`LimitedConnection.limits`."""
+    return f"SET LOCAL statement_timeout = {statement_ms:.0f};SET LOCAL lock_timeout = {lock_ms:.0f};".encode()
+
+
+class LimitedConnection(psycopg.BaseConnection[Any]):
+    """What a connection adds, threads' or asyncio's, that may go through a pooler: limits that go with transactions."""
+
+    limits: bytes = b""
+    """`SET LOCAL` commands that begin each transaction, where a pooler stands before the server; else the session's."""
+
+    def _start_query(self) -> PQGen[None]:
+        """As psycopg's, which begins a transaction before its first statement; the limits go with that."""
+        idle = self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if not self.limits or self._autocommit or not idle:
+            yield from super()._start_query()
+            return
+        self.pgconn.send_query(self._get_tx_start_command() + b";" + self.limits)
+        last = (yield from generators.execute(self.pgconn))[-1]
+        if last.status != psycopg.pq.ExecStatus.COMMAND_OK:
+            raise errors.error_from_result(last)
+
+
+class DeadlineConnection(LimitedConnection, psycopg.Connection[Any]):
     """A connection with a deadline in seconds for each exchange with the server; None: wait as long as it takes."""
 
     deadline: float | None = None
@@ -27,8 +66,6 @@ class DeadlineConnection(psycopg.Connection[Any]):
     """Told when a deadline has passed, before NoAnswer is raised."""
     on_writes_refused: Callable[[], None] | None = None
     """Told when the server takes no writes, before its error is raised."""
-    limits: bytes = b""
-    """`SET LOCAL` commands that begin each transaction, where a pooler stands before the server; else the session's."""
     generation: int = 0
     """Of the pool's, when it was made."""
     born: float = 0.0
@@ -52,31 +89,12 @@ class DeadlineConnection(psycopg.Connection[Any]):
             raise
 
     def set_limits(self, *, statement_ms: float, lock_ms: float) -> None:
-        """The server's own timeouts: the session's, in one exchange; each transaction's behind a pooler.
-
-        None are sent at the start of a connection: PgBouncer refuses those. It gives each transaction a session of
-        another's, in which nothing may be left; it is known by the process id that it tells, which is not the server's.
-        """
-        ours = "SELECT CASE WHEN pg_backend_pid() = %s THEN set_config('statement_timeout', %s, false)"
-        both = f"{ours} || set_config('lock_timeout', %s, false) END"
-        named = (self.info.backend_pid, f"{statement_ms:.0f}", f"{lock_ms:.0f}")
-        row = self.execute(both, named).fetchone()
+        """The server's own timeouts: the session's, in one exchange; each transaction's behind a pooler."""
+        row = self.execute(SESSION_LIMITS, session_limits(self, statement_ms, lock_ms)).fetchone()
         if row is not None and row[0] is None:
-            local = f"SET LOCAL statement_timeout = {statement_ms:.0f};SET LOCAL lock_timeout = {lock_ms:.0f};"
-            self.limits = local.encode()
+            self.limits = local_limits(statement_ms, lock_ms)
             limited: Any = LimitedCursor
             self.cursor_factory = limited
-
-    def _start_query(self) -> PQGen[None]:
-        """As psycopg's, which begins a transaction before its first statement; the limits go with that."""
-        idle = self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if not self.limits or self._autocommit or not idle:
-            yield from super()._start_query()
-            return
-        self.pgconn.send_query(self._get_tx_start_command() + b";" + self.limits)
-        last = (yield from generators.execute(self.pgconn))[-1]
-        if last.status != psycopg.pq.ExecStatus.COMMAND_OK:
-            raise errors.error_from_result(last)
 
     def is_quiet(self) -> bool:
         """Whether it lies idle as it should, without asking the server.

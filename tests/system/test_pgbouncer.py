@@ -25,10 +25,12 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 BINARY = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 SERVERS = 2
 ASKED = """
-import json, time
+import asyncio, json, time
 import django
 django.setup()
 from django.db import OperationalError, connection, connections, transaction
+from procrastinate.contrib.django import app
+from procrastinate.exceptions import ConnectorException
 
 def cancelled(statement):
     began = time.monotonic()
@@ -50,7 +52,20 @@ def locked():
         other.rollback()
         other.close()
 
-told = {"alone": cancelled("SELECT pg_sleep(4)"), "lock": locked()}
+async def queue(statement):
+    queue = app.connector.get_worker_connector()
+    await queue.open_async()
+    began = time.monotonic()
+    try:
+        await queue.execute_query_async(statement)
+    except ConnectorException as error:
+        return getattr(error.__cause__, "sqlstate", None), time.monotonic() - began < 1.95
+    finally:
+        await queue.close_async()
+    return "done", False
+
+told = {"queue": asyncio.run(queue("SELECT pg_sleep(4)"))}
+told |= {"alone": cancelled("SELECT pg_sleep(4)"), "lock": locked()}
 with transaction.atomic():
     told["atomic"] = cancelled("SELECT pg_sleep(4)")
     transaction.set_rollback(True)
@@ -146,6 +161,7 @@ def test_timeouts_hold_and_are_left_in_no_session(pooled: tuple[Stack, plans.Pla
     )
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert told["queue"] == ["57014", True]
     assert told["alone"] == ["57014", True]
     assert told["atomic"] == ["57014", True]
     assert told["lock"] == ["55P03", True]

@@ -1,5 +1,6 @@
 """The database backend: deadlines, fail-fast, recovery, the pool's bounds."""
 
+import asyncio
 import datetime as dt
 import threading
 import time
@@ -8,6 +9,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from django.db import OperationalError, ProgrammingError, connections
+from procrastinate import exceptions
+from procrastinate.contrib.django import app
+from procrastinate.psycopg_connector import PsycopgConnector
 
 from apps.common.breaker import OPEN_SECONDS, Breaker
 from apps.common.failures import domain_error
@@ -243,3 +247,25 @@ def test_moments_come_in_utc_by_a_cursor_at_the_server_too():
     with connections["default"].create_cursor("at_server") as cursor:
         cursor.execute("SELECT '2026-01-02 03:04:05.000006+08'::timestamptz")
         assert cursor.fetchone() == (dt.datetime(2026, 1, 1, 19, 4, 5, 6, tzinfo=dt.UTC),)
+
+
+def test_the_worker_s_own_connections_have_the_server_s_timeouts(monkeypatch):
+    """Those of its queue's pool and the one that listens: a lock that somebody holds stops a worker for a while only."""
+    monkeypatch.setitem(connections["default"].settings_dict["OPTIONS"], "deadline", 0.5)
+    queue = app.connector.get_worker_connector()
+    assert isinstance(queue, PsycopgConnector)
+
+    async def ask() -> list[tuple[str, str]]:
+        await queue.open_async()
+        try:
+            shown = "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')"
+            async with queue.pool.connection() as pooled, queue._get_standalone_connection() as listening:
+                told = [await (await each.execute(shown)).fetchone() for each in (pooled, listening)]
+            with pytest.raises(exceptions.ConnectorException) as slow:
+                await queue.execute_query_async("SELECT pg_sleep(5)")
+            assert slow.value.__cause__.sqlstate == "57014"
+            return told
+        finally:
+            await queue.close_async()
+
+    assert asyncio.run(ask()) == [("400ms", "350ms")] * 2
