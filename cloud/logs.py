@@ -6,6 +6,7 @@ No line holds a query string or a token: ours log paths alone, and what librarie
 
 import logging
 import logging.config
+import sys
 from typing import Any, Final
 
 import structlog
@@ -23,11 +24,27 @@ def _dumps(event: EventDict, **_options: Any) -> str:
     return dumps(event).decode(errors="replace")
 
 
+def _name_part(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """A failure that only says which part is down is a line with its code: no trace says more, and no bug is in it."""
+    told = event.get("exc_info")
+    if not told:
+        return event
+    from apps.common.failures import unavailable  # noqa: PLC0415 - it needs the settings, which name this module
+
+    error = told if isinstance(told, BaseException) else (told if isinstance(told, tuple) else sys.exc_info())[1]
+    part = None if error is None else unavailable(error)
+    if part is not None:
+        event.update(exc_info=None, level="warning", code=part.code)
+        event.setdefault("error", type(error).__name__)
+    return event
+
+
 _SHARED: Final[list[Processor]] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    _name_part,
     structlog.processors.format_exc_info,
 ]
 

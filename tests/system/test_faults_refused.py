@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -158,3 +159,22 @@ def test_a_redis_that_does_not_answer_is_one_line(stack: Stack) -> None:
     told = stack.log("api")
     assert "part_unavailable" in told
     assert "Traceback" not in told, told[-4000:]
+
+
+def test_a_redis_that_does_not_answer_is_one_line_of_each_job(stack: Stack) -> None:
+    """It names the job and the part that is down, and is no error: the job of every five seconds comes again."""
+    environ = {**stack.plan.environ, "VISIONA_REDIS_TIMEOUT_SECONDS": "0.5"}
+    stack.start(plans.worker(replace(stack.plan, environ=environ)))
+
+    def failed() -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in stack.log("worker").splitlines() if line.startswith("{")]
+        return [line for line in lines if "ended with status: Error" in line["event"]]
+
+    with stack.frozen("valkey"):
+        eventually(failed, 30, "a job failed")
+    stack.stop("worker")
+    for line in failed():
+        assert "follow_registry" in str(line["event"])
+        assert (line["level"], line["code"]) == ("warning", "CACHE_UNAVAILABLE"), line
+        assert line["error"] in ("TimeoutError", "ConnectionError")
+    assert "Traceback" not in stack.log("worker"), stack.log("worker")[-4000:]

@@ -250,7 +250,7 @@ def test_moments_come_in_utc_by_a_cursor_at_the_server_too():
 
 
 def test_the_worker_s_own_connections_have_the_server_s_timeouts(monkeypatch):
-    """Those of its queue's pool and the one that listens: a lock that somebody holds stops a worker for a while only."""
+    """Those of its queue's pool and the one that listens: a lock of somebody's stops a worker for a while only."""
     monkeypatch.setitem(connections["default"].settings_dict["OPTIONS"], "deadline", 0.5)
     queue = app.connector.get_worker_connector()
     assert isinstance(queue, PsycopgConnector)
