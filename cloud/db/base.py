@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Mapping
+from types import TracebackType
 from typing import Any, Final, Self
 
 import psycopg
@@ -22,14 +23,28 @@ _pools_lock = threading.Lock()
 
 
 class DatabaseSchemaEditor(PostgresSchemaEditor):
-    """Changes of the schema take the time they take."""
+    """Changes of the schema take the time they take.
+
+    One within a transaction gives up soon where it cannot have its lock: whoever comes behind it waits too. One outside
+    (an index made concurrently) keeps nobody waiting, and waits for the transactions of others however long they are.
+    """
 
     connection: "DatabaseWrapper"
+    atomic_migration: bool
 
     def __enter__(self) -> Self:
         self.connection.make_patient()
+        if not self.atomic_migration:
+            self.connection.set_lock_timeout(0)
         super().__enter__()
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if not self.atomic_migration and kind is None:
+            self.connection.set_lock_timeout(limits_of(self.connection.settings_dict["OPTIONS"])[1])
 
 
 class DatabaseOperations(PostgresOperations):
@@ -105,6 +120,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 return
             with self.cursor() as cursor:
                 cursor.execute("SET statement_timeout = 0")
+
+    def set_lock_timeout(self, milliseconds: float) -> None:
+        """Of this session, until it is closed or this is called again. Behind a pooler a patient one has none."""
+        if self.settings_dict["DISABLE_SERVER_SIDE_CURSORS"]:
+            return
+        with self.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {milliseconds:.0f}")
 
     def takes_writes(self) -> bool:
         """Asks the server. One that is read-only is left: the next connection may be to another. Raises Error."""

@@ -5,15 +5,18 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis as redis_package
+from django.db import connections
 from dotenv import dotenv_values
 
 import manage
+from apps.common.management.commands import migrate
 from cloud import environment, startup
 from tunnel.contract import PREFIX, SETTINGS, SettingError, read_settings
 
@@ -194,6 +197,12 @@ class TestStartup:
         assert startup.masked(url) == shown
 
 
+def _shown(connection, setting: str) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SHOW {setting}")
+        return cursor.fetchone()[0]
+
+
 class TestSchema:
     """Real databases, beside the test's own: empty, the prototype's, and an older one."""
 
@@ -237,6 +246,30 @@ class TestSchema:
         names = ("HOST", "PORT", "USER", "PASSWORD", "NAME", "SSLMODE")
         values = {f"DB_{name}": system_env[f"VISIONA_DB_{name}"] for name in names}
         assert startup.schema_is_current(values) is current
+
+    def test_who_waits_to_migrate_keeps_no_index_from_being_made(self, system_env):
+        """`CREATE INDEX CONCURRENTLY`, of the one that migrates, waits for every statement that has begun before it."""
+        env = self.make(system_env)
+        named = {key: system_env[f"VISIONA_DB_{key.upper()}"] for key in ("host", "port", "user", "password")}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+        with psycopg.connect(**named, dbname=system_env["VISIONA_DB_NAME"], autocommit=True) as database:
+            database.execute("SELECT pg_advisory_lock(%s)", [migrate.LOCK_KEY])
+            waits = subprocess.Popen([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env={**kept, **env})
+            asking = "SELECT 1 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%advisory%'"
+            while database.execute(asking).fetchone() is None:
+                assert waits.poll() is None
+                time.sleep(0.05)
+            database.execute("SET lock_timeout = '3s'")
+            database.execute("CREATE INDEX CONCURRENTLY of_a_migration ON django_migrations (app)")
+            database.execute("DROP INDEX of_a_migration")
+            database.execute("SELECT pg_advisory_unlock(%s)", [migrate.LOCK_KEY])
+            assert waits.wait(60) == 0
+
+    def test_an_index_waits_for_the_transactions_of_others(self, transactional_db):
+        with connections["default"].copy().schema_editor(atomic=False) as editor:
+            assert _shown(editor.connection, "lock_timeout") == "0"
+        assert _shown(editor.connection, "lock_timeout") not in ("", "0")
+        editor.connection.close()
 
     def test_two_that_migrate_at_once_both_succeed(self, system_env):
         env = self.make(system_env, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
