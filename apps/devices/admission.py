@@ -167,7 +167,7 @@ def _hashes(grant: Grant) -> set[str]:
 def _judge(asks: Sequence[Ask], now: dt.datetime) -> list[Grant | Refusal]:
     """Ask who is there, outside of any transaction, and judge; anew where a device has turned up meanwhile."""
     for _ in range(ATTEMPTS):
-        answers = twins.presences(asks)
+        answers = twins.presences(asks, now)
         try:
             return retry_stale(lambda answers=answers: _decide(asks, answers, now))  # type: ignore[misc]  # mypy#12557
         except UnaskedError:

@@ -32,17 +32,18 @@ CLONED_SHOWN: Final = dt.timedelta(hours=24)
 
 
 # --- one serial -------------------------------------------------------------------------------------------------------
-def presences(asks: Sequence[Ask]) -> dict[uuid.UUID, Presence]:
+def presences(asks: Sequence[Ask], now: dt.datetime) -> dict[uuid.UUID, Presence]:
     """Of the live devices whose serials new boxes say: whether their agents are there. Asked before any lock is taken.
 
-    A tunnel may be up by the registry's word and dead: its agent is asked by a ping (2 s for all of them together).
+    A tunnel may be up by the registry's word and dead: its agent is asked by a ping (2 s for all of them together). Not
+    for a token that is good for nothing, which could be shown again and again, and hold up all that wait for admission.
     """
     serials = {
         ask.token_hash: ask.serial for ask in asks if ask.prefix == PAIRING_PREFIX and ask.serial and not ask.fault
     }
     if not serials:
         return {}
-    new = PairingToken.objects.filter(token_hash__in=list(serials), status=PairingStatus.ISSUED)
+    new = PairingToken.objects.filter(token_hash__in=list(serials), status=PairingStatus.ISSUED, expires_at__gt=now)
     wanted = Q()
     for token_hash, owner_id in new.values_list("token_hash", "owner_id"):
         wanted |= Q(owner_id=owner_id, serial=serials[token_hash])

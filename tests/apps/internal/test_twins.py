@@ -9,9 +9,11 @@ from django.utils import timezone
 from apps.devices import services
 from apps.devices.models import Device, DeviceEvent
 from apps.devices.serials import is_junk
+from apps.pairing.models import PairingToken
 from apps.tunnels import daemon as daemons
 from apps.tunnels import registry
 from tests.apps.internal.kit import ACTOR, Daemon, device_of, event, issue, named
+from tunnel.contract import hash_token
 
 OTHER = {"instance": "box-2", "address": "198.51.100.8"}
 
@@ -86,6 +88,14 @@ def test_two_boxes_of_a_junk_serial_are_two_devices(daemon, alice):
 def test_a_junk_serial_cannot_be_registered(alice_api):
     answer = alice_api("POST", "/api/devices", {"serial": "To be filled by O.E.M."})
     assert (answer.status, answer.code, list(answer.json["error"]["details"])) == (400, "VALIDATION_ERROR", ["serial"])
+
+
+def test_nobody_is_asked_for_a_token_that_is_over(daemon, alice, first, answer):
+    asked = answer(False)
+    token = issue(alice, "second")
+    PairingToken.objects.filter(token_hash=hash_token(token)).update(expires_at=timezone.now())
+    assert daemon.ask_all(named(token, serial="S-1", **OTHER))[0]["code"] == "TOKEN_EXPIRED"
+    assert asked == []
 
 
 # --- one serial on two boxes ------------------------------------------------------------------------------------------
