@@ -72,15 +72,19 @@ def confirm_email(*, actor: Actor, token: str, now: dt.datetime, seconds: int) -
 
 
 def set_email(*, actor: Actor, user_id: uuid.UUID, email: str, now: dt.datetime) -> None:
-    """Another address, by an operator; it counts as not confirmed. Raises NOT_FOUND, EMAIL_TAKEN."""
+    """Another address, by an operator, whose word counts: who had confirmed the old one counts as confirmed still. Else
+    the first reset mail would take the account for one that a stranger prepared, and rid it of its boxes (`_shed`).
+
+    Raises NOT_FOUND, EMAIL_TAKEN.
+    """
     try:
         with transaction.atomic():
             user = User.objects.select_for_update().filter(pk=user_id).first()
             if user is None:
                 raise not_found()
             before = user.email
-            user.email, user.email_verified_at = email, None
-            user.save(update_fields=["email", "email_verified_at", "updated_at"])
+            user.email = email
+            user.save(update_fields=["email", "updated_at"])
             record_of(actor, "user.email_changed", user, now)
             mails.defer("email_changed", user, actor=actor, email=before)
     except IntegrityError:

@@ -119,11 +119,17 @@ class TestTheMigration:
 
 
 class TestAnOperatorSetsOne:
-    def test_it_counts_as_not_confirmed_and_is_audited(self, alice, bob):
-        User.objects.update(email_verified_at=NOW)
+    @pytest.mark.parametrize("confirmed", [NOW, None])
+    def test_it_is_as_confirmed_as_the_old_one_and_audited(self, alice, bob, confirmed):
+        """Who was confirmed must not lose all boxes at the next reset mail (`test_taken_over`)."""
+        User.objects.update(email_verified_at=confirmed)
         call_command("set_email", str(alice.pk), "New@example.com")
         alice.refresh_from_db()
-        assert (alice.email, alice.email_key, alice.email_verified_at) == ("New@example.com", "new@example.com", None)
+        assert (alice.email, alice.email_key, alice.email_verified_at) == (
+            "New@example.com",
+            "new@example.com",
+            confirmed,
+        )
         assert AuditEvent.objects.filter(action="user.email_changed", object_id=str(alice.pk)).count() == 1
 
     @pytest.mark.parametrize("email", ["bob@example.com", "v\u0130ctim@example.com", "none"])

@@ -16,7 +16,7 @@ from apps.common.errors import DomainError
 
 
 class Command(BaseCommand):
-    help = "Give an account another e-mail address; it counts as not confirmed, and the old address is told."
+    help = "Give an account another e-mail address; it is as confirmed as the old one was, which is told."
     requires_system_checks = ()
     requires_migrations_checks = False  # it is needed between two of them
 
