@@ -62,6 +62,10 @@ class UserIdentityAdmin(ReadOnlyAdmin):
     @action(  # type: ignore[untyped-decorator]  # unfold is untyped
         description="Move everybody of this issuer to the one that is configured now", permissions=["move_issuer"]
     )
+    @asks_first(
+        "Move everybody of these issuers, and not these alone, to the one that is configured now? Who came from "
+        "which is forgotten: there is no way back."
+    )
     def move_issuer(self, request: HttpRequest, queryset: QuerySet[UserIdentity]) -> None:
         known, moved = config(), 0
         try:

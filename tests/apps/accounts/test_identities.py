@@ -286,7 +286,11 @@ class TestTheIssuerMoves:
         (row,) = UserIdentity.objects.all()
         path = "/admin/accounts/useridentity/"
         assert b"https://old.example" in client.get(path).content
-        client.post(path, {"action": "move_issuer", "_selected_action": [str(row.pk)]})
+        asked = {"action": "move_issuer", "_selected_action": [str(row.pk)]}
+        assert b"no way back" in client.post(path, asked).content
+        row.refresh_from_db()
+        assert row.issuer == "https://old.example"
+        client.post(path, {**asked, "confirmed": "yes"})
         row.refresh_from_db()
         assert row.issuer == scripted.issuer
 
