@@ -5,6 +5,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.templatetags.static import static
+from django.urls import reverse_lazy
+from django.utils.translation import gettext_lazy as _
 
 from apps.common.redis import cache_settings
 from cloud import environment, navigation, postgres_wheel
@@ -29,9 +31,9 @@ ALLOWED_HOSTS = (
 )
 
 INSTALLED_APPS = [
-    "unfold",
+    "unfold.apps.BasicAppConfig",  # with a site of our own:
     "unfold.contrib.filters",
-    "django.contrib.admin",
+    "apps.accounts.factors.config.StaffAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -246,5 +248,6 @@ UNFOLD = {
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": True,
     "SITE_URL": "/",
+    "ACCOUNT": {"navigation": [{"title": _("Second factor"), "link": reverse_lazy("admin:second_factor")}]},
     "SIDEBAR": {"show_search": True, "show_all_applications": False, "navigation": navigation.SECTIONS},
 }

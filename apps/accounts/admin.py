@@ -18,6 +18,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
 from apps.accounts import credentials, leaving, mails, selectors, services
+from apps.accounts.factors.admin import SecondFactorAdmin
 from apps.accounts.models import User, UserIdentity
 from apps.accounts.oidc import owner
 from apps.accounts.oidc.config import config
@@ -26,6 +27,8 @@ from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.admin import ReadOnlyAdmin, asks_first
 from apps.common.errors import DomainError
+
+__all__ = ["SecondFactorAdmin"]  # registers itself
 
 admin.site.unregister(Group)
 

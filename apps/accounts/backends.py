@@ -7,6 +7,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from apps.accounts.attempts import attempt, audited
+from apps.accounts.factors.checking import is_asked
 from apps.accounts.models import User
 from apps.audit.services import record
 from apps.common.actor import Actor
@@ -16,6 +17,7 @@ class AuditedBackend(ModelBackend):
     """Checks e-mail and password; an unknown e-mail costs a hash too. Who is disabled is refused.
 
     What fails counts with the failed logins of the API, and over their limits DomainError RATE_LIMITED is the answer.
+    Where a second factor is on, or must be, the login is none yet (`apps.accounts.factors.site`).
     """
 
     def authenticate(
@@ -31,7 +33,7 @@ class AuditedBackend(ModelBackend):
                 this.succeeded()
         record(
             actor=Actor(str(user.pk) if user else "", str(user or ""), stranger.address, stranger.request_id),
-            action="admin.login" if user else "admin.login_failed",
+            action="admin.login_failed" if user is None else "admin.factor_asked" if is_asked(user) else "admin.login",
             object_type="user",
             object_id=str(user.pk) if user else "",
             detail={} if user else {"email": audited(username or "")},

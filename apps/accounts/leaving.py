@@ -20,7 +20,7 @@ from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import sessions
 from apps.accounts.credentials import check_password
-from apps.accounts.models import User
+from apps.accounts.models import SecondFactor, User
 from apps.accounts.oidc.linking import forget
 from apps.accounts.services import record_of
 from apps.accounts.sessions import LoginSession
@@ -65,6 +65,7 @@ def end_account(*, actor: Actor, user_id: uuid.UUID, now: dt.datetime) -> bool:
     user.is_active = user.is_staff = user.is_superuser = False
     user.set_unusable_password()
     user.save()
+    SecondFactor.objects.filter(user=user).delete()
     who = {"user_id": str(user_id), "request_id": actor.request_id}
     jobs.configure_task("tunnels.close_user").defer(**who)
     jobs.configure_task("devices.unpair_all").defer(**who)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Final
 
 import pgtrigger
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 
 from apps.common.emails import MAX_CHARACTERS, check_email, email_key
@@ -113,6 +114,27 @@ class UserIdentity(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.email or self.name or 'unnamed'} at {self.issuer}"
+
+
+class SecondFactor(BaseModel):
+    """An authenticator that a login asks beside the password, once it is confirmed (`apps.accounts.factors`)."""
+
+    user = models.OneToOneField(User, on_delete=models.CASCADE, related_name="second_factor")
+    secret_sealed = models.TextField(editable=False)
+    confirmed_at = models.DateTimeField(null=True, blank=True, help_text="on since then")
+    last_step = models.BigIntegerField(default=0, help_text="of 30 s each; codes up to it are spent")
+    failures = models.PositiveIntegerField(default=0, help_text="wrong codes in a row")
+    locked_until = models.DateTimeField(
+        null=True, blank=True, help_text="the authenticator's codes are refused until then"
+    )
+    recovery_hashes = ArrayField(models.CharField(max_length=64), default=list, editable=False)
+
+    class Meta:
+        db_table = "second_factors"
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return f"second factor of {self.user}"
 
 
 class EndedIdentity(models.Model):

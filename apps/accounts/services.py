@@ -3,7 +3,7 @@
 import datetime as dt
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from django.contrib.auth import hashers
 from django.db import IntegrityError, transaction
@@ -11,6 +11,7 @@ from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import demo, mails, selectors, sessions
 from apps.accounts.attempts import attempt, audited
+from apps.accounts.factors import checking
 from apps.accounts.models import User
 from apps.accounts.oidc.linking import holders_of
 from apps.accounts.sessions import LoginSession
@@ -22,6 +23,8 @@ from apps.common.errors import DomainError, not_found
 
 Login = tuple[User, str, dt.datetime]
 """The user, the token to show once, and when it ends in any case."""
+_NO_FAILURE: Final = frozenset({"ACCOUNT_DISABLED", "SECOND_FACTOR_REQUIRED"})
+"""What a right password may still be told, and what no guess is counted for."""
 
 
 def register(*, actor: Actor, email: str, password: str, name: str, locale: str, now: dt.datetime) -> User:
@@ -39,9 +42,10 @@ def register(*, actor: Actor, email: str, password: str, name: str, locale: str,
     return user
 
 
-def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.datetime) -> Login:
-    """Checks the password and opens a session. Raises INVALID_CREDENTIALS, or ACCOUNT_DISABLED after a right one;
-    RATE_LIMITED after too many that failed, OVERLOADED where too many wait.
+def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.datetime, code: str = "") -> Login:
+    """Checks the password, and the second factor where one is on, and opens a session. Raises INVALID_CREDENTIALS;
+    after a right password ACCOUNT_DISABLED or SECOND_FACTOR_REQUIRED; RATE_LIMITED after too many that failed,
+    OVERLOADED where too many wait.
 
     An unknown e-mail costs the hash of a password too, so that time does not tell whether an account exists.
     """
@@ -55,22 +59,13 @@ def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.dateti
         found = selectors.by_email(email)
         if found is None:
             hashers.make_password(password)
-            refused = "INVALID_CREDENTIALS"
+            refused: DomainError | None = DomainError("INVALID_CREDENTIALS")
         else:
-            refused = _refusal(found, password)
-        if refused != "INVALID_CREDENTIALS":
+            refused = _refusal(actor, found, password, code, now)
+        if refused is None or refused.code in _NO_FAILURE:
             this.succeeded()
-    if found is None or refused:
-        detail = {"email": audited(email), "code": refused}
-        record(
-            actor=actor,
-            action="user.login_failed",
-            object_type="user",
-            object_id=str(found.pk) if found else "",
-            detail=detail,
-            now=now,
-        )
-        raise DomainError(refused)
+    if found is None or refused is not None:
+        raise _refused(actor, email, found, refused or DomainError("INVALID_CREDENTIALS"), now)
     return open_login(actor=actor, user=found, agent=agent, refused="INVALID_CREDENTIALS", now=now)
 
 
@@ -92,10 +87,29 @@ def open_login(
     return user, token, session.expires_at
 
 
-def _refusal(user: User, password: str) -> str:
+def _refused(actor: Actor, email: str, found: User | None, refused: DomainError, now: dt.datetime) -> DomainError:
+    """The refusal, on record. That a second factor is asked for is a step of a login, and no failure."""
+    detail = {"email": audited(email), "code": refused.code}
+    if refused.details:
+        detail["wrong"] = ", ".join(refused.details)  # the code, after the right password
+    asked = refused.code == "SECOND_FACTOR_REQUIRED"
+    record(
+        actor=actor,
+        action="user.factor_asked" if asked else "user.login_failed",
+        object_type="user",
+        object_id=str(found.pk) if found else "",
+        detail={} if asked else detail,
+        now=now,
+    )
+    return refused
+
+
+def _refusal(actor: Actor, user: User, password: str, code: str, now: dt.datetime) -> DomainError | None:
     if not hashers.check_password(password, user.password):
-        return "INVALID_CREDENTIALS"
-    return "" if user.is_active else "ACCOUNT_DISABLED"
+        return DomainError("INVALID_CREDENTIALS")
+    if not user.is_active:
+        return DomainError("ACCOUNT_DISABLED")
+    return checking.refusal(actor=actor, user=user, code=code, now=now)
 
 
 def logout(*, actor: Actor, user: User, session: LoginSession | None, now: dt.datetime) -> None:

@@ -11,6 +11,7 @@ from procrastinate import RetryStrategy
 from procrastinate.contrib.django import app
 
 from apps.accounts import leaving, mails, selectors
+from apps.accounts.factors import checking
 
 MAIL_RETRY = RetryStrategy(max_attempts=8, exponential_wait=4)
 """Over some six hours, for a mail server that is away."""
@@ -23,6 +24,13 @@ def send_mail(*, kind: str, user_id: str, email: str = "", language: str = "en",
     user = selectors.active_user(uuid.UUID(user_id)) if user_id else None
     if user is not None:
         mails.send(cast("Any", kind), user, email=email, language=language, now=timezone.now())
+
+
+@app.periodic(cron="41 * * * *", queueing_lock="accounts.upkeep")
+@app.task(name="accounts.upkeep", queue="maintenance")
+def upkeep(timestamp: int) -> None:
+    """Every hour: secrets of second factors are sealed with the newest key."""
+    checking.reseal_secrets()
 
 
 @app.task(name="accounts.erase", queue="maintenance", retry=ERASE_RETRY)

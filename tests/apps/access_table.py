@@ -43,6 +43,11 @@ TABLE: Final[dict[str, Row]] = {
     "POST /api/auth/identities": Row(LOGIN, 400, body={}),
     "POST /api/auth/identities/link": Row(LOGIN, 404, body={}),
     "DELETE /api/auth/identities/{id}": Row(OBJECT, 409, of="identity"),
+    "GET /api/auth/second-factor": Row(LOGIN),
+    "POST /api/auth/second-factor": Row(LOGIN, 409, body={"password": "x"}),
+    "DELETE /api/auth/second-factor": Row(LOGIN, 409, body={"password": "x", "code": "0"}),
+    "POST /api/auth/second-factor/confirm": Row(LOGIN, 409, body={"code": "000000"}),
+    "POST /api/auth/second-factor/recovery-codes": Row(LOGIN, 409, body={"password": "x", "code": "0"}),
     "POST /api/ws/ticket": Row(LOGIN, 400, body={}),
     **{f"{method} /api/{root}{tail}": Row(LOGIN, _NO_BOX) for method in _PROXIED for root in ("cameras", "inference")
        for tail in ("", "/{path}")},

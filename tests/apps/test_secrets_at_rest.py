@@ -10,9 +10,11 @@ from urllib.parse import quote, urlsplit
 import pytest
 from django.db import connection
 from django.test import Client
+from django.utils import timezone
 from psycopg.sql import SQL, Identifier
 from structlog.stdlib import ProcessorFormatter
 
+from apps.accounts.factors import totp
 from apps.common import log_line, redis
 from apps.pairing.services import hash_token
 from tests.apps.accounts.mail_kit import deliver, token_in
@@ -77,6 +79,14 @@ def give_out(settings) -> dict[str, str]:
     body = {"token": given["token to reset"], "password": NEW_PASSWORD}
     assert stranger("POST", "/api/auth/password/reset/confirm", body).status == 200
     given["new password"] = NEW_PASSWORD
+    ada = Api(stranger("POST", "/api/auth/login", {**account, "password": NEW_PASSWORD}).data["access_token"])
+    offer = ada("POST", "/api/auth/second-factor", {"password": NEW_PASSWORD}).data
+    given["authenticator's secret"] = offer["secret"]
+    code = totp.code_of(offer["secret"], seconds=timezone.now().timestamp())
+    codes = ada("POST", "/api/auth/second-factor/confirm", {"code": code}).data["recovery_codes"]
+    given["recovery code"], given["spent recovery code"] = codes[:2]
+    login = {**account, "password": NEW_PASSWORD, "code": codes[1]}
+    assert stranger("POST", "/api/auth/login", login).status == 200
     for number, secret in enumerate(settings.VISIONA["INTERNAL_SECRET"]):
         given[f"internal secret {number}"] = secret
     return given
@@ -87,6 +97,7 @@ def misuse(given: dict[str, str]) -> None:
     stranger, admin = Api(), Client()
     for secret in given.values():
         stranger("POST", "/api/auth/login", {"email": secret, "password": secret})
+        stranger("POST", "/api/auth/login", {"email": "ada@example.com", "password": NEW_PASSWORD, "code": secret[:64]})
         admin.post("/admin/login/", {"username": secret, "password": secret})
         stranger("POST", "/api/auth/email/verify", {"token": secret})
         stranger("GET", f"/api/auth/me?token={quote(secret)}")

@@ -152,6 +152,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         low=0,
     ),
     _S("PASSWORD_HASHES", "int", "2", "passwords that an API process hashes at once", low=1, high=64),
+    _S("REQUIRE_STAFF_MFA", "bool", "false", "true: no use of the admin without a second factor"),
     _S("KEEP_DEVICE_EVENTS_DAYS", "int", "90", "device events are kept this long", low=1),
     _S("KEEP_AUDIT_DAYS", "int", "365", "audit events are kept this long", low=1),
     _S("KEEP_JOBS_DAYS", "int", "30", "finished jobs and webhook deliveries are kept this long", low=1),

@@ -46,6 +46,12 @@ class NewAccountBody(serializers.Serializer[Any]):
 class LoginBody(serializers.Serializer[Any]):
     email = TextField(max_length=254)
     password = TextField(max_length=1024, trim_whitespace=False)
+    code = TextField(
+        max_length=64,
+        allow_blank=True,
+        required=False,
+        help_text="Where the account's second factor is on: of the authenticator, or a recovery code.",
+    )
 
 
 class ProfileBody(serializers.Serializer[Any]):

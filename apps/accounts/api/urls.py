@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from apps.accounts.api import credential_views, identity_views, oidc_views, views
+from apps.accounts.api import credential_views, factor_views, identity_views, oidc_views, views
 
 urlpatterns = [
     path("api/auth/register", views.RegisterView.as_view()),
@@ -15,6 +15,9 @@ urlpatterns = [
     path("api/auth/identities", identity_views.IdentityListView.as_view()),
     path("api/auth/identities/link", identity_views.IdentityLinkView.as_view()),
     path("api/auth/identities/<str:id>", identity_views.IdentityView.as_view()),
+    path("api/auth/second-factor", factor_views.FactorView.as_view()),
+    path("api/auth/second-factor/confirm", factor_views.ConfirmView.as_view()),
+    path("api/auth/second-factor/recovery-codes", factor_views.RecoveryCodesView.as_view()),
     path("api/auth/email/verify", credential_views.VerifyEmailView.as_view()),
     path("api/auth/email/verify/resend", credential_views.ResendView.as_view()),
     path("api/auth/password", credential_views.PasswordView.as_view()),

@@ -54,7 +54,11 @@ class RegisterView(PublicApiView):
 
 class LoginView(PublicApiView):
     @describe(
-        "Auth", body=LoginBody, answer=LoginAnswer, errors=("INVALID_CREDENTIALS", "ACCOUNT_DISABLED"), public=True
+        "Auth",
+        body=LoginBody,
+        answer=LoginAnswer,
+        errors=("INVALID_CREDENTIALS", "SECOND_FACTOR_REQUIRED", "ACCOUNT_DISABLED"),
+        public=True,
     )
     def post(self, request: Request) -> Response:
         """Log in. The token goes into `Authorization: Bearer` of all other calls; it is shown once."""

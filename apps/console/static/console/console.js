@@ -270,9 +270,21 @@ async function pair() {
 }
 
 async function logIn() {
-  const answer = await call("POST", "/api/auth/login", { email: at("email").value, password: at("password").value });
+  const given = { email: at("email").value, password: at("password").value };
+  if (!at("second-step").hidden) given.code = at("code").value;
+  let answer;
+  try {
+    answer = await call("POST", "/api/auth/login", given);
+  } catch (error) {
+    if (error.code === "SECOND_FACTOR_REQUIRED") {
+      at("second-step").hidden = false;
+      at("code").focus();
+    }
+    throw error;
+  }
   token.set(answer.access_token);
-  at("password").value = "";
+  at("password").value = at("code").value = "";
+  at("second-step").hidden = true;
   await enter();
 }
 
