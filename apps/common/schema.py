@@ -46,6 +46,7 @@ def describe(
     answer: Answer = None,
     many: bool = False,
     status: int = 200,
+    later: int | None = None,
     body: type[serializers.Serializer[Any]] | None = None,
     errors: Iterable[str] = (),
     public: bool = False,
@@ -59,6 +60,7 @@ def describe(
         answer: what `data` holds: a serializer class, a JSON schema, or None for null.
         many: a page of them, with `meta`.
         status: of success.
+        later: of the same answer where the work goes on behind it.
         body: the JSON body, None for none.
         errors: codes beyond those that every such route has.
         public: needs no credential.
@@ -69,6 +71,8 @@ def describe(
     codes |= set(_WITH_BODY) if body is not None else set()
     codes |= set() if public else {"UNAUTHENTICATED"}
     responses: dict[Any, Any] = {status: OpenApiResponse(bare or _envelope(answer, many=many), description="Done.")}
+    if later is not None:
+        responses[later] = OpenApiResponse(_envelope(answer, many=many), description="Not done yet: ask again.")
     responses |= error_responses(codes)
 
     def declare(handler: Handler) -> Handler:

@@ -24,13 +24,15 @@ from apps.common.errors import DomainError, not_found
 from apps.converter import services
 from apps.converter.models import OPEN, Conversion, ConversionStatus
 from apps.model_registry import services as registry
-from apps.model_registry.models import AIModel, ModelSource
+from apps.model_registry.models import AIModel, ModelSource, ModelStatus
 from apps.model_registry.selectors import models_of
 from apps.model_registry.services import Facts
 from apps.storage.base import Upload
 from apps.webhooks.signing import LEEWAY_SECONDS, signed_at, verify
 
 MAX_VERSION: Final = 64
+CHECKING_RETRY: Final = 5
+"""Seconds after which a converter looks again whether its bytes were checked."""
 _SEEN: Final = redis.PREFIX + "converter:seen:"
 
 
@@ -113,7 +115,7 @@ def done(
     if conversion.result_id is None:
         raise DomainError("INVALID_STATE", _("Report the result with its size first, then send its bytes."))
     try:
-        registry.finalize(
+        made = registry.finalize(
             actor=actor, owner_id=conversion.owner_id, model_id=conversion.result_id, parts=parts, now=now
         )
     except DomainError as error:
@@ -121,6 +123,8 @@ def done(
             raise
         _fail(conversion, "the new model was deleted", now)
         raise _ended(conversion_id) from error
+    if made.status != ModelStatus.READY:  # a worker is still reading it back
+        raise DomainError("OVERLOADED", _("The bytes are being checked: report it again."), retry_after=CHECKING_RETRY)
     with transaction.atomic():
         rows = Conversion.objects.filter(id=conversion_id, status__in=OPEN)
         won = rows.update(

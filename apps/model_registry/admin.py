@@ -28,7 +28,9 @@ class AIModelAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     readonly_fields: ClassVar[Any] = fields
 
-    @display(description="status", label={"ready": "success", "pending": "warning", "failed": "danger"})  # type: ignore[untyped-decorator]  # unfold is untyped
+    @display(
+        description="status", label={"ready": "success", "pending": "warning", "checking": "info", "failed": "danger"}
+    )  # type: ignore[untyped-decorator]  # unfold is untyped
     def state(self, model: AIModel) -> str:
         return str(model.status)
 

@@ -7,14 +7,19 @@ from django.db import models
 
 from apps.common.models import BaseModel
 from apps.model_registry.deployment_models import Deployment as Deployment  # Django looks for tables here
+from apps.model_registry.finalization_models import Finalization as Finalization  # and here
 
 LIVE = models.Q(deleted_at=None)
 
 
 class ModelStatus(models.TextChoices):
-    """`pending`: promised, its bytes not yet checked; `ready`: they are there; `failed`: data.md's, set by nobody."""
+    """`pending`: promised, its bytes not yet checked; `checking`: a worker is at it; `ready`: they are there.
+
+    `failed`: data.md's, set by nobody.
+    """
 
     PENDING = "pending"
+    CHECKING = "checking"
     READY = "ready"
     FAILED = "failed"
 

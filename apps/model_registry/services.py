@@ -16,12 +16,16 @@ from typing import Any, BinaryIO, Final, TypeVar
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 from django.utils.translation import gettext as _
+from procrastinate.contrib.django import app as jobs
 
 from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.database import release_database
 from apps.common.errors import DomainError, not_found
+from apps.model_registry import finalization
+from apps.model_registry.finalization_models import Finalization
 from apps.model_registry.models import AIModel, ModelSource, ModelStatus
 from apps.model_registry.selectors import model_of, models_of
 from apps.storage import services as storage
@@ -31,6 +35,8 @@ logger = structlog.get_logger(__name__)
 
 UNIQUE: Final = ("models_owner_name_version_unique", "models_builtin_unique")
 ATTEMPTS: Final = 3
+DISCARD: Final = "models.discard"
+"""The job that removes bytes on a store which may keep its caller waiting."""
 Result = TypeVar("Result")
 
 
@@ -127,6 +133,8 @@ def _write_pending(
     model.object_key, model.upload_key, model.upload_id = promise.object_key, upload.key, upload.upload_id
     model.upload_begun_at = now
     model.save()
+    if before is not None:
+        finalization.forget(model)
     _audit(actor, "model.init", model, {"size": model.size}, now)
     return model, before
 
@@ -141,6 +149,9 @@ def finalize(
 ) -> AIModel:
     """Check the uploaded bytes; the model is ready. Again: the same answer. Of several at once one does it.
 
+    Where bytes may have to be read back a worker does it; what it has not ended after 10 s (at once, where many wait)
+    is returned with the status `checking`, and a later call tells the end.
+
     Args:
         parts: (number, etag) of each part of a multipart upload; None for any other.
 
@@ -150,10 +161,15 @@ def finalize(
     seen = _own(owner_id, model_id)
     if seen.status == ModelStatus.READY:
         return seen
-    if seen.status != ModelStatus.PENDING or not seen.upload_key:
+    if not storage.store().settles_at_once:
+        row = finalization.request(actor=actor, owner_id=owner_id, model_id=model_id, parts=parts, now=now)
+        if row is not None:
+            finalization.wait(row)
+        return _own(owner_id, model_id)
+    if seen.status not in (ModelStatus.PENDING, ModelStatus.CHECKING) or not seen.upload_key:
         raise DomainError("INVALID_STATE", _("Nothing is being uploaded: begin with POST /api/models/init."))
     promise = Promise(seen.upload_key, seen.object_key, seen.size, seen.sha256, now)
-    release_database()  # to read a large file back takes a while
+    release_database()
     try:
         stored = storage.store().settle(promise, upload_id=seen.upload_id, parts=parts)
     except Mismatch as error:
@@ -162,6 +178,21 @@ def finalize(
             return again
         raise DomainError("INVALID_STATE", str(error)) from error
     return _write_ready(actor, owner_id, seen, stored, now)
+
+
+def check_uploads(*, leaving: Callable[[], bool]) -> int:
+    """A worker's turn: check what waits for it; how many. `leaving`: whether the worker is to end."""
+
+    def write(row: Finalization, seen: AIModel, stored: Stored) -> None:
+        _write_ready(Actor(**row.actor), _owner_of(seen), seen, stored, timezone.now())
+
+    return finalization.work(leaving=leaving, write=write)
+
+
+def _owner_of(model: AIModel) -> uuid.UUID:
+    if model.owner_id is None:  # a built-in one is never uploaded
+        raise not_found()
+    return model.owner_id
 
 
 @transaction.atomic
@@ -177,6 +208,7 @@ def _write_ready(actor: Actor, owner_id: uuid.UUID, seen: AIModel, stored: Store
     model.upload_key = model.upload_id = ""
     model.upload_begun_at = None
     model.save()
+    finalization.forget(model)
     _audit(actor, "model.finalize", model, {"size": model.size, "sha256": model.sha256}, now)
     return model
 
@@ -325,7 +357,13 @@ def _retry_unique(act: Callable[[], Result]) -> Result:
 
 
 def _discard(key: str, upload_id: str = "") -> None:
-    """Remove bytes that nothing speaks of any more; what fails now is done by the reaper."""
+    """Remove bytes that nothing speaks of any more; what fails now is done by the reaper.
+
+    A caller who needs no bytes never waits for a store over the network: a worker removes them there.
+    """
+    if not storage.store().settles_at_once:
+        jobs.configure_task(DISCARD).defer(key=key, upload_id=upload_id)
+        return
     try:
         storage.store().discard(key, upload_id=upload_id)
     except StorageError as error:

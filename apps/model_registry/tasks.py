@@ -9,7 +9,9 @@ from procrastinate import RetryStrategy
 from procrastinate.contrib.django import app
 
 from apps.model_registry import deployment_tasks as deployment_tasks  # procrastinate looks for jobs here
-from apps.model_registry import upkeep
+from apps.model_registry import finalization_tasks as finalization_tasks  # and here
+from apps.model_registry import services, upkeep
+from apps.storage import services as storage
 
 RETRY = RetryStrategy(max_attempts=10, exponential_wait=2)
 
@@ -19,6 +21,12 @@ RETRY = RetryStrategy(max_attempts=10, exponential_wait=2)
 def reap(timestamp: int) -> None:
     """Every hour: uploads given up, deleted models that are old, bytes that nothing speaks of."""
     upkeep.reap(now=timezone.now())
+
+
+@app.task(name=services.DISCARD, queue="maintenance", retry=RETRY)
+def discard(*, key: str, upload_id: str) -> None:
+    """Bytes that nothing speaks of any more."""
+    storage.store().discard(key, upload_id=upload_id)
 
 
 @app.task(name="models.purge_owner", queue="maintenance", retry=RETRY)

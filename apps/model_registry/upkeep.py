@@ -31,6 +31,7 @@ UPLOAD_KEPT: Final = dt.timedelta(hours=24)
 """product.md, "Over time": abandoned uploads go after this long, and so do bytes that nothing speaks of."""
 BATCH: Final = 200
 """Rows a transaction, and keys a query."""
+UPLOADING: Final = (ModelStatus.PENDING, ModelStatus.CHECKING)
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class Reaped:
 def reap(*, now: dt.datetime, dry_run: bool = False) -> Reaped:
     """Everything below, in its order. `dry_run`: count alone. Raises StorageError where the store cannot be listed."""
     found = Reaped()
-    abandoned = Q(status=ModelStatus.PENDING, upload_begun_at__lte=now - UPLOAD_KEPT, deleted_at=None)
+    abandoned = Q(status__in=UPLOADING, upload_begun_at__lte=now - UPLOAD_KEPT, deleted_at=None)
     kept = dt.timedelta(days=settings.VISIONA["KEEP_DELETED_DAYS"])
     deleted = Q(deleted_at__lte=now - kept)
     found.uploads = _remove(abandoned, "model.upload_expired", found, now, dry_run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, Protocol
@@ -23,6 +23,10 @@ UPLOADS: Final = "uploads/"
 OBJECTS: Final = "models/"
 """Where checked bytes lie."""
 _KEY: Final = re.compile(r"(?:uploads|models)/[0-9a-f][0-9a-f/-]{0,200}\Z")
+
+
+Progress = Callable[[], None]
+"""Called by what takes long, while it goes on."""
 
 
 class StorageError(DomainError):
@@ -103,17 +107,30 @@ class Leftover:
 
 
 class ObjectStore(Protocol):
-    """Every call may raise StorageError; none waits without an end."""
+    """Every call may raise StorageError; none waits without an end.
+
+    Attributes:
+        settles_at_once: whether `settle` and `discard` neither read bytes nor wait for another machine.
+    """
+
+    settles_at_once: bool
 
     def begin(self, promise: Promise, *, base_url: str) -> Upload:
         """Make room for an upload. `base_url`: the API as the uploader reaches it (`https://host`)."""
 
     def settle(
-        self, promise: Promise, *, upload_id: str = "", parts: Sequence[tuple[int, str]] | None = None
+        self,
+        promise: Promise,
+        *,
+        upload_id: str = "",
+        parts: Sequence[tuple[int, str]] | None = None,
+        progress: Progress = ...,
     ) -> Stored:
         """Check the uploaded bytes and put them under `object_key`, where they stay. Again: the same answer.
 
-        `parts`: (number, etag) of a multipart upload. Raises Mismatch; the upload may then be tried again.
+        `parts`: (number, etag) of a multipart upload. `progress` is called while it lasts, at least once for each MiB
+        that is read back; what it raises ends the call, and leaves all as it was. Raises Mismatch; the upload may then
+        be tried again.
         """
 
     def put(self, key: str, source: BinaryIO, *, limit: int) -> Stored:
@@ -125,6 +142,9 @@ class ObjectStore(Protocol):
     def discard(self, key: str, *, upload_id: str = "") -> None:
         """Remove an object, or an upload with all that belongs to it. What is not there is no error."""
 
+    def problem(self) -> str:
+        """Why it cannot serve though it answers, in words for an operator; empty: it can, as far as is known."""
+
     def leftovers(self) -> Iterator[Leftover]:
         """Everything there is."""
 
@@ -134,9 +154,18 @@ class ObjectStore(Protocol):
         """Where `owner` may GET an object, without any further credential."""
 
 
+def no_progress() -> None:
+    """A Progress that tells nobody."""
+
+
+def is_key(key: str) -> bool:
+    """Whether it is one that we make."""
+    return bool(_KEY.match(key)) and "//" not in key and not key.endswith("/")
+
+
 def check_key(key: str) -> str:
     """The key, if it is one that we make. Raises ValueError: nothing else ever names a file or an object."""
-    if not _KEY.match(key) or "//" in key or key.endswith("/"):
+    if not is_key(key):
         raise ValueError("not a key of the storage")
     return key
 

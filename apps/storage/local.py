@@ -32,6 +32,7 @@ from apps.storage.base import (
     UPLOADS,
     Leftover,
     Mismatch,
+    Progress,
     Promise,
     StorageError,
     Stored,
@@ -39,6 +40,7 @@ from apps.storage.base import (
     Upload,
     check,
     check_key,
+    no_progress,
     nothing_came,
 )
 from apps.storage.signing import Grant, Method, sign
@@ -62,6 +64,8 @@ class Source(Protocol):
 
 class LocalStore:
     """An ObjectStore on a file system. `secrets` sign its URLs, the first one; all verify."""
+
+    settles_at_once = True
 
     def __init__(self, root: Path, signing: Sequence[str]) -> None:
         self._root = root
@@ -111,9 +115,14 @@ class LocalStore:
         return None
 
     def settle(
-        self, promise: Promise, *, upload_id: str = "", parts: Sequence[tuple[int, str]] | None = None
+        self,
+        promise: Promise,
+        *,
+        upload_id: str = "",
+        parts: Sequence[tuple[int, str]] | None = None,
+        progress: Progress = no_progress,
     ) -> Stored:
-        """Move what has arrived to its place. `upload_id` and `parts` are S3's alone."""
+        """Move what has arrived to its place: one rename. `upload_id` and `parts` are S3's alone."""
         slot, place = self._path(promise.upload_key), self._path(promise.object_key)
         with _mapped():
             stored = self._move(slot, place, promise)
@@ -181,6 +190,10 @@ class LocalStore:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    def problem(self) -> str:
+        """None that is known before a file is touched."""
+        return ""
 
     def leftovers(self) -> Iterator[Leftover]:
         """Uploads by the newest time of what is in them, and objects by theirs."""

@@ -3,8 +3,10 @@
     uploads/<upload>   a single PUT's bytes, until they are checked; then copied, so that its URL can overwrite nothing
     models/<aa>/<id>   checked bytes; a multipart upload is completed here, since its URLs die with it
 
-What S3 says of an object is not believed but its size: the bytes are read back for their SHA-256. A presigned PUT binds
-the size, and the checksum if it was promised, as signed headers, so that S3 itself refuses most of what is wrong.
+A presigned PUT binds the size, and the checksum if it was promised, as signed headers. A server that was seen to refuse
+bytes of another checksum is believed when it names the promised one; every other is read back for the SHA-256.
+
+A breaker stands before the server: one call that had no answer, and the next ones are refused at once.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import base64
 import datetime as dt
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
@@ -26,7 +29,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
 
+from apps.common.breaker import Breaker
 from apps.common.errors import DomainError, invalid
+from apps.common.ids import uuid7
 from apps.storage.base import (
     CHUNK,
     OBJECTS,
@@ -34,6 +39,7 @@ from apps.storage.base import (
     Leftover,
     Mismatch,
     Part,
+    Progress,
     Promise,
     StorageError,
     Stored,
@@ -41,6 +47,8 @@ from apps.storage.base import (
     Upload,
     check,
     check_key,
+    is_key,
+    no_progress,
     nothing_came,
 )
 
@@ -53,6 +61,11 @@ PARTS_MOST: Final = 1_000
 """S3 would take 10 000; each is a URL in the answer to `init`."""
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 _WRONG: Final = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "InvalidRange", "PreconditionFailed"})
+_NO_BUCKET: Final = "NoSuchBucket"
+_NO_ACCESS: Final = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"})
+_UNKNOWN: Final = frozenset(
+    {"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "InvalidRequest", "501", "405"}
+)
 _TYPE: Final = "application/octet-stream"
 
 
@@ -61,7 +74,12 @@ class Missing(Exception):
 
 
 class S3Store:
-    """An ObjectStore on a bucket. Thread-safe. Each call waits for 2 s for a connection and 20 s for an answer."""
+    """An ObjectStore on a bucket. Thread-safe.
+
+    Each call waits for 2 s for a connection, and for an answer 20 s where bytes are moved, 5 s where none are.
+    """
+
+    settles_at_once = False
 
     def __init__(
         self,
@@ -74,33 +92,38 @@ class S3Store:
         secret_access_key: str = "",
         prefix: str = "",
         addressing: str = "auto",
+        ca_file: str = "",
     ) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        config = Config(
-            signature_version="s3v4",
-            s3={"addressing_style": addressing},
-            connect_timeout=2,
-            read_timeout=20,
-            retries={"total_max_attempts": 2, "mode": "standard"},
-            max_pool_connections=32,
-            # R2 and older servers do not know the checksums that boto3 would add by itself.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
+        self._breaker = Breaker()
+        self._verifies: bool | None = None
+        self._probing = threading.Lock()
 
-        def client(url: str) -> Any:
+        def client(url: str, *, answer_within: int, attempts: int) -> Any:
             return boto3.session.Session().client(
                 "s3",
                 endpoint_url=url or None,
                 region_name=region or None,
                 aws_access_key_id=access_key_id or None,
                 aws_secret_access_key=secret_access_key or None,
-                config=config,
+                verify=ca_file or None,
+                config=Config(
+                    signature_version="s3v4",
+                    s3={"addressing_style": addressing},
+                    connect_timeout=2,
+                    read_timeout=answer_within,
+                    retries={"total_max_attempts": attempts, "mode": "standard"},
+                    max_pool_connections=32,
+                    # R2 and older servers do not know the checksums that boto3 would add by itself.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
             )
 
-        self._client = client(endpoint_url)
-        self._public = client(public_endpoint_url) if public_endpoint_url else self._client
+        self._client = client(endpoint_url, answer_within=20, attempts=2)
+        self._quick = client(endpoint_url, answer_within=5, attempts=1)
+        self._public = client(public_endpoint_url, answer_within=5, attempts=1) if public_endpoint_url else self._quick
 
     def __repr__(self) -> str:
         return f"<S3Store {self._bucket}/{self._prefix}>"
@@ -113,16 +136,16 @@ class S3Store:
         bound: dict[str, Any] = {"ContentLength": promise.size}
         headers = {"Content-Type": _TYPE}
         if promise.sha256:
-            bound["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(promise.sha256)).decode()
+            bound["ChecksumSHA256"] = _base64(promise.sha256)
             headers["x-amz-checksum-sha256"] = bound["ChecksumSHA256"]
         url = self._signed("put_object", promise.upload_key, promise.expires_at, ContentType=_TYPE, **bound)
         return Upload(promise.upload_key, promise.expires_at, url=url, headers=headers)
 
     def _begin_parts(self, promise: Promise) -> Upload:
         key = promise.object_key
-        size = max(PART_LEAST, math.ceil(promise.size / PARTS_MOST / CHUNK) * CHUNK)
-        with _mapped():
-            begun = self._client.create_multipart_upload(**self._named(key), ContentType=_TYPE)
+        size = _part_size(promise.size)
+        with self._mapped():
+            begun = self._quick.create_multipart_upload(**self._named(key), ContentType=_TYPE)
         upload_id: str = begun["UploadId"]
         parts = []
         for index in range(math.ceil(promise.size / size)):
@@ -132,17 +155,22 @@ class S3Store:
         return Upload(key, promise.expires_at, part_size=size, parts=parts, upload_id=upload_id)
 
     def settle(
-        self, promise: Promise, *, upload_id: str = "", parts: Sequence[tuple[int, str]] | None = None
+        self,
+        promise: Promise,
+        *,
+        upload_id: str = "",
+        parts: Sequence[tuple[int, str]] | None = None,
+        progress: Progress = no_progress,
     ) -> Stored:
-        """Check what has arrived by reading it back, and put it in its place."""
-        with _mapped():
+        """Check what has arrived, and put it in its place."""
+        with self._mapped():
             if upload_id:
-                return self._settle_parts(promise, upload_id, parts)
+                return self._settle_parts(promise, upload_id, parts, progress)
             try:
-                stored, etag = self._checked(promise, promise.upload_key)
+                stored, etag = self._checked(promise, promise.upload_key, progress)
                 self._copy(promise, etag)
             except Missing:  # nothing has come, or another call was quicker
-                return self._settled_before(promise)
+                return self._settled_before(promise, progress)
             self._client.delete_object(**self._named(promise.upload_key))
             return stored
 
@@ -151,11 +179,14 @@ class S3Store:
         source = {"Bucket": self._bucket, "Key": self._prefix + promise.upload_key}
         self._call(self._client.copy_object, promise.object_key, CopySource=source, CopySourceIfMatch=etag)
 
-    def _settle_parts(self, promise: Promise, upload_id: str, parts: Sequence[tuple[int, str]] | None) -> Stored:
+    def _settle_parts(
+        self, promise: Promise, upload_id: str, parts: Sequence[tuple[int, str]] | None, progress: Progress
+    ) -> Stored:
         if parts is not None:
             listed = [{"PartNumber": number, "ETag": _quoted(etag)} for number, etag in sorted(parts)]
             if not listed or len({number for number, _etag in parts}) < len(listed):
                 raise _bad_parts()
+            _check_whole({number for number, _etag in parts}, promise.size)
             try:
                 self._call(
                     self._client.complete_multipart_upload,
@@ -166,7 +197,7 @@ class S3Store:
             except Missing:
                 pass  # completed by an earlier call, or given up: the object tells
         try:
-            return self._settled_before(promise)
+            return self._settled_before(promise, progress)
         except Mismatch:
             if parts is None:
                 raise _bad_parts() from None
@@ -174,32 +205,61 @@ class S3Store:
             self._client.delete_object(**self._named(promise.object_key))
             raise
 
-    def _settled_before(self, promise: Promise) -> Stored:
+    def _settled_before(self, promise: Promise, progress: Progress) -> Stored:
         try:
-            return self._checked(promise, promise.object_key)[0]
+            return self._checked(promise, promise.object_key, progress)[0]
         except Missing:
             raise nothing_came() from None
 
-    def _checked(self, promise: Promise, key: str) -> tuple[Stored, str]:
-        """What is there, read to its end, and its ETag. Raises Missing, Mismatch."""
-        head = self._call(self._client.head_object, key)
+    def _checked(self, promise: Promise, key: str, progress: Progress) -> tuple[Stored, str]:
+        """What is there, and its ETag: read to its end, or by the server's word for the checksum that it verified.
+
+        Raises Missing, Mismatch.
+        """
+        head = self._call(self._quick.head_object, key, ChecksumMode="ENABLED")
         size, etag = int(head["ContentLength"]), str(head["ETag"])
         if size != promise.size:
             check(promise, Stored(size, ""))
+        progress()
+        if promise.sha256 and head.get("ChecksumSHA256") == _base64(promise.sha256) and self.verifies_checksums():
+            return Stored(size, promise.sha256), etag
         digest = hashlib.sha256()
         answer = self._call(self._client.get_object, key, IfMatch=etag)
         for piece in _pieces(answer["Body"], size):
             digest.update(piece)
+            progress()
         stored = Stored(size, digest.hexdigest())
         check(promise, stored)
         return stored, etag
+
+    def verifies_checksums(self) -> bool:
+        """Whether the server refuses bytes that are not of the SHA-256 sent with them: tried once a process.
+
+        One that takes them has only kept what the uploader said, and its word is worth nothing.
+        """
+        with self._probing:
+            if self._verifies is None:
+                key = f"{UPLOADS}{uuid7().hex}"
+                wrong = _base64(hashlib.sha256(b"another").hexdigest())
+                try:
+                    self._quick.put_object(**self._named(key), Body=b"these", ChecksumSHA256=wrong)
+                except ClientError as error:
+                    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+                    if status != 400:
+                        raise
+                    self._verifies = True
+                else:
+                    self._verifies = False
+                    self._quick.delete_object(**self._named(key))
+                logger.info("storage_checksums", verified_by_the_server=self._verifies)
+        return self._verifies
 
     # --- objects ------------------------------------------------------------------------------------------------------
     def put(self, key: str, source: BinaryIO, *, limit: int) -> Stored:
         """Send a stream's bytes; large ones in parts of 8 MiB, one after another."""
         measured = _Measured(source, limit)
         config = TransferConfig(multipart_threshold=8 << 20, multipart_chunksize=8 << 20, use_threads=False)
-        with _mapped():
+        with self._mapped():
             self._client.upload_fileobj(
                 measured, self._bucket, self._prefix + check_key(key), ExtraArgs={"ContentType": _TYPE}, Config=config
             )
@@ -211,7 +271,7 @@ class S3Store:
         if not length:
             yield iter(())
             return
-        with _mapped():
+        with self._mapped():
             try:
                 answer = self._call(self._client.get_object, key, Range=f"bytes={start}-{start + length - 1}")
             except Missing:
@@ -220,32 +280,66 @@ class S3Store:
         try:
             if int(answer["ContentLength"]) != length:
                 raise Mismatch("the range lies outside of the object")
-            yield _mapped_pieces(body, length)
+            yield self._mapped_pieces(body, length)
         finally:
             body.close()
 
     def discard(self, key: str, *, upload_id: str = "") -> None:
         """Delete an object; give up a multipart upload first."""
-        with _mapped():
+        with self._mapped():
             if upload_id:
                 try:
-                    self._call(self._client.abort_multipart_upload, key, UploadId=upload_id)
+                    self._call(self._quick.abort_multipart_upload, key, UploadId=upload_id)
                 except Missing:
                     pass  # completed, or given up before
-            self._client.delete_object(**self._named(key))
+            self._quick.delete_object(**self._named(key))
 
     def leftovers(self) -> Iterator[Leftover]:
-        """Objects, and multipart uploads that are not completed."""
-        with _mapped():
-            for folder in (UPLOADS, OBJECTS):
-                where = {"Bucket": self._bucket, "Prefix": self._prefix + folder}
-                for page in self._client.get_paginator("list_objects_v2").paginate(**where):
-                    for found in page.get("Contents", ()):
-                        yield Leftover(found["Key"].removeprefix(self._prefix), found["LastModified"])
-                for page in self._client.get_paginator("list_multipart_uploads").paginate(**where):
-                    for found in page.get("Uploads", ()):
-                        key = found["Key"].removeprefix(self._prefix)
-                        yield Leftover(key, found["Initiated"], found["UploadId"])
+        """Objects, and multipart uploads that are not completed. What is not of our making is passed over."""
+        for folder in (UPLOADS, OBJECTS):
+            where = {"Bucket": self._bucket, "Prefix": self._prefix + folder}
+            for found in self._listed("list_objects_v2", "Contents", where):
+                key = found["Key"].removeprefix(self._prefix)
+                if is_key(key):
+                    yield Leftover(key, found["LastModified"])
+        # Without a prefix: MinIO takes one for the whole name of an object, and so names no upload at all.
+        for found in self._listed("list_multipart_uploads", "Uploads", {"Bucket": self._bucket}):
+            key = found["Key"].removeprefix(self._prefix)
+            if found["Key"].startswith(self._prefix) and is_key(key):
+                yield Leftover(key, found["Initiated"], found["UploadId"])
+
+    def _listed(self, operation: str, name: str, where: dict[str, str]) -> Iterator[dict[str, Any]]:
+        """What a listing names, over all its pages; nothing where the server does not know it."""
+        pages = iter(self._client.get_paginator(operation).paginate(**where))
+        while True:
+            with self._mapped():
+                try:
+                    page = next(pages, None)
+                except ClientError as error:
+                    if _code(error) not in _UNKNOWN:
+                        raise
+                    logger.info("storage_cannot_list", operation=operation, error=_code(error))
+                    return
+            if page is None:
+                return
+            yield from page.get(name, ())
+
+    def problem(self) -> str:
+        """What is wrong with the bucket, in words for an operator; empty: nothing.
+
+        Raises StorageError where the server does not answer. One that lets nobody list may serve all the same.
+        """
+        with self._mapped():
+            try:
+                self._quick.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + UPLOADS, MaxKeys=1)
+            except ClientError as error:
+                if _code(error) == _NO_BUCKET:
+                    return f"there is no bucket named {self._bucket!r}"
+                if _code(error) in _NO_ACCESS:
+                    return f"the server refuses the credentials ({_code(error)})"
+                if _status(error) >= 500:
+                    raise
+        return ""
 
     def download_url(
         self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str, owner: str = ""
@@ -265,7 +359,7 @@ class S3Store:
 
     def _signed(self, operation: str, key: str, expires_at: dt.datetime, **bound: Any) -> str:
         seconds = max(1, int((expires_at - dt.datetime.now(dt.UTC)).total_seconds()))
-        with _mapped():
+        with _told():
             url: str = self._public.generate_presigned_url(
                 operation, Params={**self._named(key), **bound}, ExpiresIn=seconds
             )
@@ -276,12 +370,39 @@ class S3Store:
         try:
             return operation(**self._named(key), **more)
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _MISSING:
+            if _code(error) in _MISSING:
                 raise Missing from None
-            if code in _WRONG:
+            if _code(error) in _WRONG:
                 raise Mismatch(_("The parts are not those that have arrived.")) from None
             raise
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Calls on the server: refused at once while it is known not to answer; what they raise as `_told` says."""
+        if self._breaker.ask() == "refuse":
+            raise StorageError
+        answered = True
+        try:
+            with _told():
+                yield
+        except StorageError as error:
+            answered = isinstance(error.__cause__, ClientError) and _status(error.__cause__) < 500
+            raise
+        finally:
+            if answered:
+                self._breaker.close()
+            else:
+                self._breaker.trip()
+
+    def _mapped_pieces(self, body: Any, length: int) -> Iterator[bytes]:
+        """As `_pieces`, for a caller that stands outside of `_mapped`."""
+        pieces = _pieces(body, length)
+        while True:
+            with self._mapped():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
 
 class _Measured:
@@ -307,6 +428,32 @@ def _bad_parts() -> DomainError:
     return invalid(parts=_("Each part once, with the ETag of its PUT's answer."))
 
 
+def _part_size(size: int) -> int:
+    """Bytes of each part but the last, of a file of `size` bytes."""
+    return max(PART_LEAST, math.ceil(size / PARTS_MOST / CHUNK) * CHUNK)
+
+
+def _check_whole(numbers: set[int], size: int) -> None:
+    """Raises Mismatch if a part is left out, or is none of the file's: before anything is put together of them."""
+    wanted = set(range(1, math.ceil(size / _part_size(size)) + 1))
+    if numbers != wanted:
+        strange = ", ".join(map(str, sorted(numbers ^ wanted)[:20]))
+        said = _("The file has the parts 1 to %(count)d: look at %(strange)s, and finalize again.")
+        raise Mismatch(said % {"count": len(wanted), "strange": strange})
+
+
+def _base64(sha256: str) -> str:
+    return base64.b64encode(bytes.fromhex(sha256)).decode()
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
 def _quoted(etag: str) -> str:
     return '"' + etag.strip('"') + '"'
 
@@ -321,27 +468,15 @@ def _pieces(body: Any, length: int) -> Iterator[bytes]:
         yield piece
 
 
-def _mapped_pieces(body: Any, length: int) -> Iterator[bytes]:
-    """As `_pieces`, for a caller that stands outside of `_mapped`."""
-    pieces = _pieces(body, length)
-    while True:
-        with _mapped():
-            piece = next(pieces, None)
-        if piece is None:
-            return
-        yield piece
-
-
 @contextmanager
-def _mapped() -> Iterator[None]:
+def _told() -> Iterator[None]:
     """What S3 and the way to it say, as StorageError; the log has a code, never a URL."""
     try:
         yield
     except (DomainError, Mismatch, TooLarge):
         raise
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        logger.warning("storage_failed", error=code, operation=error.operation_name)
+        logger.warning("storage_failed", error=_code(error), operation=error.operation_name)
         raise StorageError from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
         logger.warning("storage_failed", error=type(error).__name__)

@@ -27,19 +27,17 @@ LONGEST: Final = 18 * 3600
 """Seconds; well before an upload is given up after a day."""
 
 
+_S3_SETTINGS: Final = (
+    "S3_BUCKET", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "S3_REGION", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY",
+    "S3_PREFIX", "S3_ADDRESSING", "S3_CA_FILE",
+)  # fmt: skip
+
+
 def store() -> ObjectStore:
     """The store of this installation."""
     values = settings.VISIONA
     if values["S3_BUCKET"]:
-        return _s3(
-            **{
-                name.removeprefix("S3_").lower(): values[name]
-                for name in (
-                    "S3_BUCKET", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "S3_REGION", "S3_ACCESS_KEY_ID",
-                    "S3_SECRET_ACCESS_KEY", "S3_PREFIX", "S3_ADDRESSING",
-                )
-            }
-        )  # fmt: skip
+        return _s3(**{name.removeprefix("S3_").lower(): values[name] for name in _S3_SETTINGS})
     return local_store()
 
 

