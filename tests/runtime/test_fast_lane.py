@@ -57,6 +57,37 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
             assert [(await visitor.read()).body for _ in range(20)] == [b"/%d" % number for number in range(20)]
 
 
+async def test_a_reset_that_waits_for_a_slow_client_holds_a_place() -> None:
+    """What the box said before goes first, however slowly it is read; meanwhile the descriptor is counted."""
+    async with fast_world() as w:
+
+        async def say_and_reset(wire: Wire) -> None:
+            await wire.head()
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n" + bytes(64 * 1024))
+            wire.stream.reset_when_flushed()
+
+        await box(w, say_and_reset)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        with sock, suppress(BlockingIOError):
+            with suppress(BlockingIOError):
+                sock.connect(("127.0.0.1", w.public))
+            await trio.lowlevel.wait_writable(sock)
+            sock.send(f"GET /d/{DEVICE}/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {LOGIN}\r\n\r\n".encode())
+            await w.until(lambda: [line["outcome"] for line in w.logged("forward")] == ["cut"])
+            await trio.testing.wait_all_tasks_blocked()
+            assert _clients(w) == 1
+        await w.until(lambda: _clients(w) == 0)
+
+
+def _clients(w: World) -> float:
+    """Connections of clients that the public port counts."""
+    room = w.daemon.metrics.room
+    assert room is not None
+    return next(sample.value for metric in room.live() for sample in metric.samples)
+
+
 async def test_a_box_that_speaks_no_http() -> None:
     async with fast_world() as w:
         await box(w, once(b"SSH-2.0-OpenSSH\r\n"))

@@ -152,6 +152,21 @@ class FastLane:
         if self._nursery is not None:
             self._nursery.start_soon(work, *args)
 
+    def reset_when_flushed(self, kept: ByteStream, address: str) -> None:
+        """Reset a client's connection once what was written has arrived. Until then it has a place as others have, and
+        gives way: a client may be as long at reading it as it likes."""
+        if self._room is not None and not self._room.take(kept, address, kept.reset):
+            kept.reset()
+        else:
+            self.spawn(self._flush, kept)
+
+    async def _flush(self, kept: ByteStream) -> None:
+        try:
+            await kept.reset_when_flushed()
+        finally:
+            if self._room is not None:
+                self._room.leave(kept)
+
     # --- who may ------------------------------------------------------------------------------------------------------
     def cached(self, client: Client, head: RequestHead) -> Run | None:
         """The exchange, if all that it needs is at hand; else None, and `begin` finds out why not."""

@@ -374,7 +374,7 @@ class Client(Pipe):
             return
         self._keep = False
         self.close()
-        self._lane.spawn(kept.reset_when_flushed)
+        self._lane.reset_when_flushed(kept, self.address)
         self.changed()
 
     def close(self) -> None:

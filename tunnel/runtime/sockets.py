@@ -222,7 +222,8 @@ class ByteStream:
         try:
             with trio.CancelScope(deadline=trio.current_time() + FLUSH_SECONDS) as scope:
                 held = unsent(self.sock)
-                while held:
+                # Of a peer that has left, the bytes count as unsent for ever.
+                while held and not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                     await trio.sleep(_FLUSH_LOOK)
                     left = unsent(self.sock)
                     if left is not None and left < held:
