@@ -11,7 +11,7 @@ from procrastinate.contrib.django import app as jobs
 from apps.accounts import mail_tokens, mails, sessions
 from apps.accounts.attempts import attempt
 from apps.accounts.mail_tokens import MailToken, Purpose
-from apps.accounts.models import User
+from apps.accounts.models import SecondFactor, User
 from apps.accounts.oidc.linking import forget
 from apps.accounts.services import cut_off, record_of
 from apps.accounts.sessions import LoginSession
@@ -170,6 +170,7 @@ def _shed(user: User, *, actor: Actor, now: dt.datetime) -> None:
     for holder in forget(user, user.identities.all(), now=now):
         sessions.end_holder(holder, now=now)
     sessions.end_adopted(user.pk)
+    SecondFactor.objects.filter(user=user).delete()  # the stranger's authenticator would keep the owner out
     user.name = ""
     user.save(update_fields=["name", "updated_at"])
     record_of(actor, "user.taken_over", user, now)

@@ -12,6 +12,7 @@ from apps.devices.models import Device
 from apps.pairing.models import PairingStatus, PairingToken
 from apps.webhooks.models import Webhook
 from tests.apps import objects
+from tests.apps.accounts import factor_kit
 from tests.apps.accounts.mail_kit import deliver, token_in
 from tests.apps.accounts.scripted_provider import PAGE
 from tests.apps.conftest import Api, login_as
@@ -57,6 +58,12 @@ def test_everything_that_was_prepared_is_gone(prepared):
     assert AuditEvent.objects.filter(action="user.taken_over", object_id=str(prepared.pk)).count() == 1
     assert "have been removed" in letter.body
     assert prepared.email in letter.body
+
+
+def test_the_strangers_second_factor_keeps_nobody_out(prepared):
+    factor_kit.on(prepared)
+    take_over(prepared)
+    assert Api()("POST", "/api/auth/login", {"email": prepared.email, "password": NEW}).status == 200
 
 
 def test_who_had_confirmed_keeps_all(prepared):
