@@ -47,6 +47,9 @@ SEEN_EVERY: Final = dt.timedelta(seconds=30)
 _BATCH: Final = 1000
 NOBODYS: Final = 1 << 63
 """The epoch of a device that is not there: above any that a message may name."""
+LEAP: Final = 1 << 20
+"""By how much a message may be ahead of the table: a million admissions are more than a backup or a failover loses. An
+epoch out of nowhere would stay for good, and leave none above it."""
 _TOLD_FIELDS: Final = ("id", "owner_id", "name", "serial", "epoch", "link_status", "deleted_at")
 _BARRED: Final = (
     Q(deleted_at__isnull=False)
@@ -111,6 +114,8 @@ def _right_registry(node: str, listed: Sequence[SessionFact]) -> dict[str, Close
             order = CLOSE_REVOKED, "revoked"
         elif device.barred:
             order = close_code(device)
+        elif fact["epoch"] > device.epoch + LEAP:
+            order = CLOSE_REPLACED, "replaced"  # its agent comes again, and has an epoch of ours
         elif fact["epoch"] < device.epoch:
             _, base = bases.get(fact["device_id"], (device.epoch, device.epoch))
             if fact["epoch"] >= base:
@@ -200,7 +205,7 @@ def apply_events(events: Sequence[TunnelEvent], *, now: dt.datetime) -> int:
         epochs = {key: device.epoch for key, device in locked.items()}
         overtaken = [event for event in events if twins.is_takeover(event) and event["device_id"] in locked]
         twins.note_replaced(overtaken, [_row(event, now) for event in overtaken], now=now)
-        current = [event for event in events if epochs.get(event["device_id"], NOBODYS) <= event["epoch"]]
+        current = [each for each in events if 0 <= each["epoch"] - epochs.get(each["device_id"], NOBODYS) <= LEAP]
         _lift({event["device_id"]: event["epoch"] for event in current if event["epoch"] > epochs[event["device_id"]]})
         DeviceEvent.objects.bulk_create([_row(event, now) for event in current], ignore_conflicts=True)
         # Of several events of one session in a batch the last counts: a connect and its disconnect come in this order.

@@ -11,7 +11,7 @@ from apps.devices.models import Device, DeviceEvent
 from apps.pairing.services import revoke_token
 from apps.tunnels import registry
 from tests.apps.internal.kit import ACTOR, device_of, event, fact, issue, named, row
-from tunnel.contract import CLOSE_REVOKED, new_token
+from tunnel.contract import CLOSE_REPLACED, CLOSE_REVOKED, new_token
 
 LOST = 3
 """How many of its admissions the table has forgotten: a backup that was restored, a replica that was behind."""
@@ -61,6 +61,17 @@ def test_a_full_list_brings_the_epoch_back(daemon, box):
     lose_commits()
     assert daemon.beat([fact(admitted, session)])["close"] == []
     assert epoch_of(admitted) == admitted["epoch"]
+
+
+@pytest.mark.parametrize("epoch", [(1 << 63) - 1, 1 << 40])
+def test_an_epoch_out_of_nowhere_stays_for_nobody(daemon, box, epoch):
+    """Above the highest there is none, so nobody could be admitted any more, nor who is asked about in one call."""
+    admitted, session, token = box
+    wild = {**admitted, "epoch": epoch}
+    assert daemon.tell(event("disconnected", wild, session)) == 0
+    assert [order["code"] for order in daemon.beat([fact(wild, session)])["close"]] == [CLOSE_REPLACED]
+    assert epoch_of(admitted) == admitted["epoch"]
+    assert daemon.ask_all(named(token, serial="S-1"))[0]["epoch"] == admitted["epoch"] + 1
 
 
 def test_a_registry_that_is_told_of_a_higher_epoch_during_an_admission(daemon, box, monkeypatch):
