@@ -33,6 +33,11 @@ _POOLER: Final = (
 )
 _LABELS: Final = {"procrastinate.contrib.django": "procrastinate"}
 """Of apps whose label is not the last part of their name."""
+_PACKAGES: Final = {
+    "unfold.apps.BasicAppConfig": "unfold",
+    "apps.accounts.factors.config.StaffAdminConfig": "django.contrib.admin",
+}
+"""Of apps that are named by a class of theirs, which is not loaded here."""
 
 
 class StartupError(Exception):
@@ -137,8 +142,13 @@ def schema_is_current(values: Mapping[str, Any]) -> bool:
 
 def _migrations_of_the_code() -> Iterator[tuple[str, str]]:
     """App label and name of each. A label that is wrong makes the schema look unclear, which costs time alone."""
-    for app in settings.INSTALLED_APPS:
-        spec = importlib.util.find_spec(app)
+    for entry in settings.INSTALLED_APPS:
+        app = _PACKAGES.get(entry, entry)
+        try:
+            spec = importlib.util.find_spec(app)
+        except ModuleNotFoundError:  # an entry that names a class, which is on no list
+            yield entry, "unknown"
+            continue
         for folder in (spec and spec.submodule_search_locations) or ():
             for file in Path(folder, "migrations").glob("[!_~]*.py"):
                 yield _LABELS.get(app, app.rpartition(".")[2]), file.stem
