@@ -6,6 +6,7 @@ What the converter reports stands in `apps.converter.reports`; the contract with
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import uuid
 from typing import Any, Final
 
@@ -41,8 +42,13 @@ FACTOR: Final = 3
 LONGEST_DELAY_SECONDS: Final = 600
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 15.0
+AT_ONCE: Final = 3
+"""Orders that a worker sends at once: a slow converter keeps as many of its places from all other jobs, no more."""
+BUSY: Final = "busy"
+BUSY_SECONDS: Final = 3
 ANYWHERE: Final = Policy.of(private=True, networks=("0.0.0.0/0", "::/0"), plain=True)
 """The operator names the converter, nobody else."""
+_places: Final = threading.BoundedSemaphore(AT_ONCE)
 
 
 @transaction.atomic
@@ -130,8 +136,8 @@ def expire(*, now: dt.datetime) -> int:
 def submit(*, conversion_id: uuid.UUID, number: int, now: dt.datetime) -> str:
     """Send the order, attempt `number` (from 0), unless that was done; record it, defer the next attempt if it failed.
 
-    Returns what became of it: `taken`, `retry`, `failed` or `done` (there was nothing to do). The converter may get an
-    order twice: it knows it by its id. Raises StorageError.
+    Returns what became of it: `taken`, `retry`, `failed`, BUSY (no place: the attempt is made in BUSY_SECONDS) or
+    `done` (there was nothing to do). The converter may get an order twice: it knows it by its id. Raises StorageError.
     """
     conversion = Conversion.objects.select_related("model", "owner").filter(id=conversion_id).first()
     if conversion is None or conversion.status != ConversionStatus.QUEUED or conversion.attempts != number:
@@ -139,9 +145,21 @@ def submit(*, conversion_id: uuid.UUID, number: int, now: dt.datetime) -> str:
     why = why_not(conversion)
     if why:
         return _failed(conversion, why, now)
-    body = orjson.dumps(order(conversion, now))
-    release_database()
-    error, final = _send(body, now)
+    if not _places.acquire(blocking=False):
+        later = jobs.configure_task(SUBMIT, schedule_in={"seconds": BUSY_SECONDS})
+        later.defer(conversion_id=str(conversion.id), attempt=number)
+        return BUSY
+    try:
+        body = orjson.dumps(order(conversion, now))
+        release_database()
+        error, final = _send(body, now)
+    finally:
+        _places.release()
+    return _note(conversion, error, now, final=final, number=number)
+
+
+def _note(conversion: Conversion, error: str, now: dt.datetime, *, final: bool, number: int) -> str:
+    """Record what became of attempt `number`; see `submit`."""
     if not error:
         rows = Conversion.objects.filter(id=conversion.id, status=ConversionStatus.QUEUED)
         rows.update(status=ConversionStatus.RUNNING, attempts=number + 1, updated_at=now)

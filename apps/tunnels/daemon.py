@@ -58,8 +58,12 @@ def _call(
         )
         try:
             told = answer.read(MAX_ANSWER_BYTES + 1, decode_content=True)
-        finally:
-            answer.release_conn()
+        except BaseException:
+            answer.close()
+            raise
+        if len(told) > MAX_ANSWER_BYTES:
+            answer.close()  # what is left of it would be taken for the next call's answer
+        answer.release_conn()
     except urllib3.exceptions.HTTPError as error:
         raise DaemonUnavailable(_("The tunnel daemon does not answer; try again shortly.")) from error
     if answer.status >= 500 or answer.status in (401, 403) or len(told) > MAX_ANSWER_BYTES:

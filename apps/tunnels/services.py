@@ -6,6 +6,7 @@ by itself within `VISIONA_AUTHORIZE_SECONDS`, for a daemon then asks anew.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -33,6 +34,8 @@ PING_SECONDS: Final = 2.0
 PINGS_AT_ONCE: Final = 32
 """Of more at once the others count as not asked: a call that admits agents may not last longer for it."""
 _CALLS_AT_ONCE: Final = 8
+"""To one daemon."""
+_THREADS: Final = 64
 
 
 def end_devices(epochs: Mapping[str, int], *, code: int, reason: str, request_id: str = "") -> int:
@@ -71,11 +74,13 @@ def close(held: Sequence[Held], *, code: int, reason: str, request_id: str = "")
     return _close(held, code, reason, request_id, beside=())
 
 
-def _close(held: Sequence[Held], code: int, reason: str, request_id: str, *, beside: Sequence[_Call]) -> int:
+def _close(
+    held: Sequence[Held], code: int, reason: str, request_id: str, *, beside: Sequence[tuple[str, _Call]]
+) -> int:
     """As `close`; `beside` are calls that share the time."""
     registry.request_close(held, code=code, reason=reason)
     reachable = [item for item in held if item.node_url]
-    calls = [partial(_close_one, item, code, reason, request_id) for item in reachable]
+    calls = [(item.node_url, partial(_close_one, item, code, reason, request_id)) for item in reachable]
     return len(held) - sum(_all_at_once([*beside, *calls], CLOSE_BUDGET_SECONDS)[len(beside) :])
 
 
@@ -116,10 +121,10 @@ def invalidate(
     return sum(_all_at_once(_invalidations(what, request_id), INVALIDATE_BUDGET_SECONDS))
 
 
-def _invalidations(what: Invalidate, request_id: str) -> list[_Call]:
+def _invalidations(what: Invalidate, request_id: str) -> list[tuple[str, _Call]]:
     if not any((what["users"], what["logins"], what["devices"])):
         return []
-    return [partial(_invalidate_one, node.url, what, request_id) for node in registry.nodes()]
+    return [(node.url, partial(_invalidate_one, node.url, what, request_id)) for node in registry.nodes()]
 
 
 def _invalidate_one(node_url: str, what: Invalidate, request_id: str) -> bool:
@@ -130,17 +135,41 @@ def _invalidate_one(node_url: str, what: Invalidate, request_id: str) -> bool:
         return False
 
 
-def _all_at_once(calls: Sequence[_Call], budget: float) -> list[bool]:
-    """Run bounded calls in parallel for `budget` seconds; which were done by then. A single one runs here."""
+def _all_at_once(calls: Sequence[tuple[str, _Call]], budget: float) -> list[bool]:
+    """Run bounded calls, each with the URL of its daemon, in parallel for `budget` seconds; which were done by then.
+
+    Each daemon has threads of its own: calls to one that does not answer keep none to another waiting. What is not
+    begun in time is not done. A single call runs here.
+    """
     if len(calls) <= 1:
-        return [call() for call in calls]
-    executor = ThreadPoolExecutor(min(_CALLS_AT_ONCE, len(calls)), thread_name_prefix="daemons")
+        return [call() for _, call in calls]
+    done, over = [False] * len(calls), threading.Event()
+
+    def work(lane: Sequence[int]) -> None:
+        for index in lane:
+            if over.is_set():
+                return
+            done[index] = calls[index][1]()
+
+    lanes = _lanes([node_url for node_url, _ in calls])
+    executor = ThreadPoolExecutor(min(_THREADS, len(lanes)), thread_name_prefix="daemons")
     try:
-        running = [executor.submit(call) for call in calls]
-        wait(running, timeout=budget)
-        return [each.done() and each.result() for each in running]
+        running = [executor.submit(work, lane) for lane in lanes]
+        for each in wait(running, timeout=budget).done:
+            each.result()
+        return list(done)
     finally:
+        over.set()
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _lanes(nodes: Sequence[str]) -> list[list[int]]:
+    """Places in the list, by what runs one after another: _CALLS_AT_ONCE lanes a node, the first of each node first."""
+    by_node: dict[str, list[int]] = {}
+    for index, node_url in enumerate(nodes):
+        by_node.setdefault(node_url, []).append(index)
+    lanes = [mine[start::_CALLS_AT_ONCE] for start in range(_CALLS_AT_ONCE) for mine in by_node.values()]
+    return [lane for lane in lanes if lane]
 
 
 def _close_one(item: Held, code: int, reason: str, request_id: str) -> bool:
@@ -155,13 +184,16 @@ def _close_one(item: Held, code: int, reason: str, request_id: str) -> bool:
 
 
 def close_pending(*, request_id: str = "") -> int:
-    """Try again, directly, the closes that wait for a heartbeat. Returns how many were carried out."""
-    done = 0
+    """Try again, directly, the closes that wait for a heartbeat. Returns how many were carried out.
+
+    In CLOSE_BUDGET_SECONDS in all: this is a job of every five seconds, and places for jobs are few.
+    """
+    calls = []
     for node in registry.nodes():
         for pending in registry.pending_closes(node.node)[:PENDING_AT_ONCE]:
             held = Held("", node.node, pending.session, node.url)
-            done += int(_close_one(held, pending.code, pending.reason, request_id))
-    return done
+            calls.append((node.url, partial(_close_one, held, pending.code, pending.reason, request_id)))
+    return sum(_all_at_once(calls, CLOSE_BUDGET_SECONDS))
 
 
 def close_user(user_id: str, *, code: int, reason: str, request_id: str = "") -> int:

@@ -127,6 +127,27 @@ def test_a_converter_that_cannot_now(alice_api, converter, model, status):
     assert submit(conversion, 1) == "taken"
 
 
+def test_a_slow_converter_holds_a_few_places_of_a_worker_only(alice_api, converter, model, monkeypatch):
+    """What finds no place is no attempt: it comes a moment later."""
+    conversions = [order(alice_api, model) for _ in range(services.AT_ONCE + 1)]
+    waiting, became = iter(conversions[1:]), []
+
+    def slow(body, now, send=services._send):
+        """While this order is under way the next one's job begins."""
+        became.extend(submit(each) for each in [next(waiting, None)] if each)
+        return send(body, now)
+
+    monkeypatch.setattr(services, "_send", slow)
+    assert submit(conversions[0]) == "taken"
+    assert sorted(became) == ["busy", "taken", "taken"]
+    last = conversions[-1]
+    assert (last.status, last.attempts) == ("queued", 0)
+    again = {"conversion_id": str(last.id), "attempt": 0}
+    assert jobs("converter.submit").count(again) == 2, "the first, and the one that comes a moment later"
+    monkeypatch.undo()
+    assert submit(last) == "taken"
+
+
 def test_a_converter_that_will_not(alice_api, converter, model):
     converter.answer = 422
     conversion = order(alice_api, model)

@@ -229,4 +229,55 @@ def test_nodes_that_hang_cost_a_bounded_time(hanging, monkeypatch):
             draining=False,
         )
     assert services.invalidate(users=["u1"]) == 0
-    assert len(hanging.told) < 11, "no more are asked than at once"
+
+
+def second(fake: FakeDaemon) -> None:
+    """Another live daemon, n2."""
+    registry.heartbeat(
+        node="n2",
+        url=fake.url,
+        version="1",
+        started_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        sessions_count=0,
+        streams_count=0,
+        draining=False,
+    )
+    registry.put("n2", [Session("z", "sz", 1, "u1", "2026-01-01T00:00:00Z")])
+
+
+def test_one_that_hangs_keeps_no_call_to_another_waiting(hanging, monkeypatch):
+    monkeypatch.setattr(services, "CLOSE_BUDGET_SECONDS", 2)
+    other = FakeDaemon()
+    try:
+        second(other)
+        online(30)
+        ended = {**{f"d{n}": 1 for n in range(30)}, "z": 1}
+        assert services.end_devices(ended, code=4401, reason="revoked") == 30
+        assert [path for _, path, _ in other.calls] == ["/internal/session/sz?code=4401&reason=revoked"]
+        assert [path for path, _ in other.told] == ["/internal/authz/invalidate"]
+    finally:
+        other.stop()
+
+
+def test_what_is_tried_again_has_a_bounded_time_and_hangs_for_one_daemon_only(hanging, monkeypatch):
+    """It is a job of every five seconds: in a row the closes that hang would hold the worker's places one by one."""
+    monkeypatch.setattr(services, "CLOSE_BUDGET_SECONDS", 2)
+    other = FakeDaemon()
+    try:
+        second(other)
+        held = [Held(f"d{n}", "n1", f"s{n}", "") for n in range(30)]
+        registry.request_close([*held, Held("z", "n2", "sz", "")], code=4401, reason="revoked")
+        assert services.close_pending() == 1
+        assert len(pending()) == 30
+        assert registry.pending_closes("n2") == []
+    finally:
+        other.stop()
+
+
+def test_the_call_after_one_that_was_not_read_whole_succeeds(fake, monkeypatch):
+    monkeypatch.setattr(daemon, "MAX_ANSWER_BYTES", 100)
+    fake.reply = lambda handler: (200, b"x" * 300_000)
+    with pytest.raises(daemon.DaemonUnavailable):
+        daemon.session_fact(fake.url, "s")
+    fake.reply = lambda handler: (200, json.dumps({"data": {"session": "s"}}).encode())
+    assert daemon.session_fact(fake.url, "s") == {"session": "s"}
