@@ -152,7 +152,7 @@ def confirm_reset(*, actor: Actor, token: str, new: str, now: dt.datetime, secon
     encoded = hashers.make_password(new)
     with transaction.atomic():
         user = _holder("reset", told)
-        taken_over = user.email_verified_at is None and user.has_usable_password()
+        taken_over = mails.takes_over(user)
         user.email_verified_at = user.email_verified_at or now
         _set(user, encoded, keep="", actor=actor, now=now)
         record_of(actor, "user.password_reset", user, now)

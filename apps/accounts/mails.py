@@ -114,6 +114,11 @@ def may_have_password(user: User) -> bool:
     return user.has_usable_password() or not user.oidc_subject
 
 
+def takes_over(user: User) -> bool:
+    """Whether a password that is set by mail makes the account another's than who prepared it, as far as is known."""
+    return user.email_verified_at is None and user.has_usable_password()
+
+
 def _message(kind: Kind, user: User, to: str, language: str, now: dt.datetime) -> EmailMessage:
     with translation.override(language):
         text = render_to_string(f"accounts/mail/{kind}.{language}.txt", _context(kind, user, to, now))
@@ -129,6 +134,7 @@ def _context(kind: Kind, user: User, to: str, now: dt.datetime) -> dict[str, Any
     # A name is whatever somebody wrote: to an address that is not shown to be theirs yet it would be anybody's advert.
     name = " ".join(user.name.split()) if kind != "verify" and user.email_verified_at is not None else ""
     context: dict[str, Any] = {"name": name, "email": user.email, "to": to, "site": values["PUBLIC_URL"]}
+    context["takes_over"] = takes_over(user)
     if kind in ("verify", "reset"):
         purpose: mail_tokens.Purpose = "verify" if kind == "verify" else "reset"
         setting, fallback = _LINKS[kind]

@@ -60,6 +60,14 @@ def test_everything_that_was_prepared_is_gone(prepared):
     assert prepared.email in letter.body
 
 
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_the_letter_says_beforehand_what_a_new_password_removes(prepared, confirmed):
+    User.objects.update(email_verified_at=timezone.now() if confirmed else None)
+    assert Api()("POST", RESET, {"email": prepared.email}).status == 200
+    (letter,) = deliver()
+    assert ("removes it for good" in letter.body) is not confirmed
+
+
 def test_the_strangers_second_factor_keeps_nobody_out(prepared):
     factor_kit.on(prepared)
     take_over(prepared)
