@@ -22,11 +22,14 @@ from django.core.management.base import CommandError
 from django.db import DatabaseError
 from django.db.migrations.exceptions import InconsistentMigrationHistory
 
+from apps.storage import services as storage
+from apps.storage.base import StorageError
 from cloud import environment
 
 WAIT_SECONDS: Final = 10.0
 """product.md: a server that can't be reached within 10 s at start ends the process."""
 _PAUSE_SECONDS: Final = 0.25
+REDIS_OLDEST: Final = 7
 _POOLER: Final = (
     "a pooler stands before PostgreSQL at {where}: timeouts are set in each transaction; the worker should connect to "
     "the server itself (docs/database.md)"
@@ -51,6 +54,7 @@ def main() -> int:
         values = environment.load()
         wait_for_database(values)
         wait_for_redis(values)
+        check_storage(values)
         if not values["SEED_DEMO_DATA"] and schema_is_current(values):
             return 0
         django.setup()
@@ -95,9 +99,40 @@ def wait_for_redis(values: Mapping[str, Any]) -> None:
     def ask() -> None:
         with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
             client.ping()
+            check_redis_version(client)
             name_eviction(client, masked(url))
 
     _wait(f"Redis at {masked(url)}", ask, redis.RedisError)
+
+
+def check_redis_version(client: redis.Redis) -> None:
+    """Raises StartupError for one that lacks PEXPIRETIME and EXPIRE NX. One that does not tell passes."""
+    try:
+        version = str(client.info("server").get("redis_version", ""))
+    except redis.ResponseError:  # a user of Redis who may not ask
+        return
+    major = version.partition(".")[0]
+    if major.isdigit() and int(major) < REDIS_OLDEST:
+        raise StartupError(f"VISIONA_REDIS_URL: this is Redis {version}; {REDIS_OLDEST} or newer is needed, or Valkey")
+
+
+def check_storage(values: Mapping[str, Any]) -> None:
+    """Raises StartupError where the bucket of models is missing or refuses us.
+
+    One that does not answer is told and no reason to stay down: calls that need no bytes go on without it.
+    """
+    if not values["S3_BUCKET"]:
+        return
+    where = values["S3_ENDPOINT_URL"] or "AWS"
+    try:
+        problem = storage.store().problem()
+    except StorageError:
+        print(  # noqa: T201 - logging is not set up yet
+            f"visiona: warning: the storage of models at {where} does not answer; starting without it", file=sys.stderr
+        )
+        return
+    if problem:
+        raise StartupError(f"VISIONA_S3_BUCKET: {problem} at {where}")
 
 
 def name_eviction(client: redis.Redis, where: str) -> None:

@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "var" / "go"
 BUILD_SECONDS = 150
+INSTALL_SECONDS = 400
+"""A minute on two idle cores; with what it downloads, and others at work, five."""
 
 
 def build(folder: Path) -> Path:
@@ -33,6 +35,30 @@ def build(folder: Path) -> Path:
         if not program.exists():
             _compile(str(go), folder, program)
     return program
+
+
+def install(package: str, version: str) -> Path:
+    """A published program, built once as a Go module. Skips the test where that cannot be; fails then in CI."""
+    go = shutil.which("go")
+    if go is None:
+        unable("Go is not installed")
+    name = package.rpartition("/")[2]
+    folder = CACHE / f"{name}-{version}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it at once
+        if not (folder / name).exists():
+            try:
+                environ = os.environ | {"CGO_ENABLED": "0", "GOBIN": str(folder)}
+                command = [go, "install", f"{package}@{version}"]
+                done = subprocess.run(
+                    command, env=environ, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+                )
+            except subprocess.TimeoutExpired:
+                unable(f"go install {package} took more than {INSTALL_SECONDS} s")
+            if done.returncode:
+                unable(f"go install {package} failed:\n{done.stderr[-2000:]}")
+    return folder / name
 
 
 def _compile(go: str, folder: Path, program: Path) -> None:

@@ -54,10 +54,10 @@ def _parse_url(name: str, text: str) -> str:
         _ = parts.port
     except ValueError:
         raise SettingError(f"{name}: not a URL") from None
-    if parts.scheme not in ("http", "https", "ws", "wss", "redis", "rediss", "unix") or not (
-        parts.netloc or parts.path
-    ):
-        raise SettingError(f"{name}: not a URL with a scheme and a host")
+    scheme_known = parts.scheme in ("http", "https", "ws", "wss", "redis", "rediss", "unix")
+    if not scheme_known or not (parts.netloc or (parts.scheme == "unix" and parts.path)):
+        example = "redis://host:6379/0" if "REDIS" in name else "https://host:9000"
+        raise SettingError(f"{name}: not a URL with a scheme and a host, as {example} is")
     return text.rstrip("/")
 
 

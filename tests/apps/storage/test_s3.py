@@ -1,16 +1,23 @@
 """What S3 alone has: signed headers, uploads in parts, a server that is away."""
 
 import os
+import socket
+import threading
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from botocore.exceptions import ClientError
 
 from apps.audit.models import AuditEvent
 from apps.model_registry.models import AIModel
 from apps.storage import s3
 from apps.storage import services as storage
+from apps.system import checks
+from cloud import startup
 from tests.apps.model_registry.kit import DATA, init, ready, upload
 from tests.apps.stores import Moto, Store, request, sha256, sha256_base64
+from tunnel.contract.reading import parse_setting
+from tunnel.contract.settings import BY_NAME, SettingError
 
 MIB = 1 << 20
 
@@ -118,6 +125,16 @@ def test_parts_that_are_wrong(bucket, small_parts, alice_api, large):
     assert finalize(alice_api, begun, {"parts": parts}).status == 200
 
 
+def test_a_part_that_was_left_out_at_finalize(bucket, small_parts, alice_api, large):
+    """Nothing is put together of too few: the upload lives on."""
+    begun = init(alice_api, size=len(large), sha256=sha256(large))
+    parts = send_parts(begun, large)
+    for some in (parts[:2], parts[1:], [*parts, {"number": 4, "etag": '"0"'}]):
+        refused = finalize(alice_api, begun, {"parts": some})
+        assert (refused.status, refused.code) == (409, "INVALID_STATE")
+    assert finalize(alice_api, begun, {"parts": parts}).data["sha256"] == sha256(large)
+
+
 def test_parts_of_something_else(bucket, small_parts, alice_api, large):
     begun = init(alice_api, size=len(large), sha256=sha256(b"other"))
     parts = send_parts(begun, large)
@@ -180,3 +197,89 @@ def test_nothing_but_its_code_of_what_s3_says(bucket, alice_api, settings, monke
     assert refused.status in (409, 503)
     assert "bucket" not in str(refused.json).lower()
     assert repr(storage.store()) == f"<S3Store no-such-bucket-here/{bucket.prefix}/>"
+
+
+# --- what real servers do ---------------------------------------------------------------------------------------------
+def test_others_bytes_and_a_server_that_cannot_list_uploads(bucket, monkeypatch):
+    """What is not named as we name things is nobody's orphan; a listing that is not known ends nothing."""
+    client = bucket.moto.client()
+    for key in ("models/readme.txt", "uploads/", "models/ab/CD"):
+        client.put_object(Bucket="models", Key=f"{bucket.prefix}/{key}", Body=b"x")
+    name = storage.new_keys()[1]
+    client.put_object(Bucket="models", Key=f"{bucket.prefix}/{name}", Body=b"x")
+    store, asked = storage.store(), []
+    paginator = store._client.get_paginator
+
+    class Unknown:
+        def paginate(self, **where):
+            asked.append(where)
+            raise ClientError({"Error": {"Code": "NotImplemented"}}, "ListMultipartUploads")
+            yield
+
+    monkeypatch.setattr(store._client, "get_paginator", lambda n: Unknown() if "upload" in n else paginator(n))
+    assert [found.key for found in store.leftovers()] == [name]
+    assert asked == [{"Bucket": "models"}]  # without a prefix: MinIO takes one for the whole name of an object
+
+
+def away(port):
+    """A store whose server is nobody."""
+    url = f"http://127.0.0.1:{port}"
+    return s3.S3Store(bucket="b", endpoint_url=url, access_key_id="k", secret_access_key="s", addressing="path")
+
+
+def test_a_breaker_stands_before_the_server(free_port):
+    """One call without an answer, and the next does not ask."""
+    store = away(free_port())
+    with pytest.raises(s3.StorageError):
+        store.discard("models/ab/cd")
+    assert repr(store._breaker) == "<Breaker open>"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        store = away(server.getsockname()[1])
+        store._breaker.trip()  # as such a call does
+        for _ in range(20):
+            with pytest.raises(s3.StorageError):
+                store.discard("models/ab/cd")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_a_bucket_that_is_missing_is_told(bucket, settings, client, db, monkeypatch):
+    assert storage.store().problem() == ""
+    settings.VISIONA = {**settings.VISIONA, "S3_BUCKET": "none-such"}
+    with pytest.raises(startup.StartupError, match=r"there is no bucket named 'none-such' at http://127"):
+        startup.check_storage(settings.VISIONA)
+    monkeypatch.setattr(checks, "storage_watch", checks.StorageWatch())
+    assert client.get("/healthz").json()["checks"]["storage"] == "unknown"  # nobody waits for the first look
+    for thread in threading.enumerate():
+        if thread.name == "look-at-storage":
+            thread.join(30)
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()["checks"]["storage"]) == (200, "there is no bucket named 'none-such'")
+
+
+def test_a_server_that_is_away_keeps_nothing_from_starting(settings, capsys, free_port):
+    url = f"http://127.0.0.1:{free_port()}"
+    settings.VISIONA = {**settings.VISIONA, "S3_BUCKET": "b", "S3_ENDPOINT_URL": url}
+    startup.check_storage(settings.VISIONA)
+    said = f"visiona: warning: the storage of models at {url} does not answer; starting without it\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("said", ["minio:9000", "10.0.0.1:9000", "minio", "https:/minio"])
+def test_an_endpoint_without_a_scheme_is_one_clear_line(said):
+    with pytest.raises(SettingError, match=r"VISIONA_S3_ENDPOINT_URL: .* as https://host:9000 is"):
+        parse_setting(BY_NAME["S3_ENDPOINT_URL"], said)
+
+
+@pytest.mark.parametrize(("version", "served"), [("6.2.14", False), ("7.0.0", True), ("7.2.4", True), ("", True)])
+def test_the_oldest_redis(version, served):
+    class Told:
+        def info(self, _section):
+            return {"redis_version": version}
+
+    if served:
+        startup.check_redis_version(Told())
+    else:
+        with pytest.raises(startup.StartupError, match=r"Redis 6\.2\.14; 7 or newer is needed"):
+            startup.check_redis_version(Told())
