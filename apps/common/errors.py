@@ -36,6 +36,7 @@ DEFAULT_MESSAGES: Final["Mapping[str, StrOrPromise]"] = {
     "RANGE_NOT_SATISFIABLE": _("This range lies outside the content."),
     "UPGRADE_REQUIRED": _("This route speaks WebSocket only."),
     "RATE_LIMITED": _("Too many requests; wait for Retry-After seconds."),
+    "QUOTA_EXCEEDED": _("Your account may have no more of these; see details."),
     "HEADERS_TOO_LARGE": _("The request's head is too large."),
     "INTERNAL_ERROR": _("Something went wrong on our side; name the request_id when you report it."),
     "NOT_IMPLEMENTED": _("This is not available here."),
@@ -61,6 +62,7 @@ class DomainError(Exception):
             list of strings. Only `/healthz` holds something else, `checks`.
         retry_after: seconds for the `Retry-After` header; None leaves the default of the status (1 s on a 503).
         headers: further headers of the answer.
+        status: another one than the code's own, for QUOTA_EXCEEDED where waiting does not help (409).
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class DomainError(Exception):
         details: Any = None,
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
+        status: int | None = None,
     ) -> None:
-        self.status = ERROR_STATUS[code]
+        self.status = status or ERROR_STATUS[code]
         self.code = code
         self.message = str(message or DEFAULT_MESSAGES[code])  # here, where the request's language is on
         self.details = details

@@ -84,11 +84,16 @@ def describe(
     return declare
 
 
+_STATUSES: Final = {"QUOTA_EXCEEDED": (409, 429)}
+"""Of the one code that has two: 409 where waiting does not help."""
+
+
 def error_responses(codes: Iterable[str]) -> dict[int, Any]:
     """Status → response, with the codes that it may carry."""
     by_status: dict[int, list[str]] = {}
     for code in sorted(codes):
-        by_status.setdefault(ERROR_STATUS[code], []).append(code)
+        for status in _STATUSES.get(code, (ERROR_STATUS[code],)):
+            by_status.setdefault(status, []).append(code)
     return {
         status: OpenApiResponse(error_schema(found), description=", ".join(f"`{code}`" for code in found))
         for status, found in sorted(by_status.items())

@@ -1,7 +1,8 @@
 """Admitting agents (tunnel.md, "Agents"): a call of many credentials is one transaction, then one write of presence.
 
 The rules stand in `apps.devices.admission_rules`, which does no I/O; here is what they are fed with and what becomes of
-their verdicts. Locks: devices by id, then pairing tokens by hash; session tokens are written under their device's lock.
+their verdicts. Locks: users who pair a box, devices by id, then pairing tokens by hash; session tokens are written
+under their device's lock.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from django.conf import settings
 from django.db import IntegrityError, connection, transaction
 from django.db.models import Q
 
+from apps.accounts import quotas
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
 from apps.common.errors import DomainError
@@ -214,6 +216,9 @@ def _load(asks: Sequence[Ask]) -> Book:
         elif (row := session_seen.get(ask.token_hash)) and row[2] != ask.serial:
             wanted |= Q(owner_id=row[1], serial=ask.serial)
     book = Book(reconnect=settings.VISIONA["PAIRING_TOKEN_RECONNECT"])
+    redeeming = {token.owner_id for token in pairing_seen.values() if token.status == PairingStatus.ISSUED}
+    if redeeming:
+        book.room = quotas.left(redeeming, "devices")
     if pairing_seen or session_seen:
         locked = Device.objects.select_for_update(no_key=True).filter(wanted).order_by("id")
         book.add_devices(locked.only(*_DEVICE_FIELDS))

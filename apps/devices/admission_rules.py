@@ -10,9 +10,10 @@ import hmac
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from apps.accounts import quotas
 from apps.common.errors import DomainError
 from apps.devices.models import Device
 from apps.devices.serials import is_junk
@@ -23,6 +24,8 @@ from tunnel.contract import PAIRING_PREFIX, SESSION_PREFIX, Credential, TokenPre
 ROTATE_AFTER: Final = dt.timedelta(days=30)
 REDEEM_AGAIN_WITHIN: Final = dt.timedelta(minutes=10)
 """A lost answer locks no box out: for this long the same instance may redeem its pairing token again (tunnel.md)."""
+QUOTA_SECONDS: Final = 300
+"""After which a box asks again that was one too many for its owner: some other may be gone by then."""
 UNKNOWN: Final = "This token is not known; create a new pairing token and start the agent with it."
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 Presence = Literal["offline", "answers", "silent", "unknown"]
@@ -143,6 +146,7 @@ class Book:
     repaired: set[uuid.UUID] = field(default_factory=set)  # devices whose older tokens are revoked
     paired: list[Grant] = field(default_factory=list)
     twins: list[Twins] = field(default_factory=list)
+    room: dict[uuid.UUID, quotas.Standing] = field(default_factory=dict)  # how owners stand with their devices
 
     def add_devices(self, devices: Iterable[Device]) -> None:
         """Rows that the caller has locked."""
@@ -158,6 +162,17 @@ class Book:
         """The owner's live device of this serial, else the one that was unpaired last, else None."""
         same = [each for each in self.devices.values() if each.owner_id == owner_id and each.serial == serial]
         return min(same, key=_live_first, default=None)
+
+    def one_more(self, owner_id: uuid.UUID) -> Refusal | None:
+        """Count another device of the owner's; None: there is room for it. The agent asks again later."""
+        stands = self.room.get(owner_id)
+        if stands is None or stands.limit is None:
+            return None
+        if not stands.left:
+            error = quotas.exceeded("devices", stands)
+            return Refusal.of("QUOTA_EXCEEDED", error.message, retry_after=QUOTA_SECONDS)
+        self.room[owner_id] = replace(stands, used=stands.used + 1)
+        return None
 
     def revoke_sessions(self, device_id: uuid.UUID, now: dt.datetime) -> None:
         """Of a device that is paired anew: in the table, and of what this call has read or issued."""
@@ -215,7 +230,10 @@ def _admit_pairing(ask: Ask, book: Book, now: dt.datetime) -> Grant | Refusal:
     if token.owner_id not in book.active_owners:
         return Refusal.of("ACCOUNT_DISABLED")
     if token.status == PairingStatus.ISSUED:
-        device, how = _redeem(ask, token, book, now)
+        redeemed = _redeem(ask, token, book, now)
+        if isinstance(redeemed, Refusal):
+            return redeemed
+        device, how = redeemed
         token.device_id, token.paired_at, token.instance = device.id, now, ask.instance
     else:
         known = book.devices.get(token.device_id) if token.device_id else None
@@ -253,7 +271,7 @@ def _dead(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> Refusa
     return Refusal.of("TOKEN_REVOKED")
 
 
-def _redeem(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> tuple[Device, How]:
+def _redeem(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> tuple[Device, How] | Refusal:
     """The device that a pairing token makes at its first use: by serial of the same owner, else a new one.
 
     A serial is no proof: while the device of that serial is there with another agent, the box becomes a device of its
@@ -261,6 +279,10 @@ def _redeem(ask: Ask, token: PairingToken, book: Book, now: dt.datetime) -> tupl
     """
     device = book.by_serial(token.owner_id, ask.serial) if ask.serial else None
     twin = device if device is not None and _is_there(ask, device, book) else None
+    if device is None or twin is not None or device.deleted_at is not None:  # there will be one more
+        full = book.one_more(token.owner_id)
+        if full is not None:
+            return full
     if device is None or twin is not None:
         name = token.name or ask.serial or f"Box {str(token.id)[-8:]}"
         own = ask.serial if twin is None else ""

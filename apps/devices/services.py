@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 
+from apps.accounts import quotas
 from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
@@ -42,9 +43,10 @@ def register_device(
     metadata: Mapping[str, Any],
     now: dt.datetime,
 ) -> Device:
-    """A device that is known by its serial before it is paired. Raises DomainError SERIAL_TAKEN."""
+    """A device that is known by its serial before it is paired. Raises DomainError SERIAL_TAKEN, QUOTA_EXCEEDED."""
     try:
         with transaction.atomic():
+            quotas.check(owner_id, devices=1)
             device = Device.objects.create(
                 owner_id=owner_id, serial=serial, name=name or serial, chip=chip, metadata=dict(metadata)
             )

@@ -20,6 +20,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 
+from apps.accounts import quotas
 from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.database import release_database
@@ -88,7 +89,7 @@ def begin_upload(
         base_url: our API as the uploader reaches it, without a slash at the end.
         source: `converted` for what a converter sends.
 
-    Raises DomainError: PAYLOAD_TOO_LARGE, CONFLICT for one that is ready, and StorageError.
+    Raises DomainError: PAYLOAD_TOO_LARGE, QUOTA_EXCEEDED, CONFLICT for one that is ready, and StorageError.
     """
     if size > max_size():
         raise DomainError(
@@ -121,6 +122,8 @@ def _write_pending(
 ) -> tuple[AIModel, AIModel | None]:
     """The row, and what it was before if it was there."""
     rows = models_of(owner_id).filter(name=facts.name, version=facts.version)
+    there = rows.values_list("size", flat=True).first()
+    quotas.check(owner_id, models=there is None, model_bytes=promise.size - (there or 0))
     model = rows.select_for_update(no_key=True).first()
     before = copy(model)
     if model is None:
@@ -260,6 +263,8 @@ def _write_created(
     object_key: str,
     now: dt.datetime,
 ) -> AIModel:
+    if owner_id is not None:
+        quotas.check(owner_id, models=1, model_bytes=stored.size)
     model = AIModel(owner_id=owner_id, source=source, status=ModelStatus.READY, object_key=object_key)
     _set(model, facts)
     model.size, model.sha256 = stored.size, stored.sha256

@@ -19,6 +19,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from procrastinate.contrib.django import app as jobs
 
+from apps.accounts import quotas
 from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
@@ -56,7 +57,11 @@ class Issued:
 
 @transaction.atomic
 def issue_token(*, actor: Actor, owner_id: uuid.UUID, name: str, ttl_minutes: int, now: dt.datetime) -> Issued:
-    """A pairing token of `owner_id` that must be used first within `ttl_minutes` (1 to 10 080)."""
+    """A pairing token of `owner_id` that must be used first within `ttl_minutes` (1 to 10 080).
+
+    Raises DomainError QUOTA_EXCEEDED.
+    """
+    quotas.check(owner_id, pairing_tokens=1)
     secret = new_token(PAIRING_PREFIX)
     token = PairingToken.objects.create(
         token_hash=hash_token(secret),

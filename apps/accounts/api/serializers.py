@@ -8,6 +8,7 @@ from rest_framework import serializers
 
 from apps.accounts import demo, mail_tokens, passwords
 from apps.accounts.models import User, UserIdentity
+from apps.accounts.quotas import standing
 from apps.common.fields import EmailField, PlainField, TextField
 
 
@@ -139,6 +140,32 @@ class UserSerializer(serializers.ModelSerializer[User]):
 
     def get_email_verified(self, user: User) -> bool:
         return user.email_verified_at is not None
+
+
+class StandingSerializer(serializers.Serializer[Any]):
+    used = serializers.IntegerField()
+    limit = serializers.IntegerField(allow_null=True, help_text="null: none.")
+
+
+class QuotasSerializer(serializers.Serializer[Any]):
+    devices = StandingSerializer()
+    pairing_tokens = StandingSerializer(help_text="Those that nobody has used yet.")
+    models = StandingSerializer()
+    model_bytes = StandingSerializer()
+    webhooks = StandingSerializer()
+
+
+class MeSerializer(UserSerializer):
+    """The user, with what the account has and may have."""
+
+    quotas = serializers.SerializerMethodField()
+
+    class Meta(UserSerializer.Meta):
+        fields = (*UserSerializer.Meta.fields, "quotas")  # type: ignore[assignment]  # one more
+
+    @extend_schema_field(QuotasSerializer)
+    def get_quotas(self, user: User) -> Any:
+        return QuotasSerializer(standing(user.pk)).data
 
 
 class LoginAnswer(serializers.Serializer[Any]):

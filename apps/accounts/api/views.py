@@ -14,6 +14,7 @@ from apps.accounts.api.serializers import (
     LeaveBody,
     LoginAnswer,
     LoginBody,
+    MeSerializer,
     NewAccountBody,
     ProfileBody,
     RegisterAnswer,
@@ -87,10 +88,10 @@ class LogoutAllView(ApiView):
 
 
 class MeView(ApiView):
-    @describe("Auth", answer=UserSerializer)
+    @describe("Auth", answer=MeSerializer)
     def get(self, request: Request) -> Response:
-        """Who am I."""
-        return ok(UserSerializer(self.user).data)
+        """Who am I, and how much of each thing I have and may have."""
+        return ok(MeSerializer(self.user).data)
 
     @describe(
         "Auth",

@@ -62,7 +62,9 @@ class DevicesView(ApiView):
         rows = selectors.filter_devices(owner_id, **filters)
         return self.page(rows.values_list(*selectors.DEVICE_COLUMNS, named=True), render)
 
-    @describe("Devices", body=RegisterBody, answer=DeviceSerializer, status=201, errors=("SERIAL_TAKEN",))
+    @describe(
+        "Devices", body=RegisterBody, answer=DeviceSerializer, status=201, errors=("SERIAL_TAKEN", "QUOTA_EXCEEDED")
+    )
     def post(self, request: Request) -> Response:
         """Register a device by its serial before it is paired. A serial that was unpaired may be registered again."""
         device = services.register_device(

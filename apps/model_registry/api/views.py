@@ -71,7 +71,13 @@ class ModelsView(ApiView):
 
 
 class InitView(ApiView):
-    @describe("Models", body=InitBody, answer=InitAnswer, status=201, errors=("CONFLICT", "PAYLOAD_TOO_LARGE"))
+    @describe(
+        "Models",
+        body=InitBody,
+        answer=InitAnswer,
+        status=201,
+        errors=("CONFLICT", "PAYLOAD_TOO_LARGE", "QUOTA_EXCEEDED"),
+    )
     def post(self, request: Request) -> Response:
         """Begin an upload: a pending model, and where to PUT its bytes; then `finalize`.
 

@@ -15,7 +15,7 @@ from apps.pairing.models import PairingToken
 
 
 class TokenCreateView(ApiView):
-    @describe("Pairing", body=TokenBody, answer=IssuedToken, status=201)
+    @describe("Pairing", body=TokenBody, answer=IssuedToken, status=201, errors=("QUOTA_EXCEEDED",))
     def post(self, request: Request) -> Response:
         """A pairing token, and the line that connects a box with it. It is shown this once."""
         issued = services.issue_token(

@@ -44,7 +44,7 @@ class WebhooksView(ApiView):
         rows = selectors.webhooks_of(self.user.pk)
         return self.page(rows, lambda found: list(WebhookSerializer(found, many=True).data))
 
-    @describe("Webhooks", body=WebhookBody, answer=IssuedWebhook, status=201, errors=("CONFLICT",))
+    @describe("Webhooks", body=WebhookBody, answer=IssuedWebhook, status=201, errors=("QUOTA_EXCEEDED",))
     def post(self, request: Request) -> Response:
         """A URL that is told of events. Its signing secret is shown this once."""
         issued = services.create_webhook(

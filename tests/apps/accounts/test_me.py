@@ -8,7 +8,7 @@ from tests.apps.conftest import login_as
 
 def test_shows_the_user_and_no_secret(alice_api, alice):
     data = alice_api("GET", "/api/auth/me").data
-    assert set(data) == {"id", "email", "email_verified", "name", "locale", "created_at", "updated_at"}
+    assert set(data) == {"id", "email", "email_verified", "name", "locale", "created_at", "updated_at", "quotas"}
     assert (data["id"], data["email"], data["email_verified"]) == (str(alice.pk), alice.email, False)
 
 

@@ -70,6 +70,21 @@ def test_long_words_about_itself_are_cut(daemon, alice):
     assert (device.chip, device.firmware, device.agent_version) == ("c" * 64, "f" * 64, "a" * 128)
 
 
+def test_one_device_too_many_asks_again_later(daemon, alice, settings):
+    settings.VISIONA = {**settings.VISIONA, "QUOTA_DEVICES": 2}
+    known = daemon.ask_all(named(issue(alice), serial="S-1"))[0]
+    secrets = [issue(alice) for _ in range(3)]
+    taken, *refused = daemon.ask_all(*(named(secret) for secret in secrets))
+    assert taken["ok"] is True
+    assert [(code(each), each["retry_after"]) for each in refused] == [((429, "QUOTA_EXCEEDED"), 300)] * 2
+    assert [row(secret).status for secret in secrets[1:]] == [PairingStatus.ISSUED] * 2
+    assert daemon.ask(known["session_token"])["ok"] is True
+    assert daemon.ask(issue(alice), serial="S-1")["device_id"] == known["device_id"], "nor is pairing anew one more"
+    Device.objects.filter(id=known["device_id"]).update(deleted_at=timezone.now())
+    assert daemon.ask(secrets[1])["ok"] is True
+    assert code(daemon.ask(issue(alice), serial="S-1")) == (429, "QUOTA_EXCEEDED"), "one that comes back counts"
+
+
 # --- a new device -----------------------------------------------------------------------------------------------------
 def test_an_agent_that_says_its_name_gets_a_session_token_and_uses_up_its_pairing_token(daemon, alice):
     secret = issue(alice, name="Shop")

@@ -115,10 +115,10 @@ def test_private_addresses_where_they_are_allowed(alice_api, settings):
 
 
 def test_there_may_be_so_many(alice, alice_api, bob, settings):
-    settings.VISIONA = {**settings.VISIONA, "WEBHOOKS_PER_USER": 2}
+    settings.VISIONA = {**settings.VISIONA, "QUOTA_WEBHOOKS": 2}
     make(bob, "device.online")
     assert [create(alice_api).status for _ in range(3)] == [201, 201, 409]
-    assert create(alice_api).code == "CONFLICT"
+    assert create(alice_api).code == "QUOTA_EXCEEDED"
 
 
 def test_the_list_is_ones_own_and_costs_two_queries(alice, alice_api, bob, django_assert_num_queries):
