@@ -163,6 +163,7 @@ class TestSchema:
                     assert {"400", "429", "500", "503"} <= set(operation["responses"]), where
                     assert ("401" in operation["responses"]) or not operation.get("security"), where
                     absent = "{" in path or path.endswith("sessions") or "/oidc/" in path  # no provider
+                    absent |= where in ("get /api/auth/identities", "post /api/auth/identities/link")
                     assert ("404" in operation["responses"]) is absent, where
                     assert ("413" in operation["responses"]) is ("requestBody" in operation), where
                     assert operation["summary" if "summary" in operation else "description"], where
