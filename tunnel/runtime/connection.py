@@ -88,6 +88,7 @@ class Connection:
         if transport.kernel_socket() is None:
             self._pace.look(0.0, None)
         self._life = Life()
+        self._heard_at = -math.inf  # when the session had heard of its peer last, as of the last look
         self._hurried = False  # the next `kick` need not wait for the writer's turn
         self._left: Payload = b""  # the writer's first message: the socket did not take it at once
         self._read_scope = trio.CancelScope()
@@ -373,8 +374,10 @@ class Connection:
 
     def look(self, now: float) -> float:
         """Do what time alone brings: pings, liveness, timeouts. When to look again; infinity once the session ended."""
-        if self._life.seen(self._transport):
+        # Whole frames have told the session when they came. A look comes late: it must not make them younger.
+        if self._life.seen(self._transport) and self.session.last_received == self._heard_at:
             self.session.note_life(now)
+        self._heard_at = self.session.last_received
         stuck = self._writing.stuck(now, self._transport)
         if stuck >= self._config.write_timeout:
             self._dispatch(self.session.fail(EndKind.LIVENESS, f"no progress in writing for {stuck:.0f} s"))

@@ -249,6 +249,7 @@ class TestTrustedProxies:
 
     def test_links_are_as_the_client_sees_them(self, settings, alice, alice_api):
         settings.VISIONA = {**settings.VISIONA, "TRUSTED_PROXIES": ("127.0.0.1",)}
+        settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, "cloud.example"]
         login_as(alice)
         page = alice_api(
             "GET", "/api/auth/sessions?limit=1", x_forwarded_proto="https", x_forwarded_host="cloud.example"
