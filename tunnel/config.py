@@ -55,6 +55,7 @@ class TunnelConfig:
     body_max: int = 1 << 30  # of a request on the fast lane, unless the API says otherwise
     share_events: bool = False  # event streams too, not only pictures
     # Browsers
+    hsts: bool = False  # they are told to come by TLS alone: that is how they reach it
     cors_origins: tuple[str, ...] = ()
     language: str = "en"  # of messages, where the request asks for none that we have
     # Times
@@ -116,6 +117,7 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             body_max=values["PROXY_BODY_MAX_BYTES"],
             share_events=values["SHARE_SSE"],
             cors_origins=values["CORS_ALLOWED_ORIGINS"],
+            hsts=values["TUNNEL_PUBLIC_URL"].startswith("https://"),
             language=values["LANGUAGE"],
         ),
         warnings,

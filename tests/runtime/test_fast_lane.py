@@ -324,6 +324,32 @@ async def test_what_a_page_may_read() -> None:
             assert len(w.control.authorizations) == asked
 
 
+@pytest.mark.parametrize("secure", [True, False])
+async def test_every_answer_of_the_port_says_that_it_is_reached_by_tls(secure: bool) -> None:
+    """Boxes' answers, read and kept ones, and each refusal; a box's own word on it is nobody's."""
+    said = ["max-age=31536000"] * secure
+    async with fast_world(hsts=secure) as w:
+        answer = b"HTTP/1.1 200 OK\r\nStrict-Transport-Security: max-age=0\r\nContent-Length: 2\r\n\r\nok"
+
+        async def tell(wire: Wire) -> None:
+            while await wire.head() is not None:
+                await wire.send(answer)
+
+        await box(w, tell)
+        async with Visitor(w) as visitor:
+            for origin in ("", "http://front.example", ""):
+                got = await visitor.ask(f"GET /d/{DEVICE}/x", *[f"Origin: {origin}"] * bool(origin))
+                assert (got.status, got.all("strict-transport-security")) == (200, said)
+            asked = "Access-Control-Request-Method: PUT"
+            for origin in ("http://front.example", "http://other.example"):
+                got = await visitor.ask(f"OPTIONS /d/{DEVICE}/x", f"Origin: {origin}", asked, token="")
+                assert (got.status, got.all("strict-transport-security")) == (200, said)
+        for line in ("GET /d/none/x", "GET /nothing", "GET /tunnel/connect", "BAD"):
+            async with Visitor(w) as visitor:
+                got = await visitor.ask(line, token="")
+                assert (got.status >= 400, got.all("strict-transport-security")) == (True, said)
+
+
 async def test_the_device_is_offline() -> None:
     async with fast_world() as w, Visitor(w) as visitor:
         got = await visitor.ask(f"GET /d/{DEVICE}/x", "Accept-Language: zh-TW,en;q=0.5")

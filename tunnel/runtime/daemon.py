@@ -30,6 +30,7 @@ from tunnel.runtime.fast import FastLane
 from tunnel.runtime.fast_edge import Proxies
 from tunnel.runtime.hands import AVAILABLE, Handed, Hands
 from tunnel.runtime.heartbeat import Heart
+from tunnel.runtime.http1 import HSTS
 from tunnel.runtime.internal import InternalApi
 from tunnel.runtime.listener import Listener, identity_of
 from tunnel.runtime.metrics import Metrics
@@ -363,6 +364,7 @@ class Daemon:
             head_seconds=config.head_seconds,
             max_connections=config.max_sessions + 10 * config.max_handshakes,
             room=room,
+            ours=HSTS if config.hsts else (),
         )
 
     def _internal(self, internal: InternalApi, sockets: int) -> HttpServer:

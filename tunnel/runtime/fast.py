@@ -41,6 +41,7 @@ from tunnel.runtime.fast_tally import Tally
 from tunnel.runtime.fast_types import BoxStream, Line, Plain, Remote
 from tunnel.runtime.fast_watch import Watch
 from tunnel.runtime.hands import Hands
+from tunnel.runtime.http1 import HSTS
 from tunnel.runtime.remote import RemoteStream
 from tunnel.runtime.room import Room
 from tunnel.runtime.session import TunnelSession
@@ -83,7 +84,7 @@ class FastLane:
         self._log = log
         self._full = full
         self._room = room
-        self._cors = Cors(config.cors_origins)
+        self._cors = Cors(config.cors_origins, [(name.encode(), value.encode()) for name, value in HSTS if config.hsts])
         self._ids = Ids()
         self.proxies = Proxies(config.trusted_proxies)
         self._limits = Limits(

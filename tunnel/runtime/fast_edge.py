@@ -38,16 +38,17 @@ def is_request_id(value: bytes) -> bool:
 
 
 class Cors:
-    """The fields that let pages of the allowed origins read an answer."""
+    """The fields that let pages of the allowed origins read an answer; with them go those that `always` names."""
 
-    def __init__(self, origins: Sequence[str]) -> None:
-        self._none: list[Field] = []
+    def __init__(self, origins: Sequence[str], always: Sequence[Field] = ()) -> None:
+        self._none: list[Field] = [*always]
         self._known: dict[bytes, list[Field]] = {}
         for origin in origins:
             raw = origin.encode("latin-1")
             self._known[raw] = [
                 (b"Access-Control-Allow-Origin", raw),
                 (b"Access-Control-Expose-Headers", _EXPOSED),
+                *always,
             ]
 
     def fields(self, origin: bytes) -> list[Field]:
@@ -60,7 +61,7 @@ class Cors:
 
     def preflight(self, origin: bytes, request_id: str, *, keep_alive: bool) -> bytes:
         """The whole answer to a preflight, which needs no credential and never reaches a box."""
-        fields = [(b"Vary", b"Origin"), (b"Content-Length", b"0"), (b"X-Content-Type-Options", b"nosniff")]
+        fields = [(b"Vary", b"Origin"), (b"Content-Length", b"0"), (b"X-Content-Type-Options", b"nosniff"), *self._none]
         if origin in self._known:
             fields += [
                 (b"Access-Control-Allow-Origin", origin),

@@ -140,9 +140,13 @@ def success(data: Any, request_id: str, *, meta: Any = None) -> bytes:
     return answer(200, orjson.dumps(body), request_id)
 
 
-def refusal(error: Refusal, request_id: str) -> bytes:
-    """The answer that tells `error`."""
-    headers = list(error.headers)
+HSTS: Final = (("Strict-Transport-Security", "max-age=31536000"),)
+"""As the API's answers have it (`SECURE_HSTS_SECONDS`)."""
+
+
+def refusal(error: Refusal, request_id: str, ours: Lines = ()) -> bytes:
+    """The answer that tells `error`; `ours` are what every answer of its port carries."""
+    headers = [*error.headers, *ours]
     if error.retry_after is not None:
         headers.append(("Retry-After", str(error.retry_after)))
     body = orjson.dumps(error_envelope(error.code, error.message, request_id, error.details))

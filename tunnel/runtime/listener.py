@@ -40,7 +40,7 @@ from tunnel.runtime.connection import Connection
 from tunnel.runtime.fast import FastLane
 from tunnel.runtime.fast_ask import is_lane_path
 from tunnel.runtime.hands import Handed
-from tunnel.runtime.http1 import Refusal, Request, refusal, request_of, send_and_close
+from tunnel.runtime.http1 import HSTS, Refusal, Request, refusal, request_of, send_and_close
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.outbox import Outbox
 from tunnel.runtime.room import Room
@@ -87,6 +87,7 @@ class Listener:
         self._fast = fast
         self._watchdog = watchdog
         self._room = room
+        self._ours = HSTS if config.hsts else ()
         self._max_sessions = min(config.max_sessions, room.most_agents)
         self._role = Role.CLIENT if config.role == "client" else Role.SERVER
         self._limits = SessionConfig(max_outbound_streams=config.max_streams, open_timeout=config.open_seconds)
@@ -138,7 +139,7 @@ class Listener:
         try:
             hold = await self.serve(agents, stream, peer)
         except Refusal as problem:
-            await send_and_close(stream, refusal(problem, agents.request_id))
+            await send_and_close(stream, refusal(problem, agents.request_id, self._ours))
         else:
             await hold()
 
@@ -192,6 +193,7 @@ class Listener:
             (H_ANSWER_DEVICE_ID, identity.device_id),
             (H_ANSWER_SESSION, identity.session),
             (H_REQUEST_ID, request.request_id),
+            *self._ours,
         ]
         if admitted["session_token"]:
             headers.append((H_ANSWER_SESSION_TOKEN, admitted["session_token"]))

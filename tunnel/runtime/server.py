@@ -15,7 +15,7 @@ import trio
 from tunnel.contract import request_id_from
 from tunnel.http import ProxyError
 from tunnel.logs import JsonLog
-from tunnel.runtime.http1 import Refusal, Request, read_request, refusal, send_and_close, unreadable
+from tunnel.runtime.http1 import Lines, Refusal, Request, read_request, refusal, send_and_close, unreadable
 from tunnel.runtime.room import Room
 from tunnel.runtime.sockets import ByteStream, accept, accept_nowait, stop_listening
 
@@ -102,7 +102,7 @@ class HttpServer:
     """One listening socket. `route` serves a request whose head was read; it raises Refusal to have that answered.
 
     At most `max_connections` are held at once, whatever they do; more are closed unheard. With a `room` that decides
-    whom to hold, and who gives way.
+    whom to hold, and who gives way. `ours` are fields of all refusals.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class HttpServer:
         head_seconds: float,
         max_connections: int,
         room: Room | None = None,
+        ours: Lines = (),
     ) -> None:
         self._listener = listener
         self._route = route
@@ -125,6 +126,7 @@ class HttpServer:
         self._head_seconds = head_seconds
         self._max_connections = max_connections
         self._room = room
+        self._ours = ours
         self._nursery: trio.Nursery | None = None
         self.connections = 0
 
@@ -182,7 +184,7 @@ class HttpServer:
         stream, unheard = ByteStream(sock), trio.CancelScope()
         if self._nursery is None or not self._place(stream, address, unheard):
             with sock, suppress(OSError):  # it is gone, or reads nothing
-                sock.send(refusal(_full(), request_id_from(None)))
+                sock.send(refusal(_full(), request_id_from(None), self._ours))
             return
         self.connections += 1
         self._nursery.start_soon(self._serve, stream, address, unheard, partial(work, stream))
@@ -222,7 +224,7 @@ class HttpServer:
         except Refusal as problem:
             self._slots.leave(scope)
             request_id = request.request_id if request else request_id_from(None)
-            await send_and_close(stream, refusal(problem, request_id))
+            await send_and_close(stream, refusal(problem, request_id, self._ours))
             return None
 
     async def _head(self, stream: ByteStream, scope: trio.CancelScope) -> Request | None:
