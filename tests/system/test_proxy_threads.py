@@ -180,8 +180,8 @@ def test_another_login_of_the_user_is_none_of_its_business(lane: Lane) -> None:
     other = log_in(lane.user_id)
     with start(lane, "/mjpeg") as wire:
         wire.read_head()
-        request = f"POST /api/auth/logout HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {other}\r\nContent-Length: 0\r\n\r\n"
+        head = f"POST /api/auth/logout HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {other}\r\n"
         with lane.wire() as bye:
-            bye.send(request.encode())
+            bye.send(f"{head}Content-Length: 0\r\n\r\n".encode())
             assert bye.read().status == 200
         assert _end_within(wire, 3) == "open"
