@@ -12,6 +12,14 @@ MAX_LENGTH: Final = 128
 """Long enough for any pass phrase; bounds what is hashed."""
 
 COMMON: Final = (
+    "********", "**********", "00000000", "000000000", "0000000000", "000000000000", "111111111", "1111111111",
+    "11111111111", "111111111111", "111111111111111", "22222222", "222222222", "2222222222", "33333333", "333333333",
+    "3333333333", "44444444", "4444444444", "55555555", "555555555", "5555555555", "66666666", "666666666",
+    "6666666666", "77777777", "777777777", "7777777777", "8888888888", "99999999", "999999999", "9999999999",
+    "????????", "?????????", "??????????", "aaaaaaaaa", "aaaaaaaaaa", "bbbbbbbb", "dddddddd", "dddddddddd",
+    "ffffffff", "ffffffffff", "gggggggg", "gggggggggg", "hhhhhhhh", "jjjjjjjj", "jjjjjjjjjj", "kkkkkkkk",
+    "kkkkkkkkkk", "llllllll", "mmmmmmmm", "mmmmmmmmmm", "oooooooo", "pppppppp", "qqqqqqqq", "qqqqqqqqqq",
+    "ssssssss", "ssssssssss", "wwwwwwww", "xxxxxxxx", "xxxxxxxxxx", "zzzzzzzz", "zzzzzzzzzz",
     "11111111", "12341234", "12345678", "123456789", "1234567890", "123123123", "1q2w3e4r", "1qaz2wsx",
     "87654321", "88888888", "987654321", "aaaaaaaa", "abc12345", "abcd1234", "admin123", "administrator", "asdfghjkl",
     "baseball", "changeme", "computer", "football", "iloveyou", "internet", "jennifer", "letmein1", "liverpool",

@@ -106,11 +106,11 @@ def test_a_dead_worker_holds_nothing_and_its_place_is_free_at_once(monkeypatch: 
     assert dead is not None
     dead.tell(0)
     assert me.gives_way(5, NOW)
-    child_exit(None, SimpleNamespace(place=dead))
+    child_exit(None, SimpleNamespace(place=dead, pid=0))
     assert me.least(NOW) is None
     assert not me.gives_way(5, NOW)
     assert board.place(NOW) is not None
-    child_exit(None, SimpleNamespace(place=None))  # it came when all places were taken
+    child_exit(None, SimpleNamespace(place=None, pid=0))  # it came when all places were taken
 
 
 @pytest.fixture
