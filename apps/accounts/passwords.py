@@ -2,12 +2,15 @@
 
 import functools
 import gzip
+import re
 from pathlib import Path
 from typing import Final
 
 from django.contrib.auth import password_validation
 
 MIN_LENGTH: Final = 8
+PATTERN: Final = r"^(?!(.)\1*$)[^\u0000]*$"
+"""One character, however often, is none."""
 MAX_LENGTH: Final = 128
 """Long enough for any pass phrase; bounds what is hashed."""
 
@@ -40,5 +43,5 @@ def commonest() -> frozenset[str]:
 
 
 def is_too_common(text: str) -> bool:
-    """Whether everybody who guesses tries it soon: one of the commonest in whatever case, or blanks alone."""
-    return not text.strip() or text.casefold() in commonest()
+    """Whether everybody who guesses tries it soon: one of the commonest in any case, blanks, or one character alone."""
+    return not text.strip() or not re.search(PATTERN, text) or text.casefold() in commonest()

@@ -197,8 +197,6 @@ class ApiSchema(AutoSchema):
         else:
             fallback = _NOT_BLANK if field.trim_whitespace else _NO_NUL
             schema["pattern"] = getattr(field, "schema_pattern", fallback)
-            if refused := getattr(field, "schema_not", ""):
-                schema["not"] = {"pattern": refused}
         return schema
 
     def _get_request_body(self, direction: Literal["request", "response"] = "request") -> Any:

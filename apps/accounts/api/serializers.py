@@ -18,12 +18,13 @@ from apps.common.fields import EmailField, PlainField, TextField
         "format": "password",
         "minLength": passwords.MIN_LENGTH,
         "maxLength": passwords.MAX_LENGTH,
-        "pattern": r"\S",
         "not": {"enum": list(passwords.COMMON)},
     }
 )
 class NewPasswordField(TextField):
     """A password to be set: long enough, and none of those that everybody tries first."""
+
+    schema_pattern = passwords.PATTERN
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
