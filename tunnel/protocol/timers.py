@@ -86,7 +86,8 @@ def _open_probe_due(core: Core) -> float:
     """When to ask whether a peer lives that has said nothing since an open without ACK; infinity: it has, of all."""
     for stream in core.opening.values():
         if core.last_received <= stream.opened_at:
-            return max(stream.opened_at, core.last_ping) + core.config.open_probe
+            config = core.config  # early enough for the answer to come before the open is given up
+            return max(stream.opened_at, core.last_ping) + min(config.open_probe, config.open_timeout / 4)
     return math.inf
 
 
