@@ -20,6 +20,8 @@ from apps.common.actor import Actor
 WITHIN_SECONDS: Final = 600
 _PENDING: Final = "second_step"
 _PASSED: Final = "second_factor"
+_READ: Final = "_visiona_second_factor"
+"""Where a request keeps what was read of it: the admin asks at each page and at each of its links."""
 _BACKEND: Final = "apps.accounts.backends.AuditedBackend"
 
 
@@ -71,6 +73,7 @@ def enter(request: HttpRequest, user: User, factor: SecondFactor, now: dt.dateti
 def mark(request: HttpRequest, factor: SecondFactor | None) -> None:
     """This session has shown that factor."""
     request.session[_PASSED] = "" if factor is None else str(factor.pk)
+    setattr(request, _READ, factor)
 
 
 def passed(request: HttpRequest) -> bool:
@@ -78,7 +81,9 @@ def passed(request: HttpRequest) -> bool:
     user = request.user
     if not isinstance(user, User):
         return False
-    factor = checking.factor_of(user.pk)
+    if not hasattr(request, _READ):
+        setattr(request, _READ, checking.factor_of(user.pk))
+    factor: SecondFactor | None = getattr(request, _READ)
     if factor is None:
         return not checking.is_required(user)
     return bool(request.session.get(_PASSED) == str(factor.pk))

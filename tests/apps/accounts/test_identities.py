@@ -72,10 +72,10 @@ class TestWhatTheProviderSays:
         answer = log_in(scripted, email="BOB@example.com")
         assert (answer.status, answer.data["user"]["email"]) == (200, "pat@example.com")
 
-    def test_it_costs_one_query_while_nothing_is_new(self, scripted, django_assert_num_queries):
+    def test_it_costs_two_queries_while_nothing_is_new(self, scripted, django_assert_num_queries):
         api = Api(scripted.token(**PAT))
         api("GET", ME)
-        with django_assert_num_queries(1):
+        with django_assert_num_queries(2):  # who it is, and what `/me` says of their shares
             assert api("GET", ME).status == 200
 
 

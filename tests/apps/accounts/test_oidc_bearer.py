@@ -57,7 +57,7 @@ class TestFirstSight:
         first = pat("GET", ME)
         assert first.status == 200
         assert (first.data["email"], first.data["email_verified"], first.data["name"]) == (provider.pat, True, "Pat")
-        with django_assert_num_queries(1):
+        with django_assert_num_queries(2):  # who it is, and what `/me` says of their shares
             assert pat("GET", ME).data == first.data
         row = AuditEvent.objects.get(action="user.register")
         assert (row.actor_label, row.address, row.detail) == (provider.pat, "127.0.0.1", {"issuer": provider.issuer})

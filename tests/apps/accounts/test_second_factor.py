@@ -179,7 +179,8 @@ def test_off_and_new_recovery_codes_on_password_and_code(alice, alice_api, anony
     assert alice_api("DELETE", ROUTE, {"password": PASSWORD, "code": renewed[1]}).code == "INVALID_STATE"
 
 
-def test_a_new_password_by_mail_leaves_it_on(alice, anonymous):
+def test_a_new_password_by_mail_leaves_it_on(make_user, anonymous):
+    alice = make_user("alice@example.com", email_verified_at=timezone.now())
     secret, _codes = on(alice)
     anonymous("POST", "/api/auth/password/reset", {"email": alice.email})
     (letter,) = deliver()

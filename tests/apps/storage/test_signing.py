@@ -90,7 +90,7 @@ def test_other_spellings(change):
 
 @pytest.mark.parametrize(
     "claims",
-    [None, [], {}, "x", [1], ["PUT", "uploads/ab", 10, "later", "", ""], ["PUT", "k", 1, 2000, "", "", "more"]],
+    [None, [], {}, "x", [1], ["PUT", "uploads/ab", 10, "later", "", ""], ["PUT", "k", 1, 2000, "", "", "", "more"]],
 )
 def test_claims_that_make_no_grant(claims):
     """Nobody without the secret gets here; and a release that signs otherwise is refused, not a crash."""
