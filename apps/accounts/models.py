@@ -116,6 +116,20 @@ class UserIdentity(BaseModel):
         return f"{self.email or self.name or 'unnamed'} at {self.issuer}"
 
 
+class MovedIssuer(BaseModel):
+    """An issuer whose identities are of another now. What was ended at the old URL is known by a hash with that URL."""
+
+    old = models.CharField(max_length=255)
+    new = models.CharField(max_length=255)
+
+    class Meta:
+        db_table = "moved_issuers"
+        constraints = (models.UniqueConstraint(fields=("old", "new"), name="moved_issuers_unique"),)
+
+    def __str__(self) -> str:
+        return f"{self.old} → {self.new}"
+
+
 class SecondFactor(BaseModel):
     """An authenticator that a login asks beside the password, once it is confirmed (`apps.accounts.factors`)."""
 

@@ -74,8 +74,8 @@ def _newcomer(identity: claims.Identity, name: Name, actor: Actor, now: dt.datet
     Whose account was ended comes back by logging in anew at the provider (`auth_time`), not because a page of theirs
     goes on sending tokens.
     """
-    ended = ended_at(identity)
-    gone = ended is not None and max(identity.authenticated_at, 0.0) <= ended.timestamp()
+    end = ended_at(identity)
+    gone = end is not None and max(identity.authenticated_at, 0.0) <= end.timestamp()
     if gone or sessions.is_ended(name.token_hash, name.holder, issued_at=identity.issued_at):
         raise DomainError("TOKEN_REVOKED")
     if identity.machine:

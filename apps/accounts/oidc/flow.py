@@ -175,7 +175,7 @@ def bad_code() -> DomainError:
 
 def _identity(config: Config, answer: Mapping[str, str], begun: Begun, now: dt.datetime) -> Identity:
     """Who logged in there. Raises ProviderRefusal where the answer is an `error`, as `access_denied`."""
-    known = provider(config).known()
+    known = provider(config).known(at_once=True)
     if (known.sends_iss or "iss" in answer) and answer.get("iss") != known.issuer:
         raise TokenError("an answer of another provider")  # RFC 9207
     if "error" in answer:

@@ -13,10 +13,11 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 from django.utils.translation import gettext_lazy as _
 
 from apps.accounts import mails, selectors
-from apps.accounts.models import EndedIdentity, User, UserIdentity
+from apps.accounts.models import EndedIdentity, MovedIssuer, User, UserIdentity
 from apps.accounts.oidc.claims import Identity
 from apps.audit.services import record
 from apps.common.actor import Actor
@@ -69,8 +70,17 @@ def user_of(identity: Identity, *, actor: Actor, now: dt.datetime) -> User:
 
 def ended_at(identity: Identity) -> dt.datetime | None:
     """When an account of this subject was ended, or the subject unlinked; None if that never was."""
-    ended = EndedIdentity.objects.filter(holder=holder_of(identity.issuer, identity.subject)).first()
-    return ended.ended_at if ended is not None else None
+    return ended(identity.issuer, identity.subject).values_list("ended_at", flat=True).first()
+
+
+def ended(issuer: str, subject: str) -> QuerySet[EndedIdentity]:
+    """That a subject was ended, the last time first: at this issuer, or at a URL that it has moved from."""
+    moves = list(MovedIssuer.objects.values_list("old", "new"))
+    names, size = {issuer}, 0
+    while len(names) > size:
+        size = len(names)
+        names |= {old for old, new in moves if new in names}
+    return EndedIdentity.objects.filter(holder__in=[holder_of(name, subject) for name in names]).order_by("-ended_at")
 
 
 # --- seen for the first time ------------------------------------------------------------------------------------------
@@ -112,8 +122,7 @@ def _linked(identity: Identity, actor: Actor, now: dt.datetime) -> User | None:
 
 def add(user: User, identity: Identity, *, now: dt.datetime) -> UserIdentity:
     """Link a locked user, or one that is just made. Tokens from before an earlier end stay refused."""
-    holder = holder_of(identity.issuer, identity.subject)
-    ended = EndedIdentity.objects.filter(holder=holder).first()
+    before = ended(identity.issuer, identity.subject)
     row = UserIdentity.objects.create(
         user=user,
         issuer=identity.issuer,
@@ -121,10 +130,9 @@ def add(user: User, identity: Identity, *, now: dt.datetime) -> UserIdentity:
         email=identity.email,
         name=identity.name,
         refreshed_at=_issued(identity, now),
-        not_before=ended.ended_at if ended is not None else None,
+        not_before=before.values_list("ended_at", flat=True).first(),
     )
-    if ended is not None:
-        ended.delete()
+    before.delete()
     if not user.oidc_subject:
         _stand_for(user, row)
     return row

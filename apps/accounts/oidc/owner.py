@@ -16,10 +16,10 @@ from django.utils.translation import gettext_lazy as _
 
 from apps.accounts import sessions
 from apps.accounts.credentials import check_password
-from apps.accounts.models import EndedIdentity, User, UserIdentity
+from apps.accounts.models import MovedIssuer, User, UserIdentity
 from apps.accounts.oidc import flow
 from apps.accounts.oidc.config import Config
-from apps.accounts.oidc.linking import add, find, forget, holder_of, record_of
+from apps.accounts.oidc.linking import add, ended, find, forget, record_of
 from apps.accounts.services import cut_off
 from apps.accounts.sessions import LoginSession
 from apps.audit.services import record
@@ -94,7 +94,8 @@ def unlink(*, actor: Actor, user_id: uuid.UUID, identity_id: uuid.UUID, now: dt.
 
 
 def move_issuer(*, actor: Actor, old: str, new: str, now: dt.datetime) -> int:
-    """Everybody of one issuer is of another from here on, since the provider's URL has changed. Returns how many.
+    """Everybody of one issuer is of another from here on, since the provider's URL has changed; whoever was ended at
+    the old one stays ended. Returns how many.
 
     Raises CONFLICT with the subjects, if some are known of both.
     """
@@ -108,6 +109,7 @@ def move_issuer(*, actor: Actor, old: str, new: str, now: dt.datetime) -> int:
             UserIdentity.objects.get_or_create(issuer=old, subject=user.oidc_subject, defaults={"user": user})
         moved = of_old.update(issuer=new, updated_at=now)
         User.objects.filter(oidc_issuer=old).update(oidc_issuer=new, updated_at=now)
+        MovedIssuer.objects.get_or_create(old=old, new=new)
         record(
             actor=actor, action="oidc.issuer_moved", object_type="issuer", object_id="",
             detail={"from": old, "to": new, "identities": moved}, now=now,
@@ -118,7 +120,7 @@ def move_issuer(*, actor: Actor, old: str, new: str, now: dt.datetime) -> int:
 def readmit(*, actor: Actor, issuer: str, subject: str, now: dt.datetime) -> bool:
     """Tokens of a subject whose account was ended may make one again; False if none was."""
     with transaction.atomic():
-        gone, _each = EndedIdentity.objects.filter(holder=holder_of(issuer, subject)).delete()
+        gone, _each = ended(issuer, subject).delete()
         if gone:
             record(
                 actor=actor, action="oidc.readmitted", object_type="issuer", object_id="", detail={"issuer": issuer},

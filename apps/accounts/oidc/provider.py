@@ -1,8 +1,9 @@
 """The provider's discovery document and keys: fetched when first needed, kept for an hour, renewed for an unknown key.
 
 While the provider is away what is known goes on, for a day at most: a login here must not hang on every answer there.
-Whoever sends tokens that no known key signed causes one fetch in `COOLDOWN_SECONDS` and no more, while `MAX_WAITING` at
-most wait for it. One per process.
+Whoever sends tokens that no known key signed causes one fetch in `COOLDOWN_SECONDS` and no more, and holds one thread
+by it: others wait for a fetch while it is young (`BRIEF_SECONDS`), since a provider that is well answers by then.
+Logins, whose token the provider has just handed us, wait to its end, in places of their own. One per process.
 """
 
 import threading
@@ -31,8 +32,10 @@ LOGIN_COOLDOWN_SECONDS: Final = 0.5
 """The same for a token that the provider itself has just handed us: its key is there, so this is waited for."""
 AWAY_SECONDS: Final = 30.0
 """Between two fetches that only renew what is known."""
+BRIEF_SECONDS: Final = 0.5
+"""So old may a fetch of another's be that a call waits for it; after that the provider is slow, and holds nobody."""
 MAX_WAITING: Final = 16
-"""Calls that wait for a fetch of another's; more are refused at once, a slow provider does not hold everybody."""
+"""Calls that wait for a fetch of another's, and as many logins; more are refused at once."""
 DOWN_SECONDS: Final = 2.0
 """After a failed fetch, while nothing is known: calls of this time fail at once."""
 MAX_KEYS: Final = 64
@@ -78,46 +81,52 @@ class Provider:
         self._clock = clock
         self._sleep = sleep
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
+        self._logins = threading.BoundedSemaphore(MAX_WAITING)
         self._lock = threading.Lock()
+        self._began_at = float("-inf")  # whoever holds the lock, with it
         self._known: Known | None = None
         self._tried_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Provider {self._issuer} keys={len(self._known.keys) if self._known else None}>"
 
-    def known(self) -> Known:
-        """What is known, renewed if it is old. Raises DomainError OVERLOADED while nothing is."""
+    def known(self, *, at_once: bool = False) -> Known:
+        """What is known, renewed if it is old. Raises DomainError OVERLOADED while nothing is.
+
+        Args:
+            at_once: for a login that has come back from the provider; else strangers can ask for this.
+        """
         found = self._known
         if found is not None and self._clock() - found.at < FRESH_SECONDS:
             return found
         if found is None:
-            return self._renewed(pause=DOWN_SECONDS)
-        return self._renewed(pause=AWAY_SECONDS, wait=False)
+            return self._renewed(pause=DOWN_SECONDS, at_once=at_once)
+        return self._renewed(pause=AWAY_SECONDS, needed=False)
 
     def known_with(self, kid: str | None, *, at_once: bool = False) -> Known:
-        """As `known`, asked anew if it has no key of that id (the provider may have changed its keys).
-
-        Args:
-            at_once: for a token that came from the provider itself; else strangers can ask for this.
-        """
-        found = self.known()
+        """As `known`, asked anew if it has no key of that id (the provider may have changed its keys)."""
+        found = self.known(at_once=at_once)
         if kid is None or any(key.kid == kid for key in found.keys):
             return found
         return self.newer_than(found, at_once=at_once)
 
     def newer_than(self, seen: Known, *, at_once: bool = False) -> Known:
-        """What is known after `seen`, fetched if nobody did; `seen` itself where it may not be fetched yet."""
+        """What is known after `seen`, fetched if nobody did; `seen` itself where it may not be fetched yet.
+
+        Raises DomainError OVERLOADED while another's fetch takes long: whether there is a newer key is not known then.
+        """
         found = self._known
         if found is not None and found is not seen:
             return found
-        return self._renewed(pause=LOGIN_COOLDOWN_SECONDS if at_once else COOLDOWN_SECONDS, patient=at_once)
+        pause = LOGIN_COOLDOWN_SECONDS if at_once else COOLDOWN_SECONDS
+        return self._renewed(pause=pause, at_once=at_once, patient=at_once)
 
-    def _renewed(self, *, pause: float, wait: bool = True, patient: bool = False) -> Known:
+    def _renewed(self, *, pause: float, needed: bool = True, at_once: bool = False, patient: bool = False) -> Known:
         """Fetch, unless somebody did within `pause` seconds. Who comes meanwhile waits for the same fetch, or goes on
-        with what is known (`wait` false); who is `patient` waits for the end of the pause instead.
+        with what is known (`needed` false); who is `patient` waits for the end of the pause instead.
         """
         asked_at = self._clock()
-        if self._locked(wait):
+        if self._locked(needed, at_once):
             try:
                 # `pause` counts from before the wait: what another thread fetched meanwhile is new enough.
                 left = pause - (asked_at - self._tried_at)
@@ -127,21 +136,30 @@ class Provider:
                     self._try()
             finally:
                 self._lock.release()
+        elif needed:
+            raise unavailable()
         found = self._known
         if found is None or self._clock() - found.at > STALE_SECONDS:
             raise unavailable()
         return found
 
-    def _locked(self, wait: bool) -> bool:
-        """Whether it is ours to fetch: at once, or where `wait` says so after another's fetch."""
-        if self._lock.acquire(blocking=False):
-            return True
-        if not wait or not self._waiting.acquire(blocking=False):
-            return False
-        try:
-            return self._lock.acquire(timeout=self._seconds + LOGIN_COOLDOWN_SECONDS)
-        finally:
-            self._waiting.release()
+    def _locked(self, needed: bool, at_once: bool) -> bool:
+        """Whether it is ours to fetch: at once, or after another's fetch, if that ends while we may wait for it."""
+        if not self._lock.acquire(blocking=False):
+            if not needed:
+                return False
+            whole = self._seconds + LOGIN_COOLDOWN_SECONDS
+            seconds = whole if at_once else self._began_at + BRIEF_SECONDS - self._clock()
+            places = self._logins if at_once else self._waiting
+            if seconds <= 0 or not places.acquire(blocking=False):
+                return False
+            try:
+                if not self._lock.acquire(timeout=seconds):
+                    return False
+            finally:
+                places.release()
+        self._began_at = self._clock()
+        return True
 
     def _try(self) -> None:
         try:

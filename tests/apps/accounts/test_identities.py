@@ -279,6 +279,23 @@ class TestTheIssuerMoves:
             call_command("oidc_move_issuer", "https://old.example", scripted.issuer)
         assert UserIdentity.objects.filter(issuer="https://old.example").count() == 1
 
+    def test_whoever_was_ended_at_the_old_url_stays_ended(self, scripted, make_user):
+        """Though a move was taken back and made again: by tokens of the new URL, by an e-mail, until readmitted."""
+        for subject in ("pat", "una", "kim"):
+            EndedIdentity.objects.create(holder=holder_of("https://old.example", subject), ended_at=timezone.now())
+        moves = [("https://old.example", "https://mid.example"), ("https://mid.example", "https://old.example")]
+        for old, new in [*moves, moves[0], ("https://mid.example", scripted.issuer)]:
+            call_command("oidc_move_issuer", old, new)
+        assert me(scripted, iat=int(time.time()) + 30, **PAT).code == "TOKEN_REVOKED"
+        make_user("una@example.com", email_verified_at=timezone.now())
+        assert log_in(scripted, sub="una", email="una@example.com").code == "EMAIL_TAKEN"  # unlinked by its owner
+        assert User.objects.count() == 1
+        call_command("oidc_readmit", scripted.issuer, "kim")
+        assert me(scripted, sub="kim", iat=int(time.time()) + 30, email="kim@example.com").status == 200
+        assert log_in(scripted).status == 200  # begun anew
+        assert not EndedIdentity.objects.filter(holder=holder_of("https://old.example", "pat")).exists()
+        assert me(scripted, iat=int(time.time()) - 60, **PAT).code == "TOKEN_REVOKED"
+
     def test_in_the_admin(self, scripted, client, make_user):
         log_in(scripted)
         UserIdentity.objects.update(issuer="https://old.example")

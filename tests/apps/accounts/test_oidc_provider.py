@@ -1,6 +1,7 @@
 """When the provider is asked, and what of its answers is believed. No network: its answers stand here."""
 
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_many_at_once_share_one_fetch(script):
 
     ours = Provider(ISSUER, 30.0, fetch=slow, clock=lambda: script.now)
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(ours.known())) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(ours.known(at_once=True))) for _ in range(8)]
     for thread in threads:
         thread.start()
     assert began.wait(30)
@@ -124,6 +125,106 @@ def test_many_at_once_share_one_fetch(script):
         thread.join(30)
     assert len(found) == 8
     assert len(script.asked) == 2
+
+
+class Slow:
+    """A provider that answers when it is let go; the thread in it stands for the call that fetches."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.ours = Provider(ISSUER, 30.0, fetch=self._fetch, clock=lambda: script.now, sleep=lambda _: None)
+        self.held: list[threading.Thread] = []
+
+    def _fetch(self, method: str, url: str, *, seconds: float) -> dict[str, Any]:
+        self.began.set()
+        assert self.go_on.wait(60)
+        return self._script.fetch(method, url, seconds=seconds)
+
+    def know(self) -> None:
+        self.go_on.set()
+        self.ours.known()
+        self.go_on.clear()
+        self.began.clear()
+        self._script.now += module.COOLDOWN_SECONDS
+
+    def let_go(self) -> None:
+        self.go_on.set()
+        for thread in self.held:
+            thread.join(60)
+
+    def call(self, act: Callable[[], object]) -> None:
+        thread = threading.Thread(target=act)
+        thread.start()
+        self.held.append(thread)
+
+
+@pytest.fixture
+def slow(script: Script) -> Iterator[Slow]:
+    found = Slow(script)
+    yield found
+    found.let_go()
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["an unknown key", "nothing known"])
+def test_a_slow_provider_holds_one_thread_of_strangers(script, slow, cold):
+    """However many made-up key ids come meanwhile: each is refused at once, for nobody knows yet."""
+    if not cold:
+        slow.know()
+    refused: list[str] = []
+
+    def stranger(kid: str) -> None:
+        try:
+            slow.ours.known_with(kid)
+        except DomainError as error:
+            refused.append(error.code)
+
+    slow.call(lambda: stranger("first"))
+    assert slow.began.wait(60)
+    script.now += module.BRIEF_SECONDS
+    for number in range(40):
+        slow.call(lambda number=number: stranger(f"made-up-{number}"))
+    for thread in slow.held[1:]:
+        thread.join(60)
+    assert refused == ["OVERLOADED"] * 40
+    assert slow.held[0].is_alive()
+
+
+def test_a_young_fetch_is_waited_for(script, slow, monkeypatch):
+    """A page's calls at the moment of a new key, or in a fresh process: a provider that is well answers them all."""
+    monkeypatch.setattr(module, "BRIEF_SECONDS", 60.0)  # of a busy machine
+    slow.know()
+    script.keys = [RSAKey.generate_key(2048, {"kid": "newer"}).as_dict(private=False)]
+    found: list[Any] = []
+    for _ in range(8):
+        slow.call(lambda: found.extend(slow.ours.known_with("newer").keys))
+    assert slow.began.wait(60)
+    slow.let_go()
+    assert [key.kid for key in found] == ["newer"] * 8
+
+
+def test_logins_wait_for_a_slow_provider(script, slow):
+    """Their token came from the provider itself: strangers' fetches and waits take no place of theirs."""
+    slow.know()
+    slow.call(lambda: slow.ours.known_with("made-up"))
+    assert slow.began.wait(60)
+    script.now += module.BRIEF_SECONDS
+    script.keys = [RSAKey.generate_key(2048, {"kid": "newer"}).as_dict(private=False)]
+    found: list[Any] = []
+    for _ in range(4):
+        slow.call(lambda: found.extend(slow.ours.known_with("newer", at_once=True).keys))
+    script.now += 4.0
+    slow.let_go()
+    assert [key.kid for key in found] == ["newer"] * 4
+
+
+def test_what_is_only_old_goes_on_while_another_renews_it(script, slow):
+    slow.know()
+    script.now += module.FRESH_SECONDS
+    slow.call(slow.ours.known)
+    assert slow.began.wait(60)
+    script.now += 4.0
+    assert slow.ours.known_with("rsa").keys
 
 
 @pytest.mark.parametrize(

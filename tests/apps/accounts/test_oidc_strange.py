@@ -11,6 +11,7 @@ from django.conf import settings
 from apps.accounts.models import User
 from apps.accounts.oidc import flow
 from apps.accounts.oidc import provider as module
+from apps.accounts.oidc.config import config
 from tests.apps.accounts.provider_kit import query
 from tests.apps.accounts.scripted_provider import PAGE, ScriptedProvider, new_key
 from tests.apps.conftest import Api
@@ -207,3 +208,26 @@ def test_discovery_that_drips(scripted, monkeypatch, anonymous):
     answer = anonymous("GET", f"{LOGIN}?{urlencode({'redirect_uri': PAGE})}")
     assert (answer.status, answer.code) == (503, "OVERLOADED")
     assert time.monotonic() - began < 20
+
+
+def test_made_up_keys_hold_one_call_while_the_provider_is_slow(scripted, monkeypatch):
+    """The one that fetches. All others are refused though that goes on, and who has a known key is served."""
+    good = scripted.token(**PAT)
+    assert Api(good)("GET", ME).status == 200
+    module.provider(config())._tried_at -= module.COOLDOWN_SECONDS
+    scripted.drip = "/.well-known/openid-configuration"
+    made_up = scripted.token(head={"kid": "made-up"})
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(Api(made_up)("GET", ME).status))
+    before = len(scripted.asked)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while len(scripted.asked) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [Api(made_up)("GET", ME).code for _ in range(20)] == ["OVERLOADED"] * 20
+    assert Api(good)("GET", ME).status == 200
+    assert not answers
+    scripted.over.set()
+    thread.join(60)
+    assert answers == [401]
