@@ -103,8 +103,8 @@ class DeviceAdmin(ReadOnlyAdmin):
             "id", "name", "serial", "claimed_serial", "owner", "chip", "firmware", "device_status", "metadata",
         )}),
         ("Tunnel", {"fields": (
-            "link", "connected_since", "node", "tunnel_session", "agent_version", "address", "round_trip", "traffic",
-            "streams", "epoch", "last_seen_at", "looks_like", "twin_at", "cloned_at",
+            "link", "connected_since", "node", "tunnel_session", "agent_version", "address", "local", "round_trip",
+            "traffic", "streams", "epoch", "last_seen_at", "looks_like", "twin_at", "cloned_at",
         )}),
         ("History", {"fields": ("history", "created_at", "updated_at", "deleted_at")}),
     )  # fmt: skip
@@ -217,6 +217,11 @@ class DeviceAdmin(ReadOnlyAdmin):
     def streams(self, device: Device) -> str:
         fact = getattr(device, "tunnel_fact", None)
         return str(fact["streams"]) if fact else "-"
+
+    @display(description="Local address")  # type: ignore[untyped-decorator]  # unfold is untyped
+    def local(self, device: Device) -> str:
+        words = {True: "", False: " (nothing listened there when the agent connected)", None: ""}
+        return f"{device.local_address or '-'}{words[device.local_listening]}"
 
     @display(description="Events")  # type: ignore[untyped-decorator]  # unfold is untyped
     def history(self, device: Device) -> str:

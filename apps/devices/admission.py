@@ -37,7 +37,7 @@ logger = structlog.get_logger(__name__)
 
 _DEVICE_FIELDS: Final = (
     "owner_id", "name", "serial", "claimed_serial", "chip", "firmware", "agent_version", "address", "instance", "epoch",
-    "twin_at", "cloned_at", "deleted_at",
+    "local_address", "local_listening", "twin_at", "cloned_at", "deleted_at",
 )  # fmt: skip
 _SESSION_FIELDS: Final = (
     "device_id", "issued_at", "expires_at", "last_used_at", "rotated_from_id", "revoked_at", "revoke_reason",
@@ -305,17 +305,20 @@ def _update_devices(devices: Sequence[Device], now: dt.datetime) -> None:
         [device.instance for device in devices],
         [device.claimed_serial for device in devices],
         [device.cloned_at for device in devices],
+        [device.local_address for device in devices],
+        [device.local_listening for device in devices],
     ]
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE devices AS d SET epoch = v.epoch, serial = v.serial, chip = v.chip, firmware = v.firmware,
                 agent_version = v.agent_version, address = v.address, instance = v.instance,
-                claimed_serial = v.claimed_serial, cloned_at = v.cloned_at, deleted_at = NULL, last_seen_at = %s,
-                updated_at = %s
+                claimed_serial = v.claimed_serial, cloned_at = v.cloned_at, local_address = v.local_address,
+                local_listening = v.local_listening, deleted_at = NULL, last_seen_at = %s, updated_at = %s
             FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
-                %s::text[], %s::text[], %s::timestamptz[])
-                AS v(id, epoch, serial, chip, firmware, agent_version, address, instance, claimed_serial, cloned_at)
+                %s::text[], %s::text[], %s::timestamptz[], %s::text[], %s::boolean[])
+                AS v(id, epoch, serial, chip, firmware, agent_version, address, instance, claimed_serial, cloned_at,
+                    local_address, local_listening)
             WHERE d.id = v.id
             """,
             [now, now, *columns],

@@ -19,7 +19,16 @@ from apps.devices.models import Device
 from apps.devices.serials import is_junk
 from apps.pairing.models import PairingStatus, PairingToken, SessionToken
 from apps.pairing.services import EXPIRED, SESSION_IDLE
-from tunnel.contract import PAIRING_PREFIX, SESSION_PREFIX, Credential, TokenPrefix, hash_token, new_token, token_prefix
+from tunnel.contract import (
+    LOCAL_ADDRESS,
+    PAIRING_PREFIX,
+    SESSION_PREFIX,
+    Credential,
+    TokenPrefix,
+    hash_token,
+    new_token,
+    token_prefix,
+)
 
 ROTATE_AFTER: Final = dt.timedelta(days=30)
 REDEEM_AGAIN_WITHIN: Final = dt.timedelta(minutes=10)
@@ -28,6 +37,7 @@ QUOTA_SECONDS: Final = 300
 """After which a box asks again that was one too many for its owner: some other may be gone by then."""
 UNKNOWN: Final = "This token is not known; create a new pairing token and start the agent with it."
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_LOCAL: Final = re.compile(LOCAL_ADDRESS)
 Presence = Literal["offline", "answers", "silent", "unknown"]
 """Of a device: it has no tunnel; it has one, whose agent answered a ping, did not, or could not be asked."""
 How = Literal["created", "revived", "paired_anew", "registered", "redeemed_again", ""]
@@ -62,12 +72,16 @@ class Ask:
     chip: str
     firmware: str
     handover: str
+    local: str
+    local_listening: bool | None
     fault: Refusal | None
 
     @classmethod
     def of(cls, credential: Credential) -> Ask:
         """The credential, cleaned; with `fault` if it can be refused as it stands."""
         serial, instance = credential.get("serial", "").strip(), credential.get("instance", "").strip()
+        local = credential.get("local", "")
+        local = local if _LOCAL.fullmatch(local) else ""
         prefix = token_prefix(credential["token"])
         fault: Refusal | None = None
         if prefix not in (PAIRING_PREFIX, SESSION_PREFIX):
@@ -90,6 +104,8 @@ class Ask:
             chip=clean(credential.get("chip", ""), 64),
             firmware=clean(credential.get("firmware", ""), 64),
             handover=clean(credential.get("handover", ""), 64),
+            local=local,
+            local_listening=credential.get("local_listening") if local else None,
             fault=fault,
         )
 
@@ -369,6 +385,7 @@ def _grant(ask: Ask, device: Device, book: Book, fresh: str | None, how: How) ->
     if not ask.serial and ask.claimed_serial:
         device.claimed_serial = ask.claimed_serial
     device.agent_version = ask.agent
+    device.local_address, device.local_listening = ask.local, ask.local_listening
     device.chip = ask.chip or device.chip
     device.firmware = ask.firmware or device.firmware
     book.changed_devices[device.id] = device

@@ -42,6 +42,9 @@ class Device(BaseModel):
     instance = models.CharField(max_length=128, blank=True, default="", db_default="", editable=False)
     # what its agent says, where it is not known by that
     claimed_serial = models.CharField(max_length=128, blank=True, default="", db_default="")
+    # what its agent makes reachable, and whether anything listened there when it connected; None: it did not look
+    local_address = models.CharField(max_length=261, blank=True, default="", db_default="")
+    local_listening = models.BooleanField(null=True, blank=True)
     twin_at = models.DateTimeField(null=True, blank=True)
     cloned_at = models.DateTimeField(null=True, blank=True)
     epoch = models.BigIntegerField(default=0)

@@ -34,6 +34,8 @@ class DeviceRow(NamedTuple):
     firmware: str
     agent_version: str
     address: str
+    local_address: str
+    local_listening: bool | None
     device_status: str
     last_seen_at: dt.datetime | None
     twin_at: dt.datetime | None

@@ -275,7 +275,7 @@ def _head(own: Engine, running: Running, forwarded: Forward, request: HttpReques
         raise DomainError(error.code) from error
     except ProxyError as error:
         log(request, forwarded)
-        raise refusal(error) from error
+        raise refusal(_located(error, forwarded.route.device_id)) from error
     except DomainError:
         log(request, forwarded)
         raise
@@ -287,6 +287,17 @@ def _endless(answer: AnswerHead) -> bool:
     return any(
         name.lower() == b"content-type" and value.strip().lower().startswith(_ENDLESS) for name, value in answer.fields
     )
+
+
+def _located(error: ProxyError, device_id: str) -> ProxyError:
+    """The fault with the address on the box at which nothing answers, if its agent said it: where to look."""
+    if error.code != "AGENT_UNREACHABLE":
+        return error
+    try:
+        address = selectors.local_address(device_id)
+    except Error:  # the fault is told all the same
+        return error
+    return ProxyError(error.code, str(error), details={"local_address": [address]}) if address else error
 
 
 def refusal(error: ProxyError) -> DomainError:

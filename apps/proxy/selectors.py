@@ -51,6 +51,12 @@ def device_epochs(device_ids: Iterable[str]) -> dict[str, int]:
     return {str(pk): epoch for pk, epoch in rows.values_list("pk", "epoch")}
 
 
+def local_address(device_id: str) -> str:
+    """What the device's agent makes reachable, as it said; empty: it did not. Raises the errors of PostgreSQL."""
+    said: str | None = Device.objects.filter(pk=device_id).values_list("local_address", flat=True).first()
+    return said or ""
+
+
 def live_logins(token_hashes: Iterable[str]) -> set[str]:
     """Those logins that are not over; a running exchange counts as their use. One call to Redis."""
     return sessions.use_hashes(set(token_hashes), now=timezone.now())

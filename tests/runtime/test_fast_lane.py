@@ -159,7 +159,7 @@ async def test_a_502_names_the_address_at_which_nothing_answers(line: str) -> No
         async with Visitor(w) as visitor:
             got = await visitor.ask(f"{line} /d/{DEVICE}/x")
             assert (got.status, got.code) == (502, "AGENT_UNREACHABLE")
-            assert got.json["error"]["details"] == {"local_address": "127.0.0.1:8080"}
+            assert got.json["error"]["details"] == {"local_address": ["127.0.0.1:8080"]}
             assert "on the device" in got.json["error"]["message"]
 
 

@@ -29,6 +29,8 @@ H_FIRMWARE: Final = "X-VisionA-Firmware"
 H_HANDOVER: Final = "X-VisionA-Handover"
 H_LOCAL: Final = "X-VisionA-Local"
 """Which address the agent makes reachable, and whether something listens there: `127.0.0.1:8080; listening=no`."""
+LOCAL_ADDRESS: Final = r"[A-Za-z0-9._:\[\]-]{1,255}:[0-9]{1,5}"
+"""What such an address looks like: letters that can be shown anywhere."""
 H_ANSWER_DEVICE_ID: Final = "X-VisionA-Device-Id"
 H_ANSWER_SESSION: Final = "X-VisionA-Tunnel-Session"
 H_ANSWER_SESSION_TOKEN: Final = "X-VisionA-Session-Token"  # noqa: S105 - a header's name

@@ -19,6 +19,7 @@ from tunnel.contract import (
     H_LOCAL,
     H_RELAY_TOKEN,
     H_SERIAL,
+    LOCAL_ADDRESS,
     PAIRING_PREFIX,
     SESSION_PREFIX,
     Credential,
@@ -28,9 +29,7 @@ from tunnel.runtime.http1 import Refusal, Request
 
 _AGENT: Final = re.compile(r"[A-Za-z0-9._+-]{1,64}(?:/[A-Za-z0-9._+-]{1,64})?\Z")
 _FEATURE: Final = re.compile(r"[a-z0-9-]{1,32}\Z")
-_LOCAL: Final = re.compile(
-    r"(?P<address>[A-Za-z0-9._:\[\]-]{1,255}:[0-9]{1,5})(?:; ?listening=(?P<listening>yes|no))?\Z"
-)
+_LOCAL: Final = re.compile(rf"(?P<address>{LOCAL_ADDRESS})(?:; ?listening=(?P<listening>yes|no))?\Z")
 _MAX_FEATURES: Final = 16
 _MAX_FACT: Final = 255  # characters of a serial, chip …: Django judges what they mean
 

@@ -372,7 +372,7 @@ class Carried(Progress):
         self._end("refused")
         if error.code == "AGENT_UNREACHABLE" and self._line is not None and self._line.local_address:
             # Whoever is at the box knows then where to look
-            error = ProxyError(error.code, str(error), details={"local_address": self._line.local_address})
+            error = ProxyError(error.code, str(error), details={"local_address": [self._line.local_address]})
         keep = self.exchange.request.client_keep_alive and self._request_read()
         self.client.refuse(error, keep=keep, head=self._head)
 

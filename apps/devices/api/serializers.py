@@ -111,6 +111,8 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
             "firmware",
             "agent_version",
             "address",
+            "local_address",
+            "local_listening",
             "link_status",
             "device_status",
             "connected_at",
@@ -125,6 +127,12 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
             "device_status": {"choices": DeviceStatus.choices},
             "claimed_serial": {
                 "help_text": "What its agent says where that is no serial, or another box's; else empty."
+            },
+            "local_address": {
+                "help_text": "`host:port` on the box that its agent makes reachable, as it says; empty: it does not."
+            },
+            "local_listening": {
+                "help_text": "Whether anything listened there when the agent connected; null: it did not look."
             },
             "agent_version": {"help_text": "`name/version` that the agent says; empty for one that says nothing."},
         }
@@ -147,6 +155,8 @@ def shown(device: Device | DeviceRow, entry: Entry | None) -> dict[str, Any]:
         "firmware": device.firmware,
         "agent_version": device.agent_version,
         "address": device.address,
+        "local_address": device.local_address,
+        "local_listening": device.local_listening,
         "link_status": _ONLINE if entry else _OFFLINE,
         "device_status": str(device.device_status),
         "connected_at": dt.datetime.fromisoformat(entry.connected_at) if entry else None,

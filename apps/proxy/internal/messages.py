@@ -101,7 +101,7 @@ def read_credentials(body: Any) -> tuple[str, list[Credential]]:
 
 
 def _credential(item: Fields) -> Credential:
-    return Credential(
+    credential = Credential(
         token=item.text("token", 4096),
         session=item.uuid("session"),
         address=item.text("address", 64),
@@ -113,7 +113,11 @@ def _credential(item: Fields) -> Credential:
         chip=item.text("chip", 4096, ""),
         firmware=item.text("firmware", 4096, ""),
         handover=item.text("handover", 4096, ""),
+        local=item.text("local", 4096, ""),
     )
+    if item.value.get("local_listening") is not None:
+        credential["local_listening"] = item.flag("local_listening")
+    return credential
 
 
 def read_heartbeat(body: Any) -> Heartbeat:

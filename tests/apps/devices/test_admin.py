@@ -105,12 +105,14 @@ def test_filters_by_the_link(staff, box, alice):
 
 
 def test_the_device_page_shows_its_tunnel(staff, box, monkeypatch):
+    Device.objects.update(local_address="127.0.0.1:8080", local_listening=False)
     fact = {"rtt_ms": 12.34, "bytes_in": 2048, "bytes_out": 4096, "streams": 7}
     monkeypatch.setattr(daemon_client, "session_fact", lambda url, session: fact)
     text = page(staff, f"devices/device/{box[0]['device_id']}/change/").replace("\xa0", " ")
     for part in (box[2], "12.3 ms", "2.0 KB from the box, 4.0 KB to it", "visiona-agent/0.1.0", "192.0.2.7"):
         assert part in text
     assert "Kick" in text
+    assert "127.0.0.1:8080 (nothing listened there when the agent connected)" in text
     connected = registry.lookup([box[0]["device_id"]])[box[0]["device_id"]].connected_at
     assert datetime.fromisoformat(connected).strftime("%Y-%m-%d %H:%M:%S") in text
     assert datetime.fromisoformat(connected).isoformat(sep=" ") not in text  # no fractions, no offset

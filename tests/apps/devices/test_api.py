@@ -15,6 +15,7 @@ from tests.apps.internal.kit import device_of, event, issue, named, row
 FIELDS = {
     "id", "name", "serial", "chip", "firmware", "agent_version", "address", "link_status", "device_status",
     "connected_at", "last_seen_at", "claimed_serial", "possible_twin", "cloned", "metadata", "created_at", "updated_at",
+    "local_address", "local_listening",
 }  # fmt: skip
 
 

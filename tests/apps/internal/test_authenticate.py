@@ -249,6 +249,33 @@ def test_an_unpaired_device_of_the_serial_is_revived(daemon, alice):
     assert registry.lookup([first["device_id"]])[first["device_id"]].epoch == second["epoch"]
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({"local": "127.0.0.1:8080", "local_listening": False}, ("127.0.0.1:8080", False)),
+        ({"local": "[::1]:8080", "local_listening": True}, ("[::1]:8080", True)),
+        ({"local": f"{'a' * 255}:65535"}, (f"{'a' * 255}:65535", None)),
+        ({"local": f"{'a' * 256}:65535", "local_listening": True}, ("", None)),
+        ({"local": "<b>:80", "local_listening": False}, ("", None)),
+        ({"local": "127.0.0.1:80\n", "local_listening": False}, ("", None)),
+        ({"local_listening": False}, ("", None)),
+        ({}, ("", None)),  # an agent that does not look, or a daemon that does not tell
+    ],
+)
+def test_what_an_agent_says_of_its_local_address_is_shown(daemon, alice, alice_api, said, kept):
+    secret = issue(alice)
+    device = daemon.ask(secret, local="10.0.0.1:1", local_listening=True)
+    assert daemon.ask(secret, **said)["ok"]
+    one = alice_api("GET", f"/api/devices/{device['device_id']}").data
+    for answer in (one, *alice_api("GET", "/api/devices").data):
+        assert (answer["local_address"], answer["local_listening"]) == kept
+
+
+def test_a_local_address_of_another_kind_is_refused(daemon, alice):
+    answer = daemon.post("authenticate", {"node": daemon.node, "credentials": [credential("x", local=[1])]})
+    assert (answer.status, answer.code) == (400, "BAD_REQUEST")
+
+
 def test_a_device_registered_before_is_the_one_that_is_paired(daemon, alice):
     device = services.register_device(
         actor=ACTOR, owner_id=alice.pk, serial="S-1", name="Hall", chip="", metadata={}, now=timezone.now()

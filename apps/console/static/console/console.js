@@ -131,7 +131,7 @@ function describe() {
   at("box-status").textContent = device.link_status;
   at("box-status").className = `badge ${device.link_status}`;
   const seen = device.last_seen_at ? new Date(device.last_seen_at).toLocaleString() : "never";
-  const facts = { Serial: device.serial || device.claimed_serial, Chip: device.chip, Firmware: device.firmware, Agent: device.agent_version, "Last seen": seen };
+  const facts = { Serial: device.serial || device.claimed_serial, Chip: device.chip, Firmware: device.firmware, Agent: device.agent_version, "Local address": device.local_address, "Last seen": seen };
   at("box-facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
     const fact = element("div", {});
     fact.append(element("dt", { textContent: name }), element("dd", { textContent: value || "–" }));
@@ -146,6 +146,9 @@ function describe() {
 function warningOf(device) {
   if (device.cloned) return "Two agents take turns with this box's credential, as if its card had been copied. Pair one of them anew.";
   if (device.possible_twin) return "Another of your boxes says the same serial. If they are one box, unpair the one that is left over.";
+  if (device.link_status === "online" && device.local_listening === false) {
+    return `Its agent is online, but nothing answered at ${device.local_address} on the box when it connected. Start the program that is to be reached there, or give the agent another address (--local).`;
+  }
   return "";
 }
 
