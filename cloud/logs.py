@@ -84,6 +84,7 @@ def configure(config: dict[str, Any]) -> None:
                 # Our own line tells every answer, and apps.common.failures every crash with its trace.
                 "django.request": {"level": "CRITICAL"},
                 "urllib3": {"level": "WARNING"},
+                "fido2": {"level": "WARNING"},  # it tells each credential's id
                 # One line for each task at every import says nothing.
                 "procrastinate.periodic": {"level": "WARNING"},
                 "procrastinate.blueprints": {"level": "WARNING"},

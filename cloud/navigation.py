@@ -60,6 +60,7 @@ SECTIONS: Final[list[dict[str, Any]]] = [
             _item("Users", "person", "accounts_user_changelist"),
             _item("Identities", "badge", "accounts_useridentity_changelist"),
             _item("Second factors", "phonelink_lock", "accounts_secondfactor_changelist"),
+            _item("Passkeys", "passkey", "accounts_passkey_changelist"),
             _item("Audit trail", "policy", "audit_auditevent_changelist"),
         ],
     },

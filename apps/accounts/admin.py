@@ -18,7 +18,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
 from apps.accounts import credentials, leaving, mails, selectors, services
-from apps.accounts.factors.admin import SecondFactorAdmin
+from apps.accounts.factors.admin import PasskeyAdmin, SecondFactorAdmin
 from apps.accounts.models import User, UserIdentity
 from apps.accounts.oidc import owner
 from apps.accounts.oidc.config import config
@@ -28,7 +28,7 @@ from apps.common.actor import Actor
 from apps.common.admin import ReadOnlyAdmin, asks_first
 from apps.common.errors import DomainError
 
-__all__ = ["SecondFactorAdmin"]  # registers itself
+__all__ = ["PasskeyAdmin", "SecondFactorAdmin"]  # they register themselves
 
 admin.site.unregister(Group)
 

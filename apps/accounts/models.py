@@ -131,10 +131,14 @@ class MovedIssuer(BaseModel):
 
 
 class SecondFactor(BaseModel):
-    """An authenticator that a login asks beside the password, once it is confirmed (`apps.accounts.factors`)."""
+    """What a login asks beside the password, once it is confirmed (`apps.accounts.factors`): an authenticator, the
+    passkeys that hang on it, or both; and the recovery codes for all of them."""
 
     user = models.OneToOneField(User, on_delete=models.CASCADE, related_name="second_factor")
-    secret_sealed = models.TextField(editable=False)
+    secret_sealed = models.TextField(editable=False, blank=True, default="", help_text="empty: no authenticator")
+    offered_sealed = models.TextField(
+        editable=False, blank=True, default="", db_default="", help_text="waits for its first code"
+    )
     confirmed_at = models.DateTimeField(null=True, blank=True, help_text="on since then")
     last_step = models.BigIntegerField(default=0, help_text="of 30 s each; codes up to it are spent")
     failures = models.PositiveIntegerField(default=0, help_text="wrong codes in a row")
@@ -149,6 +153,24 @@ class SecondFactor(BaseModel):
 
     def __str__(self) -> str:
         return f"second factor of {self.user}"
+
+
+class Passkey(BaseModel):
+    """A WebAuthn credential. `attested` is what the authenticator told of it: model, id and public key (§6.5.2)."""
+
+    factor = models.ForeignKey(SecondFactor, on_delete=models.CASCADE, related_name="passkeys")
+    name = models.CharField(max_length=80)
+    credential_id = models.BinaryField(unique=True, editable=False)
+    attested = models.BinaryField(editable=False)
+    sign_count = models.BigIntegerField(default=0, help_text="how often it has signed, where it counts; never less")
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "passkeys"
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class EndedIdentity(models.Model):

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from django.contrib.auth import hashers
@@ -11,7 +11,8 @@ from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import demo, mails, selectors, sessions
 from apps.accounts.attempts import attempt, audited
-from apps.accounts.factors import checking
+from apps.accounts.factors import checking, webauthn
+from apps.accounts.factors.checking import Proof
 from apps.accounts.models import User
 from apps.accounts.oidc.linking import holders_of
 from apps.accounts.sessions import LoginSession
@@ -42,12 +43,10 @@ def register(*, actor: Actor, email: str, password: str, name: str, locale: str,
     return user
 
 
-def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.datetime, code: str = "") -> Login:
+def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.datetime, proof: Proof = "") -> Login:
     """Checks the password, and the second factor where one is on, and opens a session. Raises INVALID_CREDENTIALS;
     after a right password ACCOUNT_DISABLED or SECOND_FACTOR_REQUIRED; RATE_LIMITED after too many that failed,
     OVERLOADED where too many wait.
-
-    An unknown e-mail costs the hash of a password too, so that time does not tell whether an account exists.
     """
     if demo.static_user_id() and email_key(email) == demo.DEMO_KEY:
         user = demo.ensure_demo_user()
@@ -55,18 +54,40 @@ def login(*, actor: Actor, email: str, password: str, agent: str, now: dt.dateti
             raise DomainError("ACCOUNT_DISABLED")
         record_of(actor, "user.login", user, now)
         return user, demo.STATIC_TOKEN, now + dt.timedelta(seconds=sessions.absolute_seconds())
+
+    def second_step(user: User) -> DomainError | None:
+        return checking.refusal(actor=actor, user=user, proof=proof, now=now)
+
+    user = _authenticated(actor, email, password, now, second_step)
+    return open_login(actor=actor, user=user, agent=agent, refused="INVALID_CREDENTIALS", now=now)
+
+
+def passkey_options(*, actor: Actor, email: str, password: str, now: dt.datetime) -> dict[str, Any]:
+    """What a browser's passkey has to sign for a login: told after the right password alone. Raises as `login`, and
+    INVALID_STATE where the account has no passkey."""
+    user = _authenticated(actor, email, password, now, lambda _user: None)
+    return webauthn.request_options("login", user=user, factor=checking.factor_of(user.pk))
+
+
+def _authenticated(
+    actor: Actor, email: str, password: str, now: dt.datetime, second_step: Callable[[User], DomainError | None]
+) -> User:
+    """Whose password this is, if the second step refuses nothing either. Raises as `login`.
+
+    An unknown e-mail costs the hash of a password too, so that time does not tell whether an account exists.
+    """
     with attempt(email, actor.address) as this:  # and only then a connection: who waits for the turn holds none
         found = selectors.by_email(email)
         if found is None:
             hashers.make_password(password)
             refused: DomainError | None = DomainError("INVALID_CREDENTIALS")
         else:
-            refused = _refusal(actor, found, password, code, now)
+            refused = _refusal(found, password) or second_step(found)
         if refused is None or refused.code in _NO_FAILURE:
             this.succeeded()
     if found is None or refused is not None:
         raise _refused(actor, email, found, refused or DomainError("INVALID_CREDENTIALS"), now)
-    return open_login(actor=actor, user=found, agent=agent, refused="INVALID_CREDENTIALS", now=now)
+    return found
 
 
 def open_login(
@@ -91,7 +112,7 @@ def _refused(actor: Actor, email: str, found: User | None, refused: DomainError,
     """The refusal, on record. That a second factor is asked for is a step of a login, and no failure."""
     detail = {"email": audited(email), "code": refused.code}
     if refused.details:
-        detail["wrong"] = ", ".join(refused.details)  # the code, after the right password
+        detail["wrong"] = ", ".join(refused.details)  # the second factor, after the right password
     asked = refused.code == "SECOND_FACTOR_REQUIRED"
     record(
         actor=actor,
@@ -104,12 +125,10 @@ def _refused(actor: Actor, email: str, found: User | None, refused: DomainError,
     return refused
 
 
-def _refusal(actor: Actor, user: User, password: str, code: str, now: dt.datetime) -> DomainError | None:
+def _refusal(user: User, password: str) -> DomainError | None:
     if not hashers.check_password(password, user.password):
         return DomainError("INVALID_CREDENTIALS")
-    if not user.is_active:
-        return DomainError("ACCOUNT_DISABLED")
-    return checking.refusal(actor=actor, user=user, code=code, now=now)
+    return None if user.is_active else DomainError("ACCOUNT_DISABLED")
 
 
 def logout(*, actor: Actor, user: User, session: LoginSession | None, now: dt.datetime) -> None:

@@ -15,7 +15,9 @@ DEFAULT_MESSAGES: Final["Mapping[str, StrOrPromise]"] = {
     "VALIDATION_ERROR": _("Some fields are not valid; see details."),
     "UNAUTHENTICATED": _("Log in first: send Authorization: Bearer with a login token that is still valid."),
     "INVALID_CREDENTIALS": _("The e-mail or the password is wrong."),
-    "SECOND_FACTOR_REQUIRED": _("Send the code of your authenticator, or a recovery code, as `code` besides."),
+    "SECOND_FACTOR_REQUIRED": _(
+        "Send the code of your authenticator, or a recovery code, as `code` besides; or what a passkey signed."
+    ),
     "TOKEN_EXPIRED": _("The token has expired."),
     "TOKEN_REVOKED": _("The token has been revoked."),
     "FORBIDDEN": _("This is not allowed."),

@@ -33,6 +33,7 @@ _NO_BOX: Final = 503
 TABLE: Final[dict[str, Row]] = {
     "POST /api/auth/register": Row(PUBLIC, 400, body={}),
     "POST /api/auth/login": Row(PUBLIC, 400, body={}),
+    "POST /api/auth/login/passkey": Row(PUBLIC, 400, body={}),
     "POST /api/auth/logout": Row(LOGIN),
     "POST /api/auth/logout-all": Row(LOGIN),
     "GET /api/auth/me": Row(LOGIN),
@@ -48,6 +49,12 @@ TABLE: Final[dict[str, Row]] = {
     "DELETE /api/auth/second-factor": Row(LOGIN, 409, body={"password": "x", "code": "0"}),
     "POST /api/auth/second-factor/confirm": Row(LOGIN, 409, body={"code": "000000"}),
     "POST /api/auth/second-factor/recovery-codes": Row(LOGIN, 409, body={"password": "x", "code": "0"}),
+    "DELETE /api/auth/second-factor/authenticator": Row(LOGIN, 409, body={"password": "x", "code": "0"}),
+    "POST /api/auth/second-factor/passkey": Row(LOGIN, others=409),
+    "GET /api/auth/passkeys": Row(LOGIN),
+    "POST /api/auth/passkeys": Row(LOGIN, 400, body={}),
+    "POST /api/auth/passkeys/options": Row(LOGIN, 409, body={"password": "x"}),
+    "DELETE /api/auth/passkeys/{id}": Row(OBJECT, 409, of="passkey", body={"password": "x"}),
     "POST /api/ws/ticket": Row(LOGIN, 400, body={}),
     **{f"{method} /api/{root}{tail}": Row(LOGIN, _NO_BOX) for method in _PROXIED for root in ("cameras", "inference")
        for tail in ("", "/{path}")},

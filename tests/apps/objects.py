@@ -3,7 +3,7 @@
 from django.utils import timezone
 
 from apps.accounts import sessions
-from apps.accounts.models import User, UserIdentity
+from apps.accounts.models import Passkey, User, UserIdentity
 from apps.clusters import services as clusters
 from apps.common.actor import Actor
 from apps.converter.models import Conversion
@@ -13,6 +13,7 @@ from apps.model_registry.models import AIModel
 from apps.pairing import services as pairing
 from apps.storage import services as storage
 from apps.webhooks import services as webhooks
+from tests.apps.accounts.passkey_kit import passkey_on
 
 SYSTEM = Actor.system("tests")
 
@@ -37,6 +38,8 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
     deployment = deployments.begin_deployment(
         actor=SYSTEM, owner_id=owner.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
     )
+    passkey_on(owner)
+    passkey = Passkey.objects.get(factor__user=owner)
     identity = UserIdentity.objects.create(user=owner, issuer="https://id.example", subject=str(owner.pk))
     conversion = Conversion.objects.create(owner=owner, model=model, chip="KL720")
     return {
@@ -48,5 +51,6 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
         "cluster": {"id": str(cluster.pk), "device_id": str(device.pk), "path": "x"},
         "pairing token": {"id": str(issued.token.id)},
         "identity": {"id": str(identity.pk)},
+        "passkey": {"id": str(passkey.pk)},
         "session": {"id": str(session.id)},
     }

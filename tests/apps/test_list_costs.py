@@ -10,7 +10,7 @@ from django.utils import timezone
 from drf_spectacular.generators import SchemaGenerator
 
 from apps.accounts import sessions
-from apps.accounts.models import User, UserIdentity
+from apps.accounts.models import Passkey, SecondFactor, User, UserIdentity
 from apps.clusters.models import Cluster, ClusterMember
 from apps.common.actor import Actor
 from apps.common.ids import uuid7
@@ -24,6 +24,7 @@ from tests.apps.conftest import Api, login_as
 COSTS = {
     "/api/audit": 2,
     "/api/auth/identities": 2,
+    "/api/auth/passkeys": 2,
     "/api/auth/sessions": 1,
     "/api/clusters": 3,
     "/api/conversions": 2,
@@ -53,6 +54,8 @@ def fill(owner: User, count: int) -> dict[str, str]:
             owner=owner, name=name, version="1", filename="f", size=1, object_key=name, status="ready", sha256="0" * 64
         )
         UserIdentity.objects.create(user=owner, issuer="https://id.example", subject=name)
+        factor, _made = SecondFactor.objects.get_or_create(user=owner)
+        Passkey.objects.create(factor=factor, name=name, credential_id=name.encode(), attested=b"")
         Accelerator.objects.create(device=device, serial=name, seen_at=now)
         DeviceEvent.objects.create(device_id=device.pk, action="paired", at=now)
         ClusterMember.objects.create(cluster=Cluster.objects.create(owner=owner, name=name), device=other)

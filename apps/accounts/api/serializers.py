@@ -1,8 +1,10 @@
 """What the account routes take and answer."""
 
+import re
 from typing import Any
 
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -45,14 +47,75 @@ class NewAccountBody(serializers.Serializer[Any]):
     locale = PlainField(max_length=16, allow_blank=True, default="")
 
 
-class LoginBody(serializers.Serializer[Any]):
-    email = TextField(max_length=254)
-    password = TextField(max_length=1024, trim_whitespace=False)
+class Base64Field(PlainField):
+    """Bytes in base64url without padding, as WebAuthn's JSON has them."""
+
+    schema_pattern = r"^[A-Za-z0-9_-]+$"
+    pattern = re.compile(r"[A-Za-z0-9_-]+\Z")
+    sentence = gettext_lazy("Bytes in base64url only.")
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trim_whitespace=False, **kwargs)
+
+
+class CredentialBody(serializers.Serializer[Any]):
+    """A `PublicKeyCredential` as its `toJSON()` tells it. What else it holds is not looked at."""
+
+    id = Base64Field(max_length=1400)
+    rawId = Base64Field(max_length=1400)  # noqa: N815 - WebAuthn's name
+    type = serializers.ChoiceField(choices=["public-key"])
+
+
+class AssertionPart(serializers.Serializer[Any]):
+    clientDataJSON = Base64Field(max_length=4096)  # noqa: N815 - WebAuthn's name
+    authenticatorData = Base64Field(max_length=4096)  # noqa: N815 - WebAuthn's name
+    signature = Base64Field(max_length=8192)
+
+
+class AttestationPart(serializers.Serializer[Any]):
+    clientDataJSON = Base64Field(max_length=4096)  # noqa: N815 - WebAuthn's name
+    attestationObject = Base64Field(max_length=16384)  # noqa: N815 - WebAuthn's name
+
+
+class AssertionBody(CredentialBody):
+    """What `navigator.credentials.get` brought back (`toJSON()`)."""
+
+    response = AssertionPart()
+
+
+class AttestationBody(CredentialBody):
+    """What `navigator.credentials.create` brought back (`toJSON()`)."""
+
+    response = AttestationPart()
+
+
+class ProofBody(serializers.Serializer[Any]):
+    """The second factor, where one is on: a code, or what a passkey has signed."""
+
     code = TextField(
         max_length=64,
         allow_blank=True,
         required=False,
         help_text="Where the account's second factor is on: of the authenticator, or a recovery code.",
+    )
+    passkey = AssertionBody(required=False, help_text="In the place of `code`: what a passkey of the account signed.")
+
+
+class LoginBody(ProofBody):
+    email = TextField(max_length=254)
+    password = TextField(max_length=1024, trim_whitespace=False)
+
+
+class PasswordAloneBody(serializers.Serializer[Any]):
+    email = TextField(max_length=254)
+    password = TextField(max_length=1024, trim_whitespace=False)
+
+
+class PasskeyOptionsAnswer(serializers.Serializer[Any]):
+    """For the browser, once and within five minutes."""
+
+    public_key = serializers.DictField(
+        help_text="For `PublicKeyCredential.parseCreationOptionsFromJSON` or `parseRequestOptionsFromJSON` (WebAuthn)."
     )
 
 

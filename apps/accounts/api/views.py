@@ -16,11 +16,14 @@ from apps.accounts.api.serializers import (
     LoginBody,
     MeSerializer,
     NewAccountBody,
+    PasskeyOptionsAnswer,
+    PasswordAloneBody,
     ProfileBody,
     RegisterAnswer,
     SessionSerializer,
     UserSerializer,
 )
+from apps.accounts.factors.webauthn import Answer, Purpose
 from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404
@@ -39,6 +42,12 @@ def login_answer(user: User, token: str, expires_at: dt.datetime) -> dict[str, A
         "expires_at": expires_at,
         "idle_timeout": sessions.idle_seconds(),
     }
+
+
+def proved(values: dict[str, Any], purpose: Purpose) -> dict[str, Any]:
+    """A body's `code` and `passkey` as the `proof` that services take."""
+    code, passkey = values.pop("code", ""), values.pop("passkey", None)
+    return {**values, "proof": code if passkey is None else Answer(purpose, passkey)}
 
 
 class RegisterView(PublicApiView):
@@ -63,10 +72,24 @@ class LoginView(PublicApiView):
     )
     def post(self, request: Request) -> Response:
         """Log in. The token goes into `Authorization: Bearer` of all other calls; it is shown once."""
-        user, token, expires_at = services.login(
-            actor=self.actor, agent=request.headers.get("User-Agent", ""), now=timezone.now(), **self.body(LoginBody)
-        )
+        agent = request.headers.get("User-Agent", "")
+        given = proved(self.body(LoginBody), "login")
+        user, token, expires_at = services.login(actor=self.actor, agent=agent, now=timezone.now(), **given)
         return ok(login_answer(user, token, expires_at))
+
+
+class LoginPasskeyView(PublicApiView):
+    @describe(
+        "Auth",
+        body=PasswordAloneBody,
+        answer=PasskeyOptionsAnswer,
+        errors=("INVALID_CREDENTIALS", "INVALID_STATE", "ACCOUNT_DISABLED"),
+        public=True,
+    )
+    def post(self, request: Request) -> Response:
+        """What a passkey has to sign for a login: send that as `passkey` with the next `POST /api/auth/login`."""
+        asked = services.passkey_options(actor=self.actor, now=timezone.now(), **self.body(PasswordAloneBody))
+        return ok({"public_key": asked})
 
 
 class LogoutView(ApiView):

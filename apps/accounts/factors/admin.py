@@ -1,5 +1,6 @@
-"""Whose second factor is on, for operators; one that was lost is removed here. No secret is shown."""
+"""Whose second factor is on, for operators; what was lost is removed here. No secret is shown."""
 
+import uuid
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -8,8 +9,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 from unfold.decorators import action
 
-from apps.accounts.factors import owner
-from apps.accounts.models import SecondFactor
+from apps.accounts.factors import owner, passkeys
+from apps.accounts.models import Passkey, SecondFactor
 from apps.common.actor import Actor
 from apps.common.admin import ReadOnlyAdmin, asks_first
 
@@ -39,3 +40,34 @@ class SecondFactorAdmin(ReadOnlyAdmin):
     def has_remove_factor_permission(self, request: HttpRequest) -> bool:
         """A superuser's: it takes away half of what protects an account."""
         return bool(request.user.is_superuser)
+
+
+@admin.register(Passkey)
+class PasskeyAdmin(ReadOnlyAdmin):
+    list_display: ClassVar[Any] = ("name", "owner", "last_used_at", "created_at")
+    list_select_related: ClassVar[Any] = ("factor__user",)
+    search_fields: ClassVar[Any] = ("factor__user__email", "name")
+    ordering: ClassVar[Any] = ("-created_at",)
+    actions: ClassVar[Any] = ("remove_passkey",)
+    fields: ClassVar[Any] = ("id", "owner", "name", "sign_count", "last_used_at", "created_at", "updated_at")
+    readonly_fields: ClassVar[Any] = fields
+
+    def owner(self, passkey: Passkey) -> str:
+        return passkey.factor.user.email
+
+    @action(  # type: ignore[untyped-decorator]  # unfold is untyped
+        description="Remove a passkey that was lost", permissions=["remove_passkey"]
+    )
+    @asks_first("Remove these passkeys? Where one is an account's only factor, the password alone opens it then.")
+    def remove_passkey(self, request: HttpRequest, queryset: QuerySet[Passkey]) -> None:
+        actor, now = Actor.of(request), timezone.now()
+        removed = sum(passkeys.remove_lost(actor=actor, passkey_id=each, now=now) for each in _ids(queryset))
+        self.message_user(request, f"{removed} passkeys removed.", messages.SUCCESS)
+
+    def has_remove_passkey_permission(self, request: HttpRequest) -> bool:
+        """A superuser's, as of factors."""
+        return bool(request.user.is_superuser)
+
+
+def _ids(queryset: QuerySet[Passkey]) -> list[uuid.UUID]:
+    return list(queryset.values_list("pk", flat=True))

@@ -12,7 +12,8 @@ from django.db import transaction
 from django.utils.translation import gettext_lazy as _
 
 from apps.accounts.attempts import attempt
-from apps.accounts.factors import recovery, totp
+from apps.accounts.factors import recovery, totp, webauthn
+from apps.accounts.factors.webauthn import Answer
 from apps.accounts.models import SecondFactor, User
 from apps.audit.services import record
 from apps.common.actor import Actor
@@ -21,6 +22,8 @@ from apps.common.sealing import Unreadable, reseal, unseal
 
 logger = structlog.get_logger(__name__)
 
+Proof = str | Answer
+"""What is shown besides the password: a typed code (empty: nothing), or what a passkey has signed."""
 SEALED_FOR: Final = "second factor"
 PATIENCE: Final = 5
 """Wrong codes in a row before one has to wait; then 2 s, 4 s, … between them."""
@@ -34,6 +37,11 @@ def factor_of(user_id: uuid.UUID) -> SecondFactor | None:
     return SecondFactor.objects.filter(user_id=user_id, confirmed_at__isnull=False).first()
 
 
+def locked_factor(user_id: uuid.UUID) -> SecondFactor | None:
+    """As `factor_of`, its row locked until the caller's transaction ends."""
+    return SecondFactor.objects.select_for_update().filter(user_id=user_id, confirmed_at__isnull=False).first()
+
+
 def is_required(user: User) -> bool:
     """Whether the user must have one to use the admin."""
     return bool(user.is_staff and settings.VISIONA["REQUIRE_STAFF_MFA"])
@@ -44,27 +52,37 @@ def is_asked(user: User) -> bool:
     return is_required(user) or factor_of(user.pk) is not None
 
 
-def refusal(*, actor: Actor, user: User, code: str, now: dt.datetime) -> DomainError | None:
-    """Why this code does not do; None if it does (it is spent then), or if the user has no factor.
+def refusal(*, actor: Actor, user: User, proof: Proof, now: dt.datetime) -> DomainError | None:
+    """Why this proof does not do; None if it does (it is spent then), or if the user has no factor.
 
-    SECOND_FACTOR_REQUIRED without a code, INVALID_CREDENTIALS for a wrong or spent one, RATE_LIMITED after too many.
+    SECOND_FACTOR_REQUIRED without one, INVALID_CREDENTIALS for a wrong or spent one, RATE_LIMITED after too many.
     The row is locked: of two logins with one code, one succeeds. Call it within an `attempt`.
     """
     if factor_of(user.pk) is None:
         return None
     with transaction.atomic():
-        factor = SecondFactor.objects.select_for_update().filter(user_id=user.pk, confirmed_at__isnull=False).first()
+        factor = locked_factor(user.pk)
         if factor is None:
             return None
-        if not code.strip():
-            return DomainError("SECOND_FACTOR_REQUIRED")
-        return None if _recovered(factor, actor, user, code, now) else stepped(factor, code, now)
+        if isinstance(proof, Answer):
+            return _signed(factor, actor, user, proof, now)
+        if not proof.strip():
+            return DomainError("SECOND_FACTOR_REQUIRED", details={"methods": methods(factor)})
+        return None if _recovered(factor, actor, user, proof, now) else stepped(factor, proof, now)
 
 
-def check(*, actor: Actor, user: User, code: str, now: dt.datetime) -> None:
+def methods(factor: SecondFactor) -> list[str]:
+    """What would do, the usual way first."""
+    found = ["passkey"] if factor.passkeys.exists() else []
+    if factor.secret_sealed:
+        found.append("authenticator")
+    return [*found, "recovery_code"] if factor.recovery_hashes else found
+
+
+def check(*, actor: Actor, user: User, proof: Proof, now: dt.datetime) -> None:
     """As `refusal`, counted with the failed logins. Raises what it tells, and RATE_LIMITED by those."""
     with attempt(user.email, actor.address) as this:
-        refused = refusal(actor=actor, user=user, code=code, now=now)
+        refused = refusal(actor=actor, user=user, proof=proof, now=now)
         if refused is None or refused.code == "SECOND_FACTOR_REQUIRED":
             this.succeeded()
     if refused is not None:
@@ -73,14 +91,21 @@ def check(*, actor: Actor, user: User, code: str, now: dt.datetime) -> None:
         raise refused
 
 
-def stepped(factor: SecondFactor, code: str, now: dt.datetime) -> DomainError | None:
-    """As `refusal`, of the authenticator's code and a locked row, which is saved."""
+def stepped(factor: SecondFactor, code: str, now: dt.datetime, *, offered: bool = False) -> DomainError | None:
+    """As `refusal`, of the authenticator's code and a locked row, which is saved.
+
+    Args:
+        offered: whether it is the first code, of the secret that waits for one.
+    """
+    sealed = factor.offered_sealed if offered else factor.secret_sealed
+    if not sealed:
+        return wrong()
     if factor.locked_until is not None and now < factor.locked_until:
         wait = factor.locked_until - now
         return DomainError("RATE_LIMITED", retry_after=max(1, round(wait.total_seconds())))
     step = None
     try:
-        secret = unseal(factor.secret_sealed, purpose=SEALED_FOR)
+        secret = unseal(sealed, purpose=SEALED_FOR)
     except Unreadable:
         logger.warning("second_factor_unreadable", user=str(factor.user_id))
     else:
@@ -104,6 +129,12 @@ def wrong() -> DomainError:
     return DomainError("INVALID_CREDENTIALS", text, details={"code": [str(text)]})
 
 
+def wrong_passkey(field: str = "passkey") -> DomainError:
+    """The refusal of what a browser brought back in that field."""
+    text = _("The passkey's answer does not hold; begin anew.")
+    return DomainError("INVALID_CREDENTIALS", text, details={field: [str(text)]})
+
+
 def record_of(actor: Actor, action: str, user: User, now: dt.datetime, **detail: object) -> None:
     """An audit row about a user's factor; where nobody is logged in the user is who acts."""
     who = actor
@@ -115,11 +146,12 @@ def record_of(actor: Actor, action: str, user: User, now: dt.datetime, **detail:
 def reseal_secrets() -> int:
     """Seal each secret with the newest key, so that an older one may leave `SECRET_KEY`. Returns how many changed."""
     changed = 0
-    for pk, sealed in SecondFactor.objects.values_list("pk", "secret_sealed").iterator():
-        with suppress(Unreadable):  # a login with it tells so
-            anew = reseal(sealed, purpose=SEALED_FOR)
-            if anew != sealed:
-                changed += SecondFactor.objects.filter(pk=pk, secret_sealed=sealed).update(secret_sealed=anew)
+    for column in ("secret_sealed", "offered_sealed"):
+        for pk, sealed in SecondFactor.objects.exclude(**{column: ""}).values_list("pk", column).iterator():
+            with suppress(Unreadable):  # a login with it tells so
+                anew = reseal(sealed, purpose=SEALED_FOR)
+                if anew != sealed:
+                    changed += SecondFactor.objects.filter(pk=pk, **{column: sealed}).update(**{column: anew})
     return changed
 
 
@@ -132,3 +164,11 @@ def _recovered(factor: SecondFactor, actor: Actor, user: User, code: str, now: d
     factor.save(update_fields=["recovery_hashes", "updated_at"])
     record_of(actor, "user.recovery_code_used", user, now, left=len(rest))
     return True
+
+
+def _signed(factor: SecondFactor, actor: Actor, user: User, answer: Answer, now: dt.datetime) -> DomainError | None:
+    """Of a passkey. One whose counter went back was copied, or somebody replays: the owner has to know."""
+    why = webauthn.used(answer, factor=factor, now=now)
+    if why == "counter":
+        record_of(actor, "user.passkey_counter_refused", user, now)
+    return wrong_passkey() if why else None

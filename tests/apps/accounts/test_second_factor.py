@@ -52,7 +52,8 @@ def test_what_is_no_code_is_none(typed):
 
 
 def test_it_is_on_once_a_code_has_shown_that_the_authenticator_took_it(alice, alice_api, anonymous):
-    assert alice_api("GET", ROUTE).data == {"enabled": False, "enabled_at": None, "recovery_codes_left": 0}
+    nothing = {"authenticator": False, "passkeys": 0, "recovery_codes_left": 0}
+    assert alice_api("GET", ROUTE).data == {"enabled": False, "enabled_at": None, **nothing}
     assert alice_api("POST", ROUTE, {"password": "wrong"}).code == "INVALID_CREDENTIALS"
     offer = alice_api("POST", ROUTE, {"password": PASSWORD})
     assert offer.status == 201
@@ -144,7 +145,7 @@ def test_guesses_from_any_number_of_addresses_get_ever_slower(alice, anonymous):
     for number in range(30):
         actor = Actor("", "", f"2001:db8:{number:x}::1", "")
         with pytest.raises(DomainError):
-            checking.check(actor=actor, user=alice, code="000000", now=now)
+            checking.check(actor=actor, user=alice, proof="000000", now=now)
         factor = SecondFactor.objects.get()
         waited.append((factor.locked_until - now).total_seconds() if factor.locked_until else 0)
         now = max(now, factor.locked_until or now)
@@ -152,12 +153,12 @@ def test_guesses_from_any_number_of_addresses_get_ever_slower(alice, anonymous):
     assert waited[-1] == checking.LONGEST_WAIT
     right = totp.code_of(secret, seconds=now.timestamp() - 60)
     early = now - dt.timedelta(seconds=60)
-    refused = checking.refusal(actor=Actor.system(), user=alice, code=right, now=early)
+    refused = checking.refusal(actor=Actor.system(), user=alice, proof=right, now=early)
     assert refused is not None
     assert (refused.code, refused.retry_after) == ("RATE_LIMITED", 60)
-    assert checking.refusal(actor=Actor.system(), user=alice, code=codes[0], now=early) is None  # the owner's way in
+    assert checking.refusal(actor=Actor.system(), user=alice, proof=codes[0], now=early) is None  # the owner's way in
     right = totp.code_of(secret, seconds=now.timestamp())
-    assert checking.refusal(actor=Actor.system(), user=alice, code=right, now=now) is None
+    assert checking.refusal(actor=Actor.system(), user=alice, proof=right, now=now) is None
     assert SecondFactor.objects.get().failures == 0
 
 

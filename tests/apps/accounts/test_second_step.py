@@ -1,5 +1,7 @@
 """The admin's second step: nobody is in with the password alone, and staff who must have a factor are led to one."""
 
+import html
+import json
 import re
 
 import pytest
@@ -8,9 +10,10 @@ from django.test import Client
 from django.utils import timezone
 
 from apps.accounts.factors import steps, totp
-from apps.accounts.models import SecondFactor, User
+from apps.accounts.models import Passkey, SecondFactor, User
 from apps.audit.models import AuditEvent
 from tests.apps.accounts.factor_kit import next_code, on
+from tests.apps.accounts.passkey_kit import Authenticator, passkey_on
 from tests.apps.conftest import PASSWORD
 
 LOGIN, STEP, OWN, LIST = "/admin/login/", "/admin/second-step/", "/admin/second-factor/", "/admin/accounts/user/"
@@ -194,3 +197,75 @@ def test_a_lost_one_is_removed_by_a_superuser_who_is_asked_first(root, alice, ma
     assert SecondFactor.objects.count() == 0
     row = AuditEvent.objects.get(action="user.factor_removed_by_staff")
     assert (row.actor_label, row.object_id) == (root.email, str(alice.pk))
+
+
+# --- passkeys ---------------------------------------------------------------------------------------------------------
+def options_on(page, kind: str) -> dict:
+    """What the page asks the browser's passkeys for: `get` or `create`."""
+    (found,) = re.findall(rf'data-{kind}="([^"]*)"'.encode(), page.content)
+    return json.loads(html.unescape(found.decode()))
+
+
+def test_a_passkey_opens_the_admin(root):
+    held, _codes = passkey_on(root)
+    client = first_step(root, next=LIST)
+    assert b"Send the code" in client.post(STEP, {"code": ""}).content
+    options = options_on(client.get(STEP), "get")
+    for junk in ("{", "[]", '{"id": 1}', json.dumps(Authenticator(id=held.id).signed(options))):
+        assert b"answer does not hold" in client.post(STEP, {"passkey": junk}).content
+    options = options_on(client.get(STEP), "get")
+    done = client.post(STEP, {"passkey": json.dumps(held.signed(options))})
+    assert done.headers["Location"] == LIST
+    assert client.get(LIST).status_code == 200
+
+
+def test_staff_without_a_factor_may_set_up_a_passkey(root, required):
+    client, held = first_step(root, next=LIST), Authenticator()
+    made = json.dumps(held.made(options_on(client.get(STEP), "create")))
+    done = client.post(STEP, {"passkey": made, "act": "passkey"})
+    assert (done.status_code, b'id="recovery-codes"' in done.content) == (200, True)
+    assert client.get(LIST).status_code == 200
+    again = first_step(root)
+    signed = json.dumps(held.signed(options_on(again.get(STEP), "get")))
+    assert again.post(STEP, {"passkey": signed}).status_code == 302
+    assert b"remove:" not in again.get(OWN).content  # the last one of who must have one
+
+
+def test_passkeys_on_ones_own_page(root):
+    client, first, second = Client(), Authenticator(), Authenticator()
+    client.force_login(root)
+    assert b"The password is wrong" in client.post(OWN, {"password": "x", "act": "add"}).content
+    page = client.post(OWN, {"password": PASSWORD, "act": "add"})
+    made = json.dumps(first.made(options_on(page, "create")))
+    assert b"answer does not hold" in client.post(OWN, {"passkey": "{", "act": "passkey"}).content
+    assert b'id="recovery-codes"' in client.post(OWN, {"passkey": made, "act": "passkey"}).content
+    assert client.get(LIST).status_code == 200  # this session has shown it
+
+    def shown() -> dict[str, str]:
+        return {"password": PASSWORD, "passkey": json.dumps(first.signed(options_on(client.get(OWN), "get")))}
+
+    assert b"Send the code" in client.post(OWN, {"password": PASSWORD, "act": "add"}).content
+    page = client.post(OWN, {**shown(), "act": "add"})
+    made = json.dumps(second.made(options_on(page, "create")))
+    assert client.post(OWN, {"passkey": made, "act": "passkey"}).headers["Location"] == OWN
+    stays = Passkey.objects.get(credential_id=first.id)
+    gone = Passkey.objects.get(credential_id=second.id)
+    client.post(OWN, {**shown(), "act": f"remove:{gone.pk}"})
+    assert list(Passkey.objects.all()) == [stays]
+    client.post(OWN, {**shown(), "act": f"remove:{stays.pk}"})
+    assert not SecondFactor.objects.exists()
+    assert client.get(LIST).status_code == 200
+
+
+def test_a_lost_passkey_is_removed_by_a_superuser(root, alice):
+    passkey_on(alice)
+    passkey, listed = Passkey.objects.get(), "/admin/accounts/passkey/"
+    client = Client()
+    client.force_login(root)
+    assert [client.get(path).status_code for path in (listed, f"{listed}{passkey.pk}/change/")] == [200, 200]
+    form = {"action": "remove_passkey", "_selected_action": [str(passkey.pk)]}
+    assert (client.post(listed, form).status_code, Passkey.objects.count()) == (200, 1)
+    assert client.post(listed, {**form, "confirmed": "yes"}).status_code == 302
+    assert not SecondFactor.objects.exists()
+    told = AuditEvent.objects.filter(action__contains="passkey").values_list("action", flat=True)
+    assert sorted(told) == ["user.passkey_added", "user.passkey_removed_by_staff"]
