@@ -10,9 +10,11 @@ export const token = {
 
 export class ApiError extends Error {
   constructor(status, error) {
-    const fields = Object.values(error?.details ?? {}).flat().filter((text) => typeof text === "string");
+    const { methods = [], ...details } = error?.details ?? {};
+    const fields = Object.values(details).flat().filter((text) => typeof text === "string");
     super([error?.message ?? `The answer was ${status}.`, ...fields].join(" "));
     this.status = status;
+    this.methods = methods; // of a second factor: "passkey", "authenticator", "recovery_code"
     this.code = error?.code ?? "";
     this.requestId = error?.request_id ?? "";
   }

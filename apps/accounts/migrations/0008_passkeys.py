@@ -8,7 +8,7 @@ import apps.common.ids
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("accounts", "0006_second_factor"),
+        ("accounts", "0007_moved_issuers"),
     ]
 
     operations = [
