@@ -43,8 +43,9 @@ LONGEST = (
     "embedded",
     "nginx",
     "ticket_browser",
+    "oidc_dex",
 )
-"""Of the files in tests/system and tests/interop, those that take a minute and more on a busy machine."""
+"""The files that take a minute and more on a busy machine, or build a program that does."""
 REAL = ("system", "interop", "deploy")
 """Folders whose tests start real processes, seconds each."""
 

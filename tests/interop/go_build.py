@@ -19,8 +19,8 @@ INSTALL_SECONDS = 400
 """A minute on two idle cores; with what it downloads, and others at work, five."""
 
 
-def build(folder: Path) -> Path:
-    """The program in `folder`, built. Skips the test where Go is missing; fails then in CI (`CI=true`)."""
+def build(folder: Path, seconds: float = BUILD_SECONDS) -> Path:
+    """The program in `folder`, built in time. Skips the test where Go is missing; fails then in CI (`CI=true`)."""
     go = shutil.which("go")
     if go is None:
         unable("Go is not installed")
@@ -33,7 +33,7 @@ def build(folder: Path) -> Path:
     with (CACHE / f"{folder.name}.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it at once
         if not program.exists():
-            _compile(str(go), folder, program)
+            _compile(str(go), folder, program, seconds)
     return program
 
 
@@ -61,16 +61,16 @@ def install(package: str, version: str) -> Path:
     return folder / name
 
 
-def _compile(go: str, folder: Path, program: Path) -> None:
+def _compile(go: str, folder: Path, program: Path, seconds: float) -> None:
     partial = program.with_suffix(".partial")
     command = [go, "build", "-trimpath", "-o", str(partial), "."]
     try:
         done = subprocess.run(
             command, cwd=folder, env=os.environ | {"CGO_ENABLED": "0"}, capture_output=True, text=True,
-            timeout=BUILD_SECONDS, check=False,
+            timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        unable(f"go build took more than {BUILD_SECONDS} s")
+        unable(f"go build took more than {seconds} s")
     if done.returncode:
         unable(f"go build failed:\n{done.stderr[-2000:]}")
     partial.replace(program)

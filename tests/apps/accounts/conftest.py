@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 
-from apps.accounts.oidc import provider as ours
+from tests.apps.accounts.code_flow import named
 from tests.apps.accounts.provider_kit import PAGE, OpenIdProvider
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
 from tests.apps.accounts.scripted_provider import CLIENT_ID as SCRIPTED_ID
@@ -22,37 +21,17 @@ def running_provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenI
 
 
 @pytest.fixture
-def provider(running_provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenIdProvider]:
+def provider(running_provider: OpenIdProvider) -> Iterator[OpenIdProvider]:
     """It runs, our settings name it, and we know nothing of it yet."""
     running_provider.start()  # if the test before stopped it
-    values = {
-        "OIDC_ISSUER": running_provider.issuer,
-        "OIDC_CLIENT_ID": CLIENT_ID,
-        "OIDC_CLIENT_SECRET": CLIENT_SECRET,
-        "OIDC_REDIRECT_URIS": (PAGE, "app.example:/done"),
-        "OIDC_TIMEOUT_SECONDS": 20.0,  # on a busy machine
-    }
-    for name, value in values.items():
-        monkeypatch.setitem(settings.VISIONA, name, value)
-    ours._provider.cache_clear()
-    yield running_provider
-    ours._provider.cache_clear()
+    with named(running_provider.issuer, CLIENT_ID, CLIENT_SECRET, (PAGE, "app.example:/done")):
+        yield running_provider
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedProvider]:
+def scripted() -> Iterator[ScriptedProvider]:
     """It runs, our settings name it, and we know nothing of it yet."""
     found = ScriptedProvider()
-    values = {
-        "OIDC_ISSUER": found.issuer,
-        "OIDC_CLIENT_ID": SCRIPTED_ID,
-        "OIDC_CLIENT_SECRET": "",
-        "OIDC_REDIRECT_URIS": (PAGE,),
-        "OIDC_TIMEOUT_SECONDS": 20.0,
-    }
-    for name, value in values.items():
-        monkeypatch.setitem(settings.VISIONA, name, value)
-    ours._provider.cache_clear()
-    yield found
-    ours._provider.cache_clear()
+    with named(found.issuer, SCRIPTED_ID, ""):
+        yield found
     found.close()

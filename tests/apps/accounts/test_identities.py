@@ -13,9 +13,10 @@ from apps.accounts.oidc.linking import holder_of
 from apps.audit.models import AuditEvent
 from apps.common import redis
 from apps.common.actor import Actor
+from tests.apps.accounts.code_flow import begin, come_back
 from tests.apps.accounts.provider_kit import query
 from tests.apps.accounts.scripted_provider import PAGE, ScriptedProvider
-from tests.apps.accounts.test_oidc_strange import PAT, begin, come_back, log_in
+from tests.apps.accounts.test_oidc_strange import PAT, log_in
 from tests.apps.conftest import PASSWORD, Api, login_as
 
 ME, MINE, LINK = "/api/auth/me", "/api/auth/identities", "/api/auth/identities/link"

@@ -1,5 +1,6 @@
 """Against node's oidc-provider, a certified one: userinfo instead of claims in the ID token, its own pages, JWTs."""
 
+import io
 import os
 import re
 import subprocess
@@ -11,16 +12,16 @@ from urllib.parse import quote, urljoin
 import httpx2
 import pytest
 from django.conf import settings
+from django.core.management import call_command
 
 from apps.accounts.models import User, UserIdentity
-from apps.accounts.oidc import provider as ours
-from tests.apps.accounts.provider_kit import CALLBACK, PAGE, query, quiet_port
+from tests.apps.accounts.code_flow import begin, enter, named, through
+from tests.apps.accounts.provider_kit import CALLBACK, PAGE, quiet_port
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
 from tests.apps.conftest import Api
 from tests.interop.builds import npm_install
 
 FOLDER = Path(__file__).resolve().parents[2] / "interop" / "oidc_provider"
-LOGIN, BACK, TOKEN = "/api/auth/oidc/login", "/api/auth/oidc/callback", "/api/auth/oidc/token"
 pytestmark = [pytest.mark.django_db, pytest.mark.interop]
 
 
@@ -48,64 +49,23 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _it_is_ours(issuer: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    values = {
-        "OIDC_ISSUER": issuer,
-        "OIDC_CLIENT_ID": CLIENT_ID,
-        "OIDC_CLIENT_SECRET": CLIENT_SECRET,
-        "OIDC_REDIRECT_URIS": (PAGE,),
-        "OIDC_TIMEOUT_SECONDS": 20.0,
-    }
-    for name, value in values.items():
-        monkeypatch.setitem(settings.VISIONA, name, value)
-    ours._provider.cache_clear()
-    yield
-    ours._provider.cache_clear()
-
-
-def begin(api: Api) -> str:
-    answer = api.client.get(LOGIN, {"redirect_uri": PAGE})
-    assert answer.status_code == 302, answer.content
-    return answer["Location"]
-
-
-def through(url: str, who: str) -> str:
-    """Where a browser ends that fills in each form of the provider's pages: our callback, path and query."""
-    with httpx2.Client(timeout=20) as browser:
-        answer = browser.get(url)
-        while True:
-            if answer.status_code in (302, 303):
-                url = urljoin(str(answer.url), answer.headers["Location"])
-                if url.startswith(CALLBACK):
-                    return url.removeprefix("http://localhost:3721")
-                answer = browser.get(url)
-                continue
-            assert answer.status_code == 200, answer.text
-            form = dict(re.findall(r'name="(\w+)" value="([^"]*)"', answer.text))
-            target = re.search(r'action="([^"]+)"', answer.text)
-            assert target, answer.text
-            answer = browser.post(urljoin(str(answer.url), target[1]), data={**form, "login": who, "password": "x"})
-
-
-def enter(who: str):
-    api = Api()
-    back = api.client.get(through(begin(api), who))
-    assert back.status_code == 302, back.content
-    return api("POST", TOKEN, {"code": query(back["Location"])["code"]})
+def _it_is_ours(issuer: str) -> Iterator[None]:
+    with named(issuer, CLIENT_ID, CLIENT_SECRET):
+        yield
 
 
 def test_the_whole_way_with_claims_from_userinfo(issuer):
-    first = enter("pat")
+    first = enter(login="pat", password="x")
     assert first.status == 200
     assert (
         first.data["user"] | {"email": "pat@example.com", "email_verified": True, "name": "Pat"} == first.data["user"]
     )
-    assert enter("pat").data["user"]["id"] == first.data["user"]["id"]
+    assert enter(login="pat", password="x").data["user"]["id"] == first.data["user"]["id"]
     assert UserIdentity.objects.get().issuer == issuer
 
 
 def test_who_is_not_verified_there(issuer):
-    assert enter("una").data["user"]["email_verified"] is False
+    assert enter(login="una", password="x").data["user"]["email_verified"] is False
 
 
 def test_who_gives_up_there_is_told_so(issuer):
@@ -124,7 +84,7 @@ def test_who_gives_up_there_is_told_so(issuer):
 def test_a_wrong_secret_is_told_in_the_providers_word(issuer, monkeypatch):
     monkeypatch.setitem(settings.VISIONA, "OIDC_CLIENT_SECRET", "wrong")
     api = Api()
-    back = api.client.get(through(begin(api), "pat"))
+    back = api.client.get(through(begin(api), login="pat", password="x"))
     assert back["Location"] == f"{PAGE}#error=PROVIDER_ERROR&reason=invalid_client"
 
 
@@ -136,3 +96,11 @@ def test_a_machines_token_registers_nobody(issuer):
     refused = Api(answer.json()["access_token"])("GET", "/api/auth/me")
     assert (refused.status, refused.code) == (401, "UNAUTHENTICATED")
     assert not User.objects.exists()
+
+
+def test_the_operators_look_at_it(issuer):
+    out = io.StringIO()
+    call_command("oidc_check", stdout=out)
+    told = out.getvalue().splitlines()
+    assert [line for line in told if not line.startswith("ok    ")] == []
+    assert f"ok    discovery: issuer {issuer}" in told

@@ -12,25 +12,14 @@ from apps.accounts.models import User
 from apps.accounts.oidc import flow
 from apps.accounts.oidc import provider as module
 from apps.accounts.oidc.config import config
+from tests.apps.accounts.code_flow import LOGIN, TOKEN, begin, come_back
 from tests.apps.accounts.provider_kit import query
 from tests.apps.accounts.scripted_provider import PAGE, ScriptedProvider, new_key
 from tests.apps.conftest import Api
 
-ME, LOGIN, BACK, TOKEN = "/api/auth/me", "/api/auth/oidc/login", "/api/auth/oidc/callback", "/api/auth/oidc/token"
+ME, BACK = "/api/auth/me", "/api/auth/oidc/callback"
 PAT = {"email": "pat@example.com", "email_verified": True, "name": "Pat"}
 pytestmark = pytest.mark.django_db
-
-
-def begin(api: Api) -> str:
-    answer = api.client.get(LOGIN, {"redirect_uri": PAGE})
-    assert answer.status_code == 302, answer.content
-    return answer["Location"]
-
-
-def come_back(api: Api, path: str) -> str:
-    answer = api.client.get(path)
-    assert answer.status_code == 302, answer.content
-    return answer["Location"]
 
 
 def log_in(scripted: ScriptedProvider, **claims):
