@@ -65,7 +65,7 @@ proc_name = "visiona-api"
 
 def on_starting(server: Any) -> None:
     """Before the sockets are opened: what cannot start ends here, with one line."""
-    master.prepare()
+    master.prepare(server.app.wsgi)
     gunicorn_listener.bind(server)
 
 
@@ -77,6 +77,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn's interface
     """In the worker, before it has threads."""
+    master.begin_to_count()
     if _setting("API_PINNED"):
         cores.stay(worker.core_number)
 

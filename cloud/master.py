@@ -1,31 +1,64 @@
-"""What gunicorn's master does beside its own work. Standard library only.
+"""What gunicorn's master does beside its own work: it loads the application once, for all its workers.
 
-It stays free of Django, so that a reload (SIGHUP) takes new code, and free of connections, which must not be forked.
+A worker that is forked has it at once; loaded in each, it cost every worker seconds and its own copy in memory. What
+the master must not have is connections and threads, which do not outlive a fork: `cloud.startup` asks the servers in a
+process of its own.
 """
 
+import gc
+import importlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def prepare() -> None:
-    """Settings, servers, schema, seeds (`cloud.startup`), in a process of its own, before anything listens.
+def prepare(load: Callable[[], object]) -> None:
+    """The application (`load`), then settings, servers, schema, seeds (`cloud.startup`), before anything listens.
 
-    Ends this process, with the one line already written, if something is missing. Then names a fresh folder to
+    Ends this process, with the one line already written, if something is missing. Before, it names a fresh folder to
     prometheus_client, in which the workers count.
     """
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, "-m", "cloud.startup"], cwd=root, check=False)
-    if done.returncode:
-        sys.exit(max(done.returncode, 1))
     if folder := _fresh_folder():
         os.environ[_FOLDER] = str(folder)
+    try:
+        load()
+        if status := _status_of(_started):
+            sys.exit(status)
+    except BaseException:
+        clean_up()
+        raise
+    gc.collect()
+    gc.freeze()  # a collection in a worker would write to, and so copy, the pages that it shares
+
+
+def _started() -> int:
+    return int(importlib.import_module("cloud.startup").main())  # Django is not loaded before the folder has its name
+
+
+def _status_of(work: Callable[[], int]) -> int:
+    """The exit status of a forked process that does this; 1 for one that was killed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            status = work()
+        except Exception:  # noqa: BLE001 - this is the end of the process
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    _, ended = os.waitpid(pid, 0)
+    return max(os.waitstatus_to_exitcode(ended), 1) if ended else 0
 
 
 def _fresh_folder() -> Path | None:
@@ -41,6 +74,11 @@ def _fresh_folder() -> Path | None:
         print(f"visiona: no folder for the metrics, {folder}: {error.strerror}", file=sys.stderr)  # noqa: T201 - one line
         return None
     return folder
+
+
+def begin_to_count() -> None:
+    """In a worker: its own files of what it counts."""
+    importlib.import_module("apps.common.metrics").allocate()  # it reads the folder's name as it is loaded
 
 
 def forget_worker(pid: int) -> None:
