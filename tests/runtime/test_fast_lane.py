@@ -6,7 +6,10 @@ The rules of an exchange are shown by tests/system/test_proxy_rules.py and test_
 from __future__ import annotations
 
 import socket
+import struct
+import time
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import pytest
 import trio
@@ -14,7 +17,8 @@ import trio.testing
 
 from tests.runtime.daemonworld import OTHER, World
 from tests.runtime.fastworld import DEVICE, LOGIN, Handler, Visitor, Wire, box, fast_world, ok
-from tunnel.http import PROBE_SECONDS
+from tunnel.http import PROBE_SECONDS, ProxyError
+from tunnel.runtime.fast import FastLane
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -406,6 +410,59 @@ async def test_over_the_budget_of_buffers_running_exchanges_are_shed() -> None:
             await w.until(lambda: w.daemon.streams_fast == 0)
             (line,) = [each for each in w.logged("forward") if each["outcome"] == "cut"]
             assert "OVERLOADED" in line["problem"]
+
+
+async def test_clients_that_reset_as_their_answer_comes_cost_nobody_else() -> None:
+    """One that left before the task that writes its rest had begun ended the whole daemon: Trio takes a closed socket
+    for descriptor -1, and breaks down."""
+    async with fast_world() as w:
+        await box(w, once(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + bytes(240_000)))
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(trio.to_thread.run_sync, _ask_and_reset, w.public, number)
+        await w.until(lambda: w.daemon.streams_fast == 0)
+        await box(w, ok(b"hello"))
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).body == b"hello"
+        assert not [line for line in w.lines if line["level"] == "error"]
+
+
+async def test_who_is_cut_before_its_rest_is_written_costs_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, surely: whatever ends an exchange may do so before the task that it has begun has had its turn."""
+    spawn = FastLane.spawn
+
+    def spawn_and_cut(lane: FastLane, *work: Any) -> None:
+        spawn(lane, *work)
+        for run in list(lane.running):
+            run.end_with(ProxyError("OVERLOADED", "cut"))
+
+    async with fast_world() as w:
+        await box(w, once(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + bytes(6_000_000)))
+        with monkeypatch.context() as patch:
+            patch.setattr(FastLane, "spawn", spawn_and_cut)
+            async with Visitor(w) as visitor:
+                visitor.stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                await visitor.send(f"GET /d/{DEVICE}/x")
+                await w.until(lambda: [line["problem"] for line in w.logged("forward")] == ["OVERLOADED: cut"])
+                await trio.testing.wait_all_tasks_blocked()
+        await box(w, ok(b"hello"))
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x")).body == b"hello"
+        assert not [line for line in w.lines if line["level"] == "error"]
+
+
+def _ask_and_reset(port: int, number: int) -> None:
+    """Clients one after the other, each a little later than the last as it leaves."""
+    for turn in range(60):
+        sock = socket.socket()
+        with sock, suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.settimeout(5)
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(f"GET /d/{DEVICE}/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {LOGIN}\r\n\r\n".encode())
+            sock.recv(1)
+            time.sleep((turn * 12 + number) % 40 * 5e-5)
 
 
 async def test_an_agent_may_come_on_a_connection_that_was_a_clients() -> None:

@@ -151,7 +151,14 @@ class FastLane:
     def spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Work that a step left over, bounded by the exchange that it belongs to."""
         if self._nursery is not None:
-            self._nursery.start_soon(work, *args)
+            self._nursery.start_soon(self._alone, work, *args)
+
+    async def _alone(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """A bug in what one exchange left over ends neither the others nor the daemon."""
+        try:
+            await work(*args)
+        except Exception as error:  # noqa: BLE001 - the last that could catch it
+            self._log.error("work_crashed", work=work.__name__, error=repr(error))
 
     def reset_when_flushed(self, kept: ByteStream, address: str) -> None:
         """Reset a client's connection once what was written has arrived. Until then it has a place as others have, and

@@ -108,8 +108,8 @@ class Client(Pipe):
             return await self.read()
         if self.sock.fileno() < 0:
             raise trio.ClosedResourceError("this connection was closed")
-        self._rester = current_task()
         poller.add(self._descriptor, self._readable)
+        self._rester = current_task()  # not before: who is woken must be asleep
 
         def abort(_: object) -> Abort:
             self._stop_resting()

@@ -10,7 +10,7 @@ import trio
 
 from tunnel.http import Buffer
 from tunnel.protocol.limits import AHEAD
-from tunnel.runtime.sockets import ByteStream, shared_buffer
+from tunnel.runtime.sockets import ByteStream, descriptor, shared_buffer
 
 _READ: Final = AHEAD
 _PIECES: Final = 512
@@ -38,10 +38,8 @@ class Pipe:
         """What has come, b"" at the end. Raises trio.BrokenResourceError, ClosedResourceError."""
         buffer = shared_buffer()
         sock = self.sock
-        if sock.fileno() < 0:
-            raise trio.ClosedResourceError("this connection was closed")
         while True:
-            await trio.lowlevel.wait_readable(sock)
+            await trio.lowlevel.wait_readable(descriptor(sock))
             try:
                 size = sock.recv_into(buffer, _READ)
             except BlockingIOError:
@@ -81,7 +79,7 @@ class Pipe:
     async def flush(self) -> None:
         """Wait until all is written. By one task at a time. Raises trio.BrokenResourceError, ClosedResourceError."""
         while self._unsent:
-            await trio.lowlevel.wait_writable(self.sock)
+            await trio.lowlevel.wait_writable(descriptor(self.sock))
             pieces, self._unsent = self._unsent, []
             self.write(pieces)
 

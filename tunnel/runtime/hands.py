@@ -23,6 +23,7 @@ import trio
 
 from tunnel.config import Family
 from tunnel.logs import JsonLog
+from tunnel.runtime.sockets import descriptor
 
 AVAILABLE: Final = sys.platform == "linux"
 """Elsewhere there are no abstract names, nor does the kernel spread connections."""
@@ -146,7 +147,7 @@ class Hands:
     async def _listen(self, listener: socket.socket, nursery: trio.Nursery, take: Take) -> None:
         while self._listener is not None:  # as `close` leaves it
             try:
-                await trio.lowlevel.wait_readable(listener)
+                await trio.lowlevel.wait_readable(descriptor(listener))
                 self._accept(listener, nursery, take)
             except trio.ClosedResourceError:
                 return
@@ -173,7 +174,7 @@ class Hands:
         try:
             way.send(b".")
             while self._read(way, take):
-                await trio.lowlevel.wait_readable(way)
+                await trio.lowlevel.wait_readable(descriptor(way))
         except (OSError, trio.ClosedResourceError):
             pass  # the sibling ended, or we do
         finally:

@@ -177,6 +177,6 @@ async def send_and_close(stream: ByteStream, data: bytes) -> None:
                 left = _LINGER_BYTES
                 while left > 0 and (more := await stream.receive_some()):
                     left -= len(more)
-        except trio.BrokenResourceError:
-            pass  # the client did not wait for it
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client did not wait for it, or gave way
     stream.close()

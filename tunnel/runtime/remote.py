@@ -27,7 +27,7 @@ from tunnel.contract import (
 from tunnel.protocol.inbound import Bytes
 from tunnel.runtime.connection import StreamReset
 from tunnel.runtime.http1 import Refusal
-from tunnel.runtime.sockets import ByteStream, tune
+from tunnel.runtime.sockets import ByteStream, descriptor, tune
 
 CONNECT_SECONDS: Final = 3.0
 ANSWER_GRACE: Final = 1.0
@@ -110,7 +110,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         with memoryview(data) as view:
             sent = self._send(view)
             while sent < len(view):
-                await trio.lowlevel.wait_writable(self._raw.sock)
+                await trio.lowlevel.wait_writable(descriptor(self._raw.sock))
                 sent += self._send(view[sent:])
 
     def send_nowait(self, data: Bytes) -> int:
@@ -121,7 +121,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
     async def wait_send_all_might_not_block(self) -> None:
         """Return when there is room to send, or the stream broke."""
         self._check_sendable()
-        await trio.lowlevel.wait_writable(self._raw.sock)
+        await trio.lowlevel.wait_writable(descriptor(self._raw.sock))
 
     async def send_eof(self) -> None:
         """Half-close: the box sees the end after all that was sent. Idempotent. Raises as `send_all` does."""
@@ -140,7 +140,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         """The next bytes, at most `max_bytes`; b"" after the box's end. Raises StreamReset."""
         await trio.lowlevel.checkpoint()
         while (data := self.receive_nowait(max_bytes)) is None:
-            await trio.lowlevel.wait_readable(self._raw.sock)
+            await trio.lowlevel.wait_readable(descriptor(self._raw.sock))
         return data
 
     def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:

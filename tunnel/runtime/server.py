@@ -202,8 +202,8 @@ class HttpServer:
             self._slots.leave(scope)
             if rest is not None:
                 await rest()
-        except trio.BrokenResourceError:
-            pass  # the client went away; nobody is left to be told
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client went away, or gave way; nobody is left to be told
         except Exception as error:  # noqa: BLE001 - one connection's crash must end that connection only
             self._log.error("connection_crashed", port=self._name, error=repr(error), address=address)
         finally:

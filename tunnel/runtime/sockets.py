@@ -29,6 +29,17 @@ Socket = socket.socket | trio.socket.SocketType
 _shared: trio.lowlevel.RunVar[memoryview] = trio.lowlevel.RunVar("tunnel_read_buffer")
 
 
+def descriptor(sock: Socket) -> int:
+    """What trio is asked to wait for. Raises trio.ClosedResourceError for a socket that is closed.
+
+    Trio itself would take its -1 for a descriptor, fail in the midst, and break down at the next such.
+    """
+    number = sock.fileno()
+    if number < 0:
+        raise trio.ClosedResourceError("this socket was closed")
+    return number
+
+
 def shared_buffer() -> memoryview:
     """The one read buffer of this Trio run. What stands in it is valid until the next await only."""
     try:
@@ -109,7 +120,7 @@ def listen(host: str, port: int, backlog: int = 4096) -> socket.socket:
 async def accept(listener: socket.socket) -> tuple[socket.socket, str]:
     """The next connection, tuned, and its peer's IP address. Raises OSError as accept(2) does."""
     while True:
-        await trio.lowlevel.wait_readable(listener)
+        await trio.lowlevel.wait_readable(descriptor(listener))
         taken = accept_nowait(listener)
         if taken is not None:
             return taken
@@ -155,10 +166,10 @@ class ByteStream:
         self._size = _SMALL_READ
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What has arrived, b"" at the end. Raises trio.BrokenResourceError."""
+        """What has arrived, b"" at the end. Raises trio.BrokenResourceError, ClosedResourceError."""
         size = self._size if max_bytes is None else max_bytes
         while True:
-            await trio.lowlevel.wait_readable(self.sock)
+            await trio.lowlevel.wait_readable(descriptor(self.sock))
             try:
                 data = self.sock.recv(size)
             except BlockingIOError:
@@ -179,13 +190,13 @@ class ByteStream:
             raise trio.BrokenResourceError(str(error)) from error
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of `data`. Raises trio.BrokenResourceError."""
+        """Write all of `data`. Raises trio.BrokenResourceError, ClosedResourceError."""
         sent = self.send_nowait(data)
         if sent == len(data):
             return
         rest = memoryview(data)[sent:]
         while rest:
-            await trio.lowlevel.wait_writable(self.sock)
+            await trio.lowlevel.wait_writable(descriptor(self.sock))
             try:
                 rest = rest[self.sock.send(rest) :]
             except BlockingIOError:

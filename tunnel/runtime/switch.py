@@ -29,7 +29,7 @@ from tunnel.runtime.fast_types import BoxStream
 from tunnel.runtime.http1 import Refusal
 from tunnel.runtime.metrics import Metrics
 from tunnel.runtime.session import TunnelSession
-from tunnel.runtime.sockets import ByteStream, shared_buffer
+from tunnel.runtime.sockets import ByteStream, descriptor, shared_buffer
 
 _UP: Final = AHEAD  # read from the client at once: as much as a stream's send buffer takes
 _DOWN: Final = 128 * 1024
@@ -137,7 +137,7 @@ class Forward:
             await stream.send_all(first)
         buffer = shared_buffer()[:_UP]
         while True:
-            await trio.lowlevel.wait_readable(sock)
+            await trio.lowlevel.wait_readable(descriptor(sock))
             try:
                 size = sock.recv_into(buffer)
             except BlockingIOError:

@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from tunnel.runtime.sockets import Socket, acknowledged, shared_buffer, unsent
+from tunnel.runtime.sockets import Socket, acknowledged, descriptor, shared_buffer, unsent
 from tunnel.runtime.turn import Turn
 from tunnel.runtime.wire import Payload, TransportProtocolError, Wire
 
@@ -257,13 +257,13 @@ class SocketTransport(_WireTransport):
         if self._full:
             await trio.lowlevel.checkpoint()
         else:
-            await trio.lowlevel.wait_readable(sock)
+            await trio.lowlevel.wait_readable(descriptor(sock))
         limit = self._turn.size
         while True:
             try:
                 size = sock.recv_into(buffer, limit)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(sock)
+                await trio.lowlevel.wait_readable(descriptor(sock))
                 continue
             self._full = size == limit
             return buffer[:size]
@@ -292,7 +292,7 @@ class SocketTransport(_WireTransport):
         rest = memoryview(rest)
         while rest:
             self._rest = len(rest)
-            await trio.lowlevel.wait_writable(sock)
+            await trio.lowlevel.wait_writable(descriptor(sock))
             try:
                 rest = rest[sock.send(rest) :]
             except BlockingIOError:
