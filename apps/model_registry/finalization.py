@@ -4,7 +4,8 @@
     work      a worker claims what is queued, fairly among owners, and ends each: `ready`, or pending with an error
     wait      the call looks for the end for a few seconds; later calls of finalize are told it
 
-A worker that dies leaves a row that beats no more; `rescue` queues it again. Each write of a worker names its `run`.
+A worker that dies leaves a row that beats no more; `rescue` queues it again. So is one that broke off unexpectedly, a
+little later each time; what has broken off too often has failed. Each write of a worker names its `run`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final
@@ -51,6 +52,10 @@ AT_ONCE_OF_ONE: Final = 2
 BEAT_SECONDS: Final = 5.0
 STALE: Final = dt.timedelta(seconds=60)
 """A worker that was not heard of for so long has lost its check to another. One call on the store takes up to 44 s."""
+ATTEMPTS: Final = 4
+"""Checks of one upload that may break off, by what nobody expected or with their worker; then it has failed."""
+BACKOFF: Final = dt.timedelta(seconds=5)
+"""After the first that broke off; twice as long after each other."""
 _PAUSES: Final = (0.02, 0.03, 0.05, 0.1, 0.1, 0.2)
 
 Written = Callable[[Finalization, AIModel, Stored], None]
@@ -96,6 +101,7 @@ def _queue(
     row: Finalization, model: AIModel, actor: Actor, parts: Sequence[tuple[int, str]] | None, now: dt.datetime
 ) -> Finalization:
     row.run += 1
+    row.attempts = 0
     row.status, row.upload_key, row.queued_at, row.beat_at = FinalizationStatus.QUEUED, model.upload_key, now, None
     row.parts = None if parts is None else [list(part) for part in parts]
     row.actor, row.language = asdict(actor), translation.get_language() or ""
@@ -107,13 +113,13 @@ def _queue(
     return row
 
 
-def wait(row: Finalization, *, seconds: float = WAIT_SECONDS) -> None:
-    """Until the check has ended, for so long at most, and not at all where too many wait already.
+def wait(row: Finalization) -> None:
+    """Until the check has ended, for WAIT_SECONDS at most, and not at all where too many wait already.
 
     Raises DomainError as it ended, where it did not end well.
     """
     with _place(row.model.owner_id) as waits:
-        until = time.monotonic() + (seconds if waits else 0.0)
+        until = time.monotonic() + (WAIT_SECONDS if waits else 0.0)
         for pause_seconds in _pauses():
             seen = Finalization.objects.filter(id=row.id).first()
             if seen is None or seen.run < row.run:  # ready, deleted, or begun anew
@@ -205,16 +211,24 @@ def _claim(now: dt.datetime) -> Finalization | None:
     running = Finalization.objects.filter(status=FinalizationStatus.RUNNING)
     shares = dict(running.values_list("model__owner").annotate(Count("id")))
     full = [owner for owner, count in shares.items() if count >= AT_ONCE_OF_ONE]
-    queued = Finalization.objects.filter(status=FinalizationStatus.QUEUED).exclude(model__owner__in=full)
+    queued = Finalization.objects.filter(_due(now)).exclude(model__owner__in=full)
     idle = queued.exclude(model__owner__in=list(shares))
     for rows in (idle, queued):
         row = rows.select_for_update(skip_locked=True, of=("self",)).order_by("queued_at").first()
         if row is not None:
             row.run += 1
+            row.attempts += 1
             row.status = FinalizationStatus.RUNNING
-            Finalization.objects.filter(id=row.id).update(run=row.run, status=row.status, beat_at=Now(), updated_at=now)
+            Finalization.objects.filter(id=row.id).update(
+                run=row.run, attempts=row.attempts, status=row.status, beat_at=Now(), updated_at=now
+            )
             return row
     return None
+
+
+def _due(now: dt.datetime) -> Q:
+    """What waits for a worker. The first time at once: the API's clock and a worker's may differ."""
+    return Q(status=FinalizationStatus.QUEUED) & (Q(attempts=0) | Q(queued_at__lte=now))
 
 
 def _carry(row: Finalization, leaving: Callable[[], bool], write: Written) -> None:
@@ -241,6 +255,9 @@ def _carry(row: Finalization, leaving: Callable[[], bool], write: Written) -> No
             outcome = _fail(row, DomainError("INVALID_STATE", str(error)))
         except DomainError as error:
             outcome = _fail(row, error)
+        except Exception:
+            logger.exception("model_check_broke_off", model=str(row.model_id), attempt=row.attempts)
+            outcome = _break_off(row, timezone.now())
     seconds = round(time.monotonic() - began, 3)
     logger.info("model_checked", model=str(row.model_id), outcome=outcome, seconds=seconds, size=model.size)
 
@@ -264,9 +281,18 @@ class _Beat:
 def _give_back(row: Finalization) -> None:
     """Another worker goes on at once; nothing where another has it already."""
     with transaction.atomic():
-        changes: dict[str, Any] = {"status": FinalizationStatus.QUEUED, "run": F("run") + 1, "beat_at": None}
-        if _held(row).update(**changes):
+        if _held(row).update(**_QUEUED, attempts=F("attempts") - 1):
             wake()
+
+
+def _break_off(row: Finalization, now: dt.datetime) -> str:
+    """It ended as nobody expected: again in a while, or failed. What became of it, for the log."""
+    if row.attempts >= ATTEMPTS:
+        with translation.override(row.language or None):
+            said = _("The upload could not be checked: it broke off %d times. Finalize it again, or send it anew.")
+            return _fail(row, DomainError("INTERNAL_ERROR", said % row.attempts))
+    later = now + BACKOFF * (1 << (row.attempts - 1))
+    return "broke off" if _held(row).update(**_QUEUED, queued_at=later) else "lost"
 
 
 def _fail(row: Finalization, error: DomainError) -> str:
@@ -291,14 +317,17 @@ def forget(model: AIModel) -> None:
 
 def rescue(*, now: dt.datetime) -> int:
     """Queue again what a killed worker left behind, and wake a worker if anything waits. Returns how many waited."""
-    stale = Q(status=FinalizationStatus.RUNNING, beat_at__lt=Now() - STALE)
-    Finalization.objects.filter(stale).update(
-        status=FinalizationStatus.QUEUED, run=F("run") + 1, beat_at=None, updated_at=now
-    )
-    waiting = Finalization.objects.filter(status=FinalizationStatus.QUEUED).count()
+    for row in Finalization.objects.filter(status=FinalizationStatus.RUNNING, beat_at__lt=Now() - STALE):
+        _break_off(row, now)
+    waiting = Finalization.objects.filter(_due(now)).count()
     if waiting:
         wake()
     return waiting
+
+
+_QUEUED: Final[Mapping[str, Any]] = {
+    "status": FinalizationStatus.QUEUED, "run": F("run") + 1, "beat_at": None, "updated_at": Now(),
+}  # fmt: skip
 
 
 def _held(row: Finalization) -> QuerySet[Finalization]:

@@ -25,8 +25,10 @@ class Finalization(BaseModel):
         run: raised whenever it is queued or claimed; each write of a worker names it, so that of two one is heard.
         upload_key: of the upload that is checked; the model's may be another by then.
         parts: number and ETag of each part, as the caller named them; None for an upload that has none.
+        attempts: how often a worker has begun it since it was asked for; one that was given back does not count.
         actor: who asked, for the audit trail. language: in which the end is told.
-        queued_at: since when it waits. beat_at: when its worker was heard of last, by PostgreSQL's clock.
+        queued_at: since when it waits, or from when on it may be tried again.
+        beat_at: when its worker was heard of last, by PostgreSQL's clock.
         error: `code`, `message`, `details` and `retry_after` of a failed one. told: whether its owner has read that.
     """
 
@@ -35,6 +37,7 @@ class Finalization(BaseModel):
         "model_registry.AIModel", on_delete=models.CASCADE, related_name="finalization", db_constraint=False
     )
     run = models.PositiveIntegerField(default=0)
+    attempts = models.PositiveSmallIntegerField(default=0, db_default=0)
     status = models.CharField(max_length=16, choices=FinalizationStatus.choices, default=FinalizationStatus.QUEUED)
     upload_key = models.CharField(max_length=255)
     parts = models.JSONField(null=True, blank=True)

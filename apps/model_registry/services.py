@@ -38,6 +38,8 @@ UNIQUE: Final = ("models_owner_name_version_unique", "models_builtin_unique")
 ATTEMPTS: Final = 3
 DISCARD: Final = "models.discard"
 """The job that removes bytes on a store which may keep its caller waiting."""
+WITHDRAW: Final = "models.withdraw"
+"""The job that takes a deleted model's bytes away from the URLs that are out, on such a store."""
 Result = TypeVar("Result")
 
 
@@ -316,16 +318,34 @@ def change_model(
 def delete_model(*, actor: Actor, owner_id: uuid.UUID, model_id: uuid.UUID, now: dt.datetime) -> AIModel:
     """Soft-delete: its name is free at once, its bytes are purged later (`upkeep.purge`); an upload ends.
 
-    Of two at once one deletes, the other raises DomainError NOT_FOUND. A built-in one: FORBIDDEN.
+    A URL of its bytes that is out leads nowhere from now on: they are put where none leads, by a worker where the
+    store is another machine. Of two at once one deletes, the other raises DomainError NOT_FOUND. A built-in one:
+    FORBIDDEN.
     """
+    at_once = storage.store().settles_at_once
     with transaction.atomic():
         model = _own(owner_id, model_id, lock=True)
         model.deleted_at = now
         model.save(update_fields=["deleted_at", "updated_at"])
         _audit(actor, "model.delete", model, {"name": model.name, "version": model.version}, now)
+        if model.status == ModelStatus.READY and not at_once:
+            jobs.configure_task(WITHDRAW).defer(key=model.object_key)
+    if model.status == ModelStatus.READY and at_once:
+        try:
+            withdraw(key=model.object_key)
+        except StorageError as error:
+            logger.warning("bytes_left_to_the_reaper", key=model.object_key, error=type(error.__cause__).__name__)
     if model.upload_key:
         _discard(model.upload_key, model.upload_id)
     return model
+
+
+def withdraw(*, key: str) -> None:
+    """Put a deleted model's bytes where no URL leads. Raises StorageError."""
+    if AIModel.objects.filter(object_key=key, deleted_at=None).exists():  # a database was restored meanwhile
+        return
+    release_database()
+    storage.store().withdraw(key)
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------

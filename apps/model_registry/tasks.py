@@ -29,6 +29,12 @@ def discard(*, key: str, upload_id: str) -> None:
     storage.store().discard(key, upload_id=upload_id)
 
 
+@app.task(name=services.WITHDRAW, queue="maintenance", retry=RETRY)
+def withdraw(*, key: str) -> None:
+    """A deleted model's bytes: the URLs that are out lead nowhere."""
+    services.withdraw(key=key)
+
+
 @app.task(name="models.purge_owner", queue="maintenance", retry=RETRY)
 def purge_owner(*, user_id: str) -> None:
     """All models of a user who leaves, with their bytes."""

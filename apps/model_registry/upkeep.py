@@ -1,5 +1,7 @@
 """What the passing of time does to models: uploads given up, deleted models purged, bytes that nothing speaks of.
 
+Bytes of a deleted model that lie in a live one's place are withdrawn, and the reverse (a restored database).
+
 Safe on every host and at any time, several at once too: rows are taken under a lock that skips those which another has,
 and to remove what is gone is no error. A row goes before its bytes: whatever breaks off leaves bytes without a row,
 which the next run finds.
@@ -101,17 +103,28 @@ def _remove_rows(rows: QuerySet[AIModel], action: str, now: dt.datetime) -> list
 
 def _remove_orphans(found: Reaped, now: dt.datetime, dry_run: bool) -> None:
     """Bytes a day old or older that no row speaks of: of a process that was killed between one and the other."""
-    old = (each for each in storage.store().leftovers() if each.modified_at <= now - UPLOAD_KEPT)
-    for batch in _batches(old):
+    for batch in _batches(storage.store().leftovers()):
         keys = {each.key for each in batch}
         named = AIModel.objects.filter(Q(object_key__in=keys) | Q(upload_key__in=keys))
         spoken_of = {(key, "") for row in named.values_list("object_key", "upload_key") for key in row}
         spoken_of |= set(named.exclude(upload_id="").values_list("upload_key", "upload_id"))
+        deleted = dict(named.filter(status=ModelStatus.READY).values_list("object_key", "deleted_at"))
         for each in batch:
-            if (each.key, each.upload_id) not in spoken_of:
+            if (each.key, each.upload_id) in spoken_of:
+                if not dry_run and each.key in deleted and each.withdrawn == (deleted[each.key] is None):
+                    _put_right(each, found)
+            elif each.modified_at <= now - UPLOAD_KEPT:
                 found.orphans += 1
                 if not dry_run:
                     _discard(each, found)
+
+
+def _put_right(what: Leftover, found: Reaped) -> None:
+    store = storage.store()
+    try:
+        (store.reinstate if what.withdrawn else store.withdraw)(what.key)
+    except StorageError:
+        found.failed += 1
 
 
 def _discard(what: Leftover, found: Reaped) -> None:

@@ -22,7 +22,9 @@ UPLOADS: Final = "uploads/"
 """Where bytes lie before they are checked: `uploads/<name of the upload>`."""
 OBJECTS: Final = "models/"
 """Where checked bytes lie."""
-_KEY: Final = re.compile(r"(?:uploads|models)/[0-9a-f][0-9a-f/-]{0,200}\Z")
+WITHDRAWN: Final = "deleted/"
+"""Where the bytes of deleted models lie: under the rest of their key, where no URL that is out leads."""
+_KEY: Final = re.compile(r"(?:uploads|models|deleted)/[0-9a-f][0-9a-f/-]{0,200}\Z")
 
 
 Progress = Callable[[], None]
@@ -99,11 +101,15 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something found in the store: an object, an upload that waits to be checked, or a multipart upload."""
+    """Something found in the store: an object, an upload that waits to be checked, or a multipart upload.
+
+    `withdrawn`: an object that lies where deleted models' do; `key` is the one that it was made under.
+    """
 
     key: str
     modified_at: dt.datetime
     upload_id: str = ""
+    withdrawn: bool = False
 
 
 class ObjectStore(Protocol):
@@ -137,10 +143,22 @@ class ObjectStore(Protocol):
         """Keep what `source` has, under `key`, all or nothing. Raises TooLarge over `limit` bytes."""
 
     def open_range(self, key: str, start: int, length: int) -> AbstractContextManager[Iterator[bytes]]:
-        """`length` bytes from `start` on, in pieces. Raises Mismatch where there is no such object or range."""
+        """`length` bytes from `start` on, in pieces, of a withdrawn object too.
+
+        Raises Mismatch where there is no such object or range.
+        """
+
+    def withdraw(self, key: str) -> None:
+        """Put an object where no URL leads that was ever given out. What is not there is no error."""
+
+    def reinstate(self, key: str) -> None:
+        """Put a withdrawn object back in its place. What is not there is no error."""
 
     def discard(self, key: str, *, upload_id: str = "") -> None:
-        """Remove an object, or an upload with all that belongs to it. What is not there is no error."""
+        """Remove an object, withdrawn or not, or an upload with all that belongs to it.
+
+        What is not there is no error.
+        """
 
     def problem(self) -> str:
         """Why it cannot serve though it answers, in words for an operator; empty: it can, as far as is known."""
@@ -161,6 +179,11 @@ def no_progress() -> None:
 def is_key(key: str) -> bool:
     """Whether it is one that we make."""
     return bool(_KEY.match(key)) and "//" not in key and not key.endswith("/")
+
+
+def withdrawn(key: str) -> str:
+    """Where an object lies once it is withdrawn."""
+    return WITHDRAWN + check_key(key).removeprefix(OBJECTS)
 
 
 def check_key(key: str) -> str:

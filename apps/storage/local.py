@@ -4,6 +4,7 @@
     uploads/<upload>/part-…      bytes that are just arriving
     uploads/<upload>/<sha256>    bytes that have arrived whole, on disk, under their own checksum
     models/<aa>/<id>             checked bytes, moved there by one rename
+    deleted/<aa>/<id>            those of a deleted model
 
 So a name tells at any moment what is behind it, whenever the power goes: a part is never taken for a whole.
 """
@@ -30,6 +31,7 @@ from apps.storage.base import (
     CHUNK,
     OBJECTS,
     UPLOADS,
+    WITHDRAWN,
     Leftover,
     Mismatch,
     Progress,
@@ -42,6 +44,7 @@ from apps.storage.base import (
     check_key,
     no_progress,
     nothing_came,
+    withdrawn,
 )
 from apps.storage.signing import Grant, Method, sign
 
@@ -166,14 +169,38 @@ class LocalStore:
     @contextmanager
     def open_range(self, key: str, start: int, length: int) -> Iterator[Iterator[bytes]]:
         """Pieces of a file."""
-        with self.open(key) as file:  # not within _mapped: what the caller's block raises is the caller's
+        with self._open_anywhere(key) as file:  # not within _mapped: what the caller's block raises is the caller's
             if start + length > os.fstat(file.fileno()).st_size:
                 raise Mismatch("the range lies outside of the object")
             file.seek(start)
             yield _pieces(file, length)
 
+    def _open_anywhere(self, key: str) -> FileIO:
+        try:
+            return self.open(key)
+        except Mismatch:
+            return self.open(withdrawn(key))
+
+    def withdraw(self, key: str) -> None:
+        """One rename; who reads it already reads on."""
+        self._shift(self._path(key), self._path(withdrawn(key)))
+
+    def reinstate(self, key: str) -> None:
+        """One rename back."""
+        self._shift(self._path(withdrawn(key)), self._path(key))
+
+    @staticmethod
+    def _shift(source: Path, target: Path) -> None:
+        with _mapped():
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                source.rename(target)
+            except FileNotFoundError:
+                return
+            _sync_folder(target.parent)
+
     def open(self, key: str) -> FileIO:
-        """The file of an object. Raises Mismatch where there is none."""
+        """The file of an object that is in its place. Raises Mismatch where there is none."""
         try:
             with _mapped():
                 return self._path(key).open("rb", buffering=0)
@@ -190,6 +217,7 @@ class LocalStore:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+                self._path(withdrawn(key)).unlink(missing_ok=True)
 
     def problem(self) -> str:
         """None that is known before a file is touched."""
@@ -202,11 +230,12 @@ class LocalStore:
                 times = [at for at in map(_modified, [slot, *_listed(slot)]) if at is not None]
                 if times:
                     yield Leftover(f"{UPLOADS}{slot.name}", max(times))
-            for shelf in _listed(self._root / OBJECTS):
-                for path in _listed(shelf):
-                    at = _modified(path)
-                    if at is not None:
-                        yield Leftover(f"{OBJECTS}{shelf.name}/{path.name}", at)
+            for folder in (OBJECTS, WITHDRAWN):
+                for shelf in _listed(self._root / folder):
+                    for path in _listed(shelf):
+                        at = _modified(path)
+                        if at is not None:
+                            yield Leftover(f"{OBJECTS}{shelf.name}/{path.name}", at, withdrawn=folder == WITHDRAWN)
 
     def download_url(
         self, key: str, *, filename: str, stored: Stored, expires_at: dt.datetime, base_url: str, owner: str = ""

@@ -2,6 +2,7 @@
 
     uploads/<upload>   a single PUT's bytes, until they are checked; then copied, so that its URL can overwrite nothing
     models/<aa>/<id>   checked bytes; a multipart upload is completed here, since its URLs die with it
+    deleted/<aa>/<id>  those of a deleted model: the URLs of its downloads name what is no more
 
 A presigned PUT binds the size, and the checksum if it was promised, as signed headers. A server that was seen to refuse
 bytes of another checksum is believed when it names the promised one; every other is read back for the SHA-256.
@@ -36,6 +37,7 @@ from apps.storage.base import (
     CHUNK,
     OBJECTS,
     UPLOADS,
+    WITHDRAWN,
     Leftover,
     Mismatch,
     Part,
@@ -50,6 +52,7 @@ from apps.storage.base import (
     is_key,
     no_progress,
     nothing_came,
+    withdrawn,
 )
 
 logger = structlog.get_logger(__name__)
@@ -59,8 +62,12 @@ MULTIPART_ABOVE: Final = 100 << 20
 PART_LEAST: Final = 32 << 20
 PARTS_MOST: Final = 1_000
 """S3 would take 10 000; each is a URL in the answer to `init`."""
+_COPYING: Final = TransferConfig(multipart_threshold=1 << 30, multipart_chunksize=1 << 30, use_threads=False)
+"""S3 copies at most 5 GiB at once."""
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 _WRONG: Final = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "InvalidRange", "PreconditionFailed"})
+_WRONG_CHECKSUM: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch"})
+"""S3's word for bytes that are not of the checksum sent with them, and MinIO's."""
 _NO_BUCKET: Final = "NoSuchBucket"
 _NO_ACCESS: Final = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"})
 _UNKNOWN: Final = frozenset(
@@ -235,24 +242,28 @@ class S3Store:
     def verifies_checksums(self) -> bool:
         """Whether the server refuses bytes that are not of the SHA-256 sent with them: tried once a process.
 
-        One that takes them has only kept what the uploader said, and its word is worth nothing.
+        One that takes them has only kept what the uploader said, and its word is worth nothing. So it is with one that
+        refuses the right checksum too, or the wrong one for another reason.
         """
         with self._probing:
             if self._verifies is None:
                 key = f"{UPLOADS}{uuid7().hex}"
-                wrong = _base64(hashlib.sha256(b"another").hexdigest())
-                try:
-                    self._quick.put_object(**self._named(key), Body=b"these", ChecksumSHA256=wrong)
-                except ClientError as error:
-                    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-                    if status != 400:
-                        raise
-                    self._verifies = True
-                else:
-                    self._verifies = False
-                    self._quick.delete_object(**self._named(key))
-                logger.info("storage_checksums", verified_by_the_server=self._verifies)
+                right, wrong = self._refusal(key, b"these", b"these"), self._refusal(key, b"these", b"another")
+                self._verifies = not right and wrong in _WRONG_CHECKSUM
+                self._quick.delete_object(**self._named(key))
+                logger.info("storage_checksums", verified_by_the_server=self._verifies, right=right, wrong=wrong)
         return self._verifies
+
+    def _refusal(self, key: str, body: bytes, promised: bytes) -> str:
+        """The code with which the server refuses bytes as no good; empty: it takes them. Raises ClientError."""
+        checksum = _base64(hashlib.sha256(promised).hexdigest())
+        try:
+            self._quick.put_object(**self._named(key), Body=body, ChecksumSHA256=checksum)
+        except ClientError as error:
+            if _status(error) != 400:  # nothing that says anything of bytes
+                raise
+            return _code(error) or "400"
+        return ""
 
     # --- objects ------------------------------------------------------------------------------------------------------
     def put(self, key: str, source: BinaryIO, *, limit: int) -> Stored:
@@ -272,10 +283,7 @@ class S3Store:
             yield iter(())
             return
         with self._mapped():
-            try:
-                answer = self._call(self._client.get_object, key, Range=f"bytes={start}-{start + length - 1}")
-            except Missing:
-                raise Mismatch("there is no such object") from None
+            answer = self._opened(key, f"bytes={start}-{start + length - 1}")
         body = answer["Body"]
         try:
             if int(answer["ContentLength"]) != length:
@@ -283,6 +291,34 @@ class S3Store:
             yield self._mapped_pieces(body, length)
         finally:
             body.close()
+
+    def _opened(self, key: str, span: str) -> Any:
+        for place in (key, withdrawn(key)):
+            try:
+                return self._call(self._client.get_object, place, Range=span)
+            except Missing:
+                pass
+        raise Mismatch("there is no such object")
+
+    def withdraw(self, key: str) -> None:
+        """A copy within S3, then a delete: a URL that is out leads to nothing, whatever time it has left."""
+        self._shift(key, withdrawn(key))
+
+    def reinstate(self, key: str) -> None:
+        """A copy back, then a delete."""
+        self._shift(withdrawn(key), key)
+
+    def _shift(self, source: str, target: str) -> None:
+        with self._mapped():
+            try:
+                self._client.copy(
+                    self._named(source), *self._named(target).values(), SourceClient=self._quick, Config=_COPYING
+                )
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
+            else:
+                self._quick.delete_object(**self._named(source))
 
     def discard(self, key: str, *, upload_id: str = "") -> None:
         """Delete an object; give up a multipart upload first."""
@@ -293,14 +329,18 @@ class S3Store:
                 except Missing:
                     pass  # completed, or given up before
             self._quick.delete_object(**self._named(key))
+            if key.startswith(OBJECTS) and not upload_id:
+                self._quick.delete_object(**self._named(withdrawn(key)))
 
     def leftovers(self) -> Iterator[Leftover]:
         """Objects, and multipart uploads that are not completed. What is not of our making is passed over."""
-        for folder in (UPLOADS, OBJECTS):
+        for folder in (UPLOADS, OBJECTS, WITHDRAWN):
             where = {"Bucket": self._bucket, "Prefix": self._prefix + folder}
             for found in self._listed("list_objects_v2", "Contents", where):
                 key = found["Key"].removeprefix(self._prefix)
-                if is_key(key):
+                if is_key(key) and folder == WITHDRAWN:
+                    yield Leftover(OBJECTS + key.removeprefix(WITHDRAWN), found["LastModified"], withdrawn=True)
+                elif is_key(key):
                     yield Leftover(key, found["LastModified"])
         # Without a prefix: MinIO takes one for the whole name of an object, and so names no upload at all.
         for found in self._listed("list_multipart_uploads", "Uploads", {"Bucket": self._bucket}):

@@ -188,10 +188,14 @@ def sha256_base64(data: bytes) -> str:
 def run_jobs() -> None:
     """What a worker would do now for uploads: bytes discarded, and all that waits checked."""
     jobs = ProcrastinateJob.objects.filter(task_name=services.DISCARD, status="todo")
+    withdrawals = ProcrastinateJob.objects.filter(task_name=services.WITHDRAW, status="todo")
     for args in list(jobs.values_list("args", flat=True)):
         storage.store().discard(**args)
+    for args in list(withdrawals.values_list("args", flat=True)):
+        services.withdraw(**args)
     with connection.cursor() as cursor:
         cursor.execute(
-            "DELETE FROM procrastinate_jobs WHERE task_name IN (%s, %s)", [services.DISCARD, finalization.TASK]
+            "DELETE FROM procrastinate_jobs WHERE task_name IN (%s, %s, %s)",
+            [services.DISCARD, services.WITHDRAW, finalization.TASK],
         )
     services.check_uploads(leaving=lambda: False)

@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 from django.db.models.functions import Now
+from django.utils import timezone
 from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.audit.models import AuditEvent
@@ -97,6 +98,44 @@ def test_how_it_failed_is_told_once(slow, alice_api, error, status, code):
     assert finalize(alice_api, model).data["status"] == "ready"
 
 
+def test_what_nobody_expected_ends(slow, alice_api):
+    """Tried again a few times, each later than the last; then its owner is told, and may finalize again."""
+    model = init(alice_api)["model"]
+    store = slow()
+    store.answer = RuntimeError("a fault of ours")
+    assert finalize(alice_api, model).status == 202
+    waited = []
+    for attempt in range(1, finalization.ATTEMPTS + 1):
+        assert work() == 1
+        row = Finalization.objects.get()
+        assert row.attempts == attempt
+        assert work() == 0  # its time has not come
+        waited.append((row.queued_at - timezone.now()).total_seconds())
+        Finalization.objects.update(queued_at=timezone.now())
+    assert (row.status, AIModel.objects.get().status) == ("failed", "pending")
+    assert waited[:3] == [pytest.approx(5, abs=2), pytest.approx(10, abs=2), pytest.approx(20, abs=2)]
+    refused = finalize(alice_api, model)
+    assert (refused.status, refused.code) == (500, "INTERNAL_ERROR")
+    assert "Finalize it again" in refused.json["error"]["message"]
+    store.answer = None
+    assert finalize(alice_api, model).status == 202
+    assert work() == 1
+    assert finalize(alice_api, model).data["status"] == "ready"
+
+
+def test_what_kills_its_workers_ends(slow, alice_api):
+    model = init(alice_api)["model"]
+    slow()
+    finalize(alice_api, model)
+    for _ in range(finalization.ATTEMPTS):
+        assert finalization._claim(timezone.now())
+        Finalization.objects.update(beat_at=Now() - finalization.STALE - dt.timedelta(seconds=1))
+        finalization.rescue(now=timezone.now())
+        Finalization.objects.update(queued_at=timezone.now())
+    assert work() == 0
+    assert finalize(alice_api, model).code == "INTERNAL_ERROR"
+
+
 def test_a_worker_that_was_killed(slow, alice_api):
     model = init(alice_api)["model"]
     store = slow()
@@ -105,9 +144,11 @@ def test_a_worker_that_was_killed(slow, alice_api):
     assert work() == 0
     assert finalization.rescue(now=dt.datetime.now(dt.UTC)) == 0  # it beats still
     Finalization.objects.update(beat_at=Now() - finalization.STALE - dt.timedelta(seconds=1))
-    assert finalization.rescue(now=dt.datetime.now(dt.UTC)) == 1
+    assert finalization.rescue(now=dt.datetime.now(dt.UTC)) == 0  # in a while: it may be the check that kills
+    assert finalization.rescue(now=dt.datetime.now(dt.UTC) + finalization.BACKOFF) == 1
     assert finalization._fail(dead, StorageError()) == "lost"  # it was not dead after all
     assert AIModel.objects.get().status == "checking"
+    Finalization.objects.update(queued_at=timezone.now())
     assert work() == 1
     assert finalize(alice_api, model).data["status"] == "ready"
     assert len(store.settled) == 1

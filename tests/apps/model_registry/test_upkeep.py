@@ -14,6 +14,7 @@ from apps.model_registry import seeding, services, tasks, upkeep
 from apps.model_registry.models import AIModel
 from apps.storage import services as storage
 from tests.apps.model_registry.kit import ACTOR, DATA, init, ready, upload
+from tests.apps.stores import request, run_jobs
 
 DAY = dt.timedelta(days=1)
 
@@ -142,3 +143,35 @@ def test_the_demo_model_comes_back_with_its_bytes(local, alice):
     second = seeding.ensure_model(actor=ACTOR, owner_id=alice.pk, now=timezone.now())
     assert second.id != first.id
     assert services.models_of(alice.pk).count() == 1
+
+
+def test_a_url_ends_with_its_model(store, alice_api):
+    """Its time is not over, its bytes are kept, and it leads nowhere; where a database is restored it does again."""
+    shown = upload(alice_api, store)
+    url = alice_api("GET", f"/api/models/{shown['id']}/download").data["url"]
+    assert request("GET", url).body == DATA
+    alice_api("DELETE", f"/api/models/{shown['id']}")
+    run_jobs()
+    gone = request("GET", url).status
+    assert gone == (404 if store.kind == "local" else 403)  # moto's word for what is not there; S3's is 404
+    model = AIModel.objects.get()
+    with storage.open_range(key=model.object_key, start=0, length=model.size) as pieces:  # a backup's, a deployment's
+        assert b"".join(pieces) == DATA
+    for deleted_at, status in ((None, 200), (timezone.now(), gone)):
+        AIModel.objects.update(deleted_at=deleted_at)
+        assert counted(upkeep.reap(now=timezone.now())) == (0, 0, 0, 0)
+        assert request("GET", url).status == status
+        assert store.keys() == {model.object_key}
+
+
+def test_withdrawing_waits_for_its_row(store, alice_api):
+    """A job that comes late leaves a live model alone, and one that is purged is no error."""
+    shown = upload(alice_api, store)
+    key = AIModel.objects.get().object_key
+    services.withdraw(key=key)
+    assert alice_api("GET", f"/api/models/{shown['id']}/download").status == 200
+    assert [found.withdrawn for found in storage.store().leftovers()] == [False]
+    AIModel.objects.all().delete()
+    storage.store().discard(key)
+    services.withdraw(key=key)
+    assert store.keys() == set()

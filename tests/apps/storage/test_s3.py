@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -225,6 +226,54 @@ def away(port):
     """A store whose server is nobody."""
     url = f"http://127.0.0.1:{port}"
     return s3.S3Store(bucket="b", endpoint_url=url, access_key_id="k", secret_access_key="s", addressing="path")
+
+
+class Says(BaseHTTPRequestHandler):
+    """An S3 that answers each PUT with what stands next, and any other call with nothing."""
+
+    protocol_version = "HTTP/1.1"  # boto3 waits for "100 Continue"
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status, code = self.server.answers.pop(0)
+        body = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode() if code else b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_DELETE(self):
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_args):
+        """Not on the test's page."""
+
+
+TAKEN = (200, "")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "believed"),
+    [
+        (TAKEN, (400, "BadDigest"), True),
+        (TAKEN, (400, "XAmzContentChecksumMismatch"), True),  # MinIO's
+        (TAKEN, TAKEN, False),
+        (TAKEN, (400, "InvalidRequest"), False),
+        (TAKEN, (400, "RequestTimeout"), False),
+        ((400, "BadDigest"), (400, "BadDigest"), False),  # of every checksum
+    ],
+)
+def test_only_who_tells_a_wrong_checksum_is_believed(right, wrong, believed):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Says) as server:
+        server.answers = [right, wrong]
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            store = away(server.server_port)
+            assert store.verifies_checksums() is believed
+            assert store.verifies_checksums() is believed  # it was tried once
+        finally:
+            server.shutdown()
 
 
 def test_a_breaker_stands_before_the_server(free_port):
