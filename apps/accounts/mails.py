@@ -7,7 +7,7 @@ token in its link is made when it is sent, so that neither the table of jobs nor
 import datetime as dt
 from email.utils import make_msgid, parseaddr
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import structlog
 from django.conf import settings
@@ -25,7 +25,16 @@ from apps.common.errors import DomainError
 from apps.common.sealing import seal, unseal
 from tunnel.contract import language_of
 
-Kind = Literal["verify", "reset", "password_changed", "email_changed", "taken_over"]
+FactorKind = Literal[
+    "authenticator_added",
+    "authenticator_removed",
+    "passkey_added",
+    "passkey_removed",
+    "factor_disabled",
+    "recovery_codes_renewed",
+    "recovery_code_used",
+]
+Kind = Literal["verify", "reset", "password_changed", "email_changed", "taken_over"] | FactorKind
 SEALED_FOR: Final = "accounts.mail"
 NOWHERE: Final = "oidc.invalid"
 """The domain of placeholder addresses of users whose provider tells no e-mail (RFC 2606 §2: `.invalid`)."""
@@ -121,7 +130,8 @@ def takes_over(user: User) -> bool:
 
 def _message(kind: Kind, user: User, to: str, language: str, now: dt.datetime) -> EmailMessage:
     with translation.override(language):
-        text = render_to_string(f"accounts/mail/{kind}.{language}.txt", _context(kind, user, to, now))
+        template = "factor" if kind in get_args(FactorKind) else kind
+        text = render_to_string(f"accounts/mail/{template}.{language}.txt", _context(kind, user, to, now))
     subject, _blank, body = text.partition("\n\n")
     sender = settings.DEFAULT_FROM_EMAIL
     domain = parseaddr(sender)[1].rpartition("@")[2] or "localhost"
@@ -134,7 +144,7 @@ def _context(kind: Kind, user: User, to: str, now: dt.datetime) -> dict[str, Any
     # A name is whatever somebody wrote: to an address that is not shown to be theirs yet it would be anybody's advert.
     name = " ".join(user.name.split()) if kind != "verify" and user.email_verified_at is not None else ""
     context: dict[str, Any] = {"name": name, "email": user.email, "to": to, "site": values["PUBLIC_URL"]}
-    context["takes_over"] = takes_over(user)
+    context["takes_over"], context["kind"] = takes_over(user), kind
     if kind in ("verify", "reset"):
         purpose: mail_tokens.Purpose = "verify" if kind == "verify" else "reset"
         setting, fallback = _LINKS[kind]

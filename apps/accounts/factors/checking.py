@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils.translation import gettext_lazy as _
 
+from apps.accounts import mails
 from apps.accounts.attempts import attempt
 from apps.accounts.factors import recovery, totp, webauthn
 from apps.accounts.factors.webauthn import Answer
@@ -163,6 +164,7 @@ def _recovered(factor: SecondFactor, actor: Actor, user: User, code: str, now: d
     factor.recovery_hashes = rest
     factor.save(update_fields=["recovery_hashes", "updated_at"])
     record_of(actor, "user.recovery_code_used", user, now, left=len(rest))
+    mails.defer("recovery_code_used", user, actor=actor)
     return True
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from django.db import transaction
 from django.utils.translation import gettext_lazy as _
 
+from apps.accounts import mails
 from apps.accounts.attempts import attempt
 from apps.accounts.credentials import check_password
 from apps.accounts.factors import checking, recovery, totp
@@ -90,6 +91,7 @@ def confirm(*, actor: Actor, user: User, code: str, now: dt.datetime) -> tuple[S
                 factor.secret_sealed, factor.offered_sealed = secret, ""
                 factor.save(update_fields=["secret_sealed", "offered_sealed", "updated_at"])
                 record_of(actor, "user.authenticator_added", user, now)
+                mails.defer("authenticator_added", user, actor=actor)
         if refused is not None:
             raise refused
         this.succeeded()
@@ -108,7 +110,8 @@ def remove_authenticator(*, actor: Actor, user: User, password: str, proof: Proo
         factor.secret_sealed = ""
         factor.save(update_fields=["secret_sealed", "updated_at"])
         record_of(actor, "user.authenticator_removed", user, now)
-        off_if_empty(factor, actor=actor, user=user, now=now)
+        if not off_if_empty(factor, actor=actor, user=user, now=now):
+            mails.defer("authenticator_removed", user, actor=actor)
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -124,11 +127,15 @@ def switched_on(*, actor: Actor, user: User, now: dt.datetime) -> tuple[SecondFa
     return factor, codes
 
 
-def off_if_empty(factor: SecondFactor, *, actor: Actor, user: User, now: dt.datetime) -> None:
-    """After the last authenticator or passkey has gone a login asks for nothing, and the recovery codes go too."""
-    if not factor.secret_sealed and not factor.passkeys.exists():
-        factor.delete()
-        record_of(actor, "user.factor_disabled", user, now)
+def off_if_empty(factor: SecondFactor, *, actor: Actor, user: User, now: dt.datetime) -> bool:
+    """After the last authenticator or passkey has gone a login asks for nothing, and the recovery codes go too.
+
+    Whether that was so; the owner is told then.
+    """
+    if factor.secret_sealed or factor.passkeys.exists():
+        return False
+    _off(factor, "user.factor_disabled", actor=actor, user=user, now=now)
+    return True
 
 
 def renew(*, actor: Actor, user: User, password: str, proof: Proof, now: dt.datetime) -> list[str]:
@@ -141,6 +148,7 @@ def renew(*, actor: Actor, user: User, password: str, proof: Proof, now: dt.date
             raise _is_off()
         codes = _renewed(factor)
         record_of(actor, "user.recovery_codes_renewed", user, now)
+        mails.defer("recovery_codes_renewed", user, actor=actor)
     return codes
 
 
@@ -152,8 +160,7 @@ def switch_off(*, actor: Actor, user: User, password: str, proof: Proof, now: dt
         factor = checking.locked_factor(user.pk)
         if factor is None:
             raise _is_off()
-        factor.delete()
-        record_of(actor, "user.factor_disabled", user, now)
+        _off(factor, "user.factor_disabled", actor=actor, user=user, now=now)
 
 
 @transaction.atomic
@@ -162,9 +169,14 @@ def remove(*, actor: Actor, user_id: uuid.UUID, now: dt.datetime) -> bool:
     factor = checking.locked_factor(user_id)
     if factor is None:
         return False
-    factor.delete()
-    record_of(actor, "user.factor_removed_by_staff", User(pk=user_id), now)
+    _off(factor, "user.factor_removed_by_staff", actor=actor, user=User(pk=user_id), now=now)
     return True
+
+
+def _off(factor: SecondFactor, action: str, *, actor: Actor, user: User, now: dt.datetime) -> None:
+    factor.delete()
+    record_of(actor, action, user, now)
+    mails.defer("factor_disabled", user, actor=actor)
 
 
 def _row(user: User) -> SecondFactor:

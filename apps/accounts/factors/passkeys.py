@@ -7,6 +7,7 @@ from typing import Any, Final
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
+from apps.accounts import mails
 from apps.accounts.factors import checking, owner, webauthn
 from apps.accounts.factors.checking import Proof, record_of
 from apps.accounts.factors.webauthn import Answer
@@ -58,6 +59,7 @@ def register(
                 sign_count=made.counter,
             )
             record_of(actor, "user.passkey_added", user, now, passkey=str(passkey.pk), name=name)
+            mails.defer("passkey_added", user, actor=actor)
     except IntegrityError:
         raise DomainError("CONFLICT", _("This passkey is registered already.")) from None
     return passkey, factor, codes
@@ -71,9 +73,7 @@ def remove(*, actor: Actor, user: User, passkey_id: uuid.UUID, password: str, pr
         passkey = None if factor is None else factor.passkeys.filter(pk=passkey_id).first()
         if factor is None or passkey is None:
             raise not_found()
-        passkey.delete()
-        record_of(actor, "user.passkey_removed", user, now, passkey=str(passkey_id), name=passkey.name)
-        owner.off_if_empty(factor, actor=actor, user=user, now=now)
+        _drop(passkey, factor, "user.passkey_removed", actor=actor, user=user, now=now)
 
 
 @transaction.atomic
@@ -83,11 +83,15 @@ def remove_lost(*, actor: Actor, passkey_id: uuid.UUID, now: dt.datetime) -> boo
     factor = None if passkey is None else checking.locked_factor(passkey.factor.user_id)
     if passkey is None or factor is None:
         return False
-    passkey.delete()
-    user = passkey.factor.user
-    record_of(actor, "user.passkey_removed_by_staff", user, now, passkey=str(passkey_id), name=passkey.name)
-    owner.off_if_empty(factor, actor=actor, user=user, now=now)
+    _drop(passkey, factor, "user.passkey_removed_by_staff", actor=actor, user=passkey.factor.user, now=now)
     return True
+
+
+def _drop(passkey: Passkey, factor: SecondFactor, action: str, *, actor: Actor, user: User, now: dt.datetime) -> None:
+    record_of(actor, action, user, now, passkey=str(passkey.pk), name=passkey.name)
+    passkey.delete()
+    if not owner.off_if_empty(factor, actor=actor, user=user, now=now):
+        mails.defer("passkey_removed", user, actor=actor)
 
 
 def _too_many() -> DomainError:

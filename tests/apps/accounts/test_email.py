@@ -1,6 +1,7 @@
 """Confirming an e-mail, and changing it: by the link that was sent to it, and by nothing else."""
 
 import datetime as dt
+from typing import get_args
 
 import pytest
 from django.conf import settings
@@ -59,7 +60,10 @@ def test_in_the_users_language_else_the_requests(db, anonymous, locale, accepted
 
 
 @pytest.mark.parametrize("language", ["en", "zh-hant"])
-@pytest.mark.parametrize("kind", ["verify", "reset", "password_changed", "email_changed", "taken_over"])
+@pytest.mark.parametrize(
+    "kind",
+    ["verify", "reset", "password_changed", "email_changed", "taken_over", *get_args(mails.FactorKind)],
+)
 def test_every_mail_in_both_languages(alice, mailoutbox, kind, language):
     alice.name, alice.locale, alice.email_verified_at = "<Ann & Bob>", language, timezone.now()
     if kind == "verify":
@@ -68,6 +72,7 @@ def test_every_mail_in_both_languages(alice, mailoutbox, kind, language):
     (letter,) = mailoutbox
     assert ("<Ann & Bob>" in letter.body) is (kind not in ("verify", "taken_over"))  # plain text: nothing is escaped
     assert "{" not in letter.body
+    assert "\n\n\n" not in letter.body  # no kind without its sentence
     assert "\n" not in letter.subject
     assert "VisionA Cloud" in letter.subject
     assert letter.extra_headers["Auto-Submitted"] == "auto-generated"

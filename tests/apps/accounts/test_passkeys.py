@@ -240,6 +240,7 @@ def test_who_logs_in_by_a_provider_alone_has_the_providers(alice, alice_api):
 def test_it_goes_with_the_account_and_stays_with_a_new_password(make_user, anonymous):
     alice = make_user("alice@example.com", email_verified_at=timezone.now())
     held, _codes = passkey_on(alice)
+    deliver()
     anonymous("POST", "/api/auth/password/reset", {"email": alice.email})
     (letter,) = deliver()
     body = {"token": token_in(letter), "password": PASSWORD}
@@ -253,6 +254,7 @@ def test_it_goes_with_the_account_and_stays_with_a_new_password(make_user, anony
 def test_a_takeover_by_mail_sheds_what_a_stranger_registered(make_user, anonymous):
     alice = make_user("alice@example.com", email_verified_at=None)
     passkey_on(alice)
+    deliver()
     anonymous("POST", "/api/auth/password/reset", {"email": alice.email})
     (letter,) = deliver()
     body = {"token": token_in(letter), "password": PASSWORD}

@@ -12,13 +12,14 @@ from django.db import connection
 from django.utils import timezone
 
 from apps.accounts import leaving
-from apps.accounts.factors import checking, owner, recovery, totp
-from apps.accounts.models import SecondFactor, User
+from apps.accounts.factors import checking, owner, passkeys, recovery, totp
+from apps.accounts.models import Passkey, SecondFactor, User
 from apps.audit.models import AuditEvent
 from apps.common.actor import Actor
 from apps.common.errors import DomainError
 from tests.apps.accounts.factor_kit import next_code, on
 from tests.apps.accounts.mail_kit import deliver, token_in
+from tests.apps.accounts.passkey_kit import passkey_on
 from tests.apps.conftest import PASSWORD, Api
 
 ROUTE = "/api/auth/second-factor"
@@ -183,6 +184,7 @@ def test_off_and_new_recovery_codes_on_password_and_code(alice, alice_api, anony
 def test_a_new_password_by_mail_leaves_it_on(make_user, anonymous):
     alice = make_user("alice@example.com", email_verified_at=timezone.now())
     secret, _codes = on(alice)
+    deliver()
     anonymous("POST", "/api/auth/password/reset", {"email": alice.email})
     (letter,) = deliver()
     body = {"token": token_in(letter), "password": "another horse battery"}
@@ -239,3 +241,34 @@ def test_a_second_offer_takes_the_place_of_the_first(alice):
     with pytest.raises(DomainError):
         owner.confirm(actor=actor, user=alice, code=totp.code_of(first.secret, seconds=now.timestamp()), now=now)
     owner.confirm(actor=actor, user=alice, code=totp.code_of(second.secret, seconds=now.timestamp()), now=now)
+
+
+def test_the_owner_is_told_by_mail(alice, alice_api, anonymous):
+    def told() -> list[str]:
+        letters = deliver()
+        assert {tuple(letter.to) for letter in letters} <= {(alice.email,)}
+        return [str(letter.body).split("\n\n")[1] for letter in letters]
+
+    def proof() -> dict[str, str]:
+        return {"password": PASSWORD, "code": next_code(secret)}
+
+    secret, codes = on(alice)
+    assert told() == [f"an authenticator app was just added to {alice.email}: a login may be confirmed with its codes."]
+    log_in(anonymous, alice, code=codes[0])
+    assert told() == [f"a recovery code of {alice.email} was just used."]
+    log_in(anonymous, alice, code="000000")
+    log_in(anonymous, alice)
+    assert told() == []  # nothing has changed
+    alice_api("POST", f"{ROUTE}/recovery-codes", proof())
+    assert told() == [f"new recovery codes were just made for {alice.email}: those from before are void."]
+    passkey_on(alice)
+    passkey = Passkey.objects.get()
+    assert told() == [f"a passkey was just added to {alice.email}: a login may be confirmed with it."]
+    passkeys.remove_lost(actor=Actor.system(), passkey_id=passkey.pk, now=timezone.now())
+    assert told() == [f"a passkey of {alice.email} was just removed: it opens nothing any more."]
+    User.objects.update(locale="zh-TW")
+    owner.remove(actor=Actor.system(), user_id=alice.pk, now=timezone.now())
+    assert ["的雙重驗證剛剛已關閉" in text for text in told()] == [True]
+    passkey_on(alice)
+    passkeys.remove_lost(actor=Actor.system(), passkey_id=Passkey.objects.get().pk, now=timezone.now())
+    assert ["關閉" in text for text in told()] == [False, True]  # the last one: once, and what it means

@@ -23,6 +23,7 @@ NEW = "another good pass phrase"
 
 def take_over(user: User) -> list:
     """By the mailbox: the letters that come of it."""
+    deliver()
     assert Api()("POST", RESET, {"email": user.email}).status == 200
     (letter,) = deliver()
     assert Api()("POST", CONFIRM, {"token": token_in(letter), "password": NEW}).status == 200
@@ -35,7 +36,7 @@ def shed_jobs() -> list:
 
 @pytest.fixture
 def prepared(alice) -> User:
-    objects.make_all(alice)  # a box, a pairing token, a webhook, an identity
+    objects.make_all(alice)  # a box, a pairing token, a webhook, an identity, a passkey
     return alice
 
 
@@ -63,6 +64,7 @@ def test_everything_that_was_prepared_is_gone(prepared):
 @pytest.mark.parametrize("confirmed", [False, True])
 def test_the_letter_says_beforehand_what_a_new_password_removes(prepared, confirmed):
     User.objects.update(email_verified_at=timezone.now() if confirmed else None)
+    deliver()
     assert Api()("POST", RESET, {"email": prepared.email}).status == 200
     (letter,) = deliver()
     assert ("removes it for good" in letter.body) is not confirmed
