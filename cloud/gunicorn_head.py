@@ -13,7 +13,7 @@ from typing import Final
 from gunicorn.http import errors as parse_errors
 from gunicorn.util import http_date
 
-from tunnel.contract import ERROR_STATUS, error_envelope, request_id_from
+from tunnel.contract import ERROR_STATUS, SECURITY_FIELDS, error_envelope, request_id_from
 
 HEAD_BYTES: Final = 32 * 1024
 HEAD_FIELDS: Final = 100
@@ -72,11 +72,7 @@ def refusal_headers(refusal: Refusal, body: bytes, request_id: str) -> list[tupl
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
         ("X-Request-ID", request_id),
-        ("X-Content-Type-Options", "nosniff"),
-        ("X-Frame-Options", "DENY"),
-        ("Referrer-Policy", "same-origin"),
-        ("Cross-Origin-Opener-Policy", "same-origin"),
-        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+        *SECURITY_FIELDS,
         ("Cache-Control", "no-store"),
         *retry,
     ]

@@ -16,12 +16,12 @@ from apps.common import metrics
 from apps.common.errors import DomainError
 from apps.common.log_line import HotLog
 from apps.common.responses import error_response
-from tunnel.contract import H_REQUEST_ID, request_id_from
+from tunnel.contract import H_REQUEST_ID, SECURITY_FIELDS, request_id_from
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 log = HotLog("visiona.request")
 
-API_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+API_POLICY: Final = dict(SECURITY_FIELDS)["Content-Security-Policy"]
 PAGE_POLICY: Final = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
     "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"

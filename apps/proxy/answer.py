@@ -14,10 +14,11 @@ from django.http import StreamingHttpResponse
 from apps.tunnels.forwarder import AnswerHead, Field, Forward
 
 _LIST: Final = "vary"  # middleware reads it to add to it, so the box's must not be there by name alone
+_OPENER: Final = "cross-origin-opener-policy"
 _SERVERS: Final = frozenset(
-    {"content-length", "transfer-encoding", "connection", "x-request-id", "content-type", _LIST}
+    {"content-length", "transfer-encoding", "connection", "x-request-id", "content-type", _LIST, _OPENER}
 )
-"""Not passed on from Django's answer: the exchange writes its own."""
+"""Not passed on from Django's answer: the exchange writes its own, and what is sandboxed has no opener policy."""
 
 
 class BoxAnswer(StreamingHttpResponse):

@@ -15,7 +15,10 @@ from tunnel.http.fields import ANSWER_RULES, DROP, PASS, RuleTable
 OK = b"HTTP/1.1 200 OK\r\n"
 NOSNIFF = (b"X-Content-Type-Options", b"nosniff")
 SANDBOX = (b"Content-Security-Policy", b"sandbox")
-ADDED: list[Field] = [(b"Cache-Control", b"private"), (b"Vary", b"Authorization, Origin"), NOSNIFF, SANDBOX]
+UNFRAMED = (b"X-Frame-Options", b"DENY")
+REFERRER = (b"Referrer-Policy", b"same-origin")
+OURS = (NOSNIFF, UNFRAMED, REFERRER, SANDBOX)
+ADDED: list[Field] = [(b"Cache-Control", b"private"), (b"Vary", b"Authorization, Origin"), *OURS]
 
 
 def passed(*lines: bytes, **options: Any) -> list[Field]:
@@ -89,7 +92,7 @@ def test_no_nomination_takes_ours_off(option: bytes) -> None:
         b"X-A: 1",
         b"Connection: " + option,
     )
-    assert passed(*lines)[-4:] == ADDED
+    assert passed(*lines)[-len(ADDED) :] == ADDED
 
 
 NAMES = st.sampled_from(
@@ -129,7 +132,7 @@ def lines_of(raw: bytes) -> list[tuple[bytes, bytes]]:
 def check(raw: bytes) -> None:
     """What must hold of any head of a box's answer that a client gets."""
     fields = lines_of(raw)
-    for name, value in (NOSNIFF, SANDBOX):
+    for name, value in OURS:
         assert [said for field, said in fields if field == name.lower()] == [value]
     (control,) = [said for field, said in fields if field == b"cache-control"]
     directives = [each.strip().partition(b"=")[0].lower() for each in control.split(b",")]
@@ -148,7 +151,7 @@ def check(raw: bytes) -> None:
 )
 @example(200, [b"Content-Security-Policy: sandbox\r\n", b"Connection: Content-Security-Policy\r\n"], b"\r\n", b"GET")
 @example(200, [b"Content-Security-Policy: x\r\n", b"Connection: x-content-type-options\r\n"], b"\r\n", b"GET")
-def test_any_answer_has_both(status: int, lines: list[bytes], end: bytes, method: bytes) -> None:
+def test_any_answer_has_ours(status: int, lines: list[bytes], end: bytes, method: bytes) -> None:
     """Whatever a box says: either no answer of it, or one that is sandboxed, not sniffed, and nobody else's."""
     raw = b"HTTP/1.1 %d X\r\n" % status + b"".join(lines) + end
     exchange = Exchange(head(method, MOUNT + b"/x"), via(mount=MOUNT))

@@ -45,7 +45,8 @@ def through(exchange: Exchange, answer: bytes, *, end: bool = False) -> bytes:
 
 FIELDS = (
     b"Cache-Control: private\r\nVary: Authorization, Origin\r\n"
-    b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\nX-Request-ID: req_1\r\n"
+    b"X-Content-Type-Options: nosniff\r\nX-Frame-Options: DENY\r\nReferrer-Policy: same-origin\r\n"
+    b"Content-Security-Policy: sandbox\r\nX-Request-ID: req_1\r\n"
 )
 
 

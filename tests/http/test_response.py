@@ -18,6 +18,8 @@ ADDED: list[Field] = [
     (b"Cache-Control", b"private"),
     (b"Vary", b"Authorization, Origin"),
     (b"X-Content-Type-Options", b"nosniff"),
+    (b"X-Frame-Options", b"DENY"),
+    (b"Referrer-Policy", b"same-origin"),
     (b"Content-Security-Policy", b"sandbox"),
 ]
 

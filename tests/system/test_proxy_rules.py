@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from tests.apps.proxy.kit import WAIT, Peer, until
+from tests.apps.proxy.kit import WAIT, Got, Peer, until
 from tests.apps.proxy.stack import Lane
+from tunnel.contract import SECURITY_FIELDS
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
@@ -74,6 +76,27 @@ def test_request_fields_pass_and_ours_are_added(lane: Lane) -> None:
 def test_our_own_query_parameters_are_taken_out(lane: Lane) -> None:
     said = lane.ask("GET", f"/q?a=1&device_id={lane.device_id}&ticket=t&access_token=t&device_id=cam&b").json
     assert said["line"] == "GET /q?a=1&device_id=cam&b HTTP/1.1"
+
+
+def security(got: Got) -> dict[str, list[str]]:
+    return {name: got.all(name) for name, _ in SECURITY_FIELDS if got.all(name)}
+
+
+def test_security_fields_are_the_same_on_every_lane(lane: Lane) -> None:
+    lane.box.on("/page", lambda peer: peer.answer(b"x", "200 OK", "X-Frame-Options: ALLOWALL", "Referrer-Policy: a"))
+    ours = {name: [value] for name, value in SECURITY_FIELDS}
+    boxes = ours | {"Content-Security-Policy": ["sandbox"]}
+    del boxes["Cross-Origin-Opener-Policy"]  # a sandboxed page that has one is not shown at all (HTML standard)
+    assert security(lane.ask("GET", "/page")) == boxes
+    with lane.wire() as wire:
+        for _ in range(2):  # what is kept of a head says the same
+            wire.send(lane.head("GET", "/page"))
+            assert security(wire.read()) == boxes
+    stranger = replace(lane, token="vAu_" + "0" * 32)
+    refused = stranger.ask("GET", "/page")
+    assert (refused.status, security(refused)) == (401, ours)
+    preflight = lane.ask("OPTIONS", "/page", "Origin: http://front.example", "Access-Control-Request-Method: GET")
+    assert (preflight.status, set(security(preflight))) == (200, set(ours))
 
 
 def test_what_an_answer_may_not_say_is_dropped_and_ours_is_added(lane: Lane) -> None:

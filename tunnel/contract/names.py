@@ -38,6 +38,14 @@ H_AGENT_FEATURES: Final = "X-VisionA-Agent-Features"
 """On the daemon's `101` to forward/raw: the features that the agent announced (comma list), for stream reuse."""
 H_SHARE: Final = "X-VisionA-Share"
 """On a daemon's call of forward/raw: the stream may be one of many on the same answer (docs/internal-api.md)."""
+SECURITY_FIELDS: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+)
+"""On every answer of our own that is no page, from either program."""
 FEATURE_HANDOVER: Final = "handover"
 """An agent with it connects to another daemon when its own is about to end, before its tunnel there does."""
 UPGRADE_STREAM: Final = "visiona-stream"

@@ -11,9 +11,10 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from tunnel.contract import ERROR_STATUS, error_envelope
+from tunnel.contract import ERROR_STATUS, SECURITY_FIELDS, error_envelope
 
 Language = Literal["en", "zh-hant"]
+_SECURITY: Final = tuple(f"{name}: {value}".encode("ascii") for name, value in SECURITY_FIELDS)
 
 _MESSAGES: Final[Mapping[str, tuple[str, str]]] = {
     "BAD_REQUEST": ("The request is malformed.", "請求格式不正確。"),
@@ -137,9 +138,7 @@ def error_response(
         b"Content-Type: application/json",
         b"Content-Length: %d" % len(body),
         b"X-Request-ID: " + request_id.encode("latin-1"),
-        b"X-Content-Type-Options: nosniff",
-        b"Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
-        b"Referrer-Policy: same-origin",
+        *_SECURITY,
         b"Cache-Control: no-store",
         b"Connection: keep-alive" if keep_alive else b"Connection: close",
     ]

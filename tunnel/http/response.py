@@ -42,9 +42,15 @@ NO_LENGTH: Final = -1
 
 _OURS: Final[tuple[Field, ...]] = (
     (b"X-Content-Type-Options", b"nosniff"),
+    (b"X-Frame-Options", b"DENY"),
+    (b"Referrer-Policy", b"same-origin"),
     (b"Content-Security-Policy", b"sandbox"),
 )
-"""Added last, always, when all that a box said has been judged: nothing that it says takes them off."""
+"""Added last, always, when all that a box said has been judged: nothing that it says takes them off.
+
+No `Cross-Origin-Opener-Policy`: browsers must not show a page that has one and is sandboxed (HTML, "creating navigation
+params by fetching").
+"""
 _OURS_ALONE: Final[tuple[Field, ...]] = (caching.PRIVATE, caching.VARY, *_OURS)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")

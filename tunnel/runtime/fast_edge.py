@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from tunnel.config import Network
+from tunnel.contract import SECURITY_FIELDS
 from tunnel.http import Field, ProxyError, RequestHead, error_response
 from tunnel.runtime.agent_head import forwarded_address
 from tunnel.runtime.fast_auth import Denied
@@ -26,6 +27,7 @@ _EXPOSED: Final = (
     b" Accept-Ranges"
 )
 _VARY: Final = b"Vary: Origin\r\n"
+_SECURITY: Final = tuple((name.encode("ascii"), value.encode("ascii")) for name, value in SECURITY_FIELDS)
 _MAX_AGE: Final = 86400
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
@@ -61,7 +63,7 @@ class Cors:
 
     def preflight(self, origin: bytes, request_id: str, *, keep_alive: bool) -> bytes:
         """The whole answer to a preflight, which needs no credential and never reaches a box."""
-        fields = [(b"Vary", b"Origin"), (b"Content-Length", b"0"), (b"X-Content-Type-Options", b"nosniff"), *self._none]
+        fields = [(b"Vary", b"Origin"), (b"Content-Length", b"0"), *_SECURITY, *self._none]
         if origin in self._known:
             fields += [
                 (b"Access-Control-Allow-Origin", origin),

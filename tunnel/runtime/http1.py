@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import orjson
 import trio
 
-from tunnel.contract import ERROR_STATUS, H_REQUEST_ID, error_envelope, request_id_from
+from tunnel.contract import ERROR_STATUS, H_REQUEST_ID, SECURITY_FIELDS, error_envelope, request_id_from
 from tunnel.http import ProxyError, RequestHead, RequestParser
 from tunnel.runtime.sockets import ByteStream
 
@@ -112,7 +112,7 @@ def answer(status: int, body: bytes, request_id: str, *, kind: str = "applicatio
             [
                 ("Content-Type", kind),
                 ("Content-Length", str(len(body))),
-                ("X-Content-Type-Options", "nosniff"),
+                *SECURITY_FIELDS,
                 ("Cache-Control", "no-store"),
                 ("Connection", "close"),
                 *headers,
