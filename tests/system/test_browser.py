@@ -1,11 +1,14 @@
 """The console, the admin and the API docs as a person sees them, in headless Chromium."""
 
+import base64
+import hmac
 import io
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import zxingcpp
@@ -186,3 +189,116 @@ def test_admin_lists_and_kicks(page: Page, shared_system: Stack) -> None:
     page.goto("/admin/audit/auditevent/")
     expect(page.locator("table tbody tr").first).to_be_visible()
     picture(page, "admin-audit")
+
+
+# --- the second factor ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def person(browser: Browser, shared_system: Stack) -> Iterator[Page]:
+    """A page at the name that passkeys are of, with an authenticator that agrees; refusals may stand on its console."""
+    context = browser.new_context(base_url=f"http://localhost:{shared_system.port}")
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    developer = context.new_cdp_session(page)
+    developer.send("WebAuthn.enable")
+    options = {"protocol": "ctap2", "transport": "internal", "hasResidentKey": True, "hasUserVerification": True}
+    options |= {"isUserVerified": True, "automaticPresenceSimulation": True}
+    developer.send("WebAuthn.addVirtualAuthenticator", {"options": options})
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def press(page: Page, button: str, said: str) -> None:
+    """A button of the console's page, whose fields are filled in."""
+    page.get_by_role("button", name=button, exact=True).click()
+    expect(page.locator("#notice")).to_contain_text(said)
+
+
+def test_a_passkey_is_registered_and_logs_in(person: Page, shared_system: Stack) -> None:
+    """In the console; then the console's login and the admin's ask for it; then it is removed."""
+    email, password = staff(shared_system)
+    log_in(person, shared_system)
+    person.get_by_role("link", name="Security").click()
+    expect(person.locator("#factor-state")).to_contain_text("Off")
+    person.locator("#factor-password").fill("not-the-password")
+    press(person, "Add a passkey", "INVALID_CREDENTIALS")  # and nobody is logged out by it
+    person.locator("#factor-password").fill(password)
+    person.locator("#passkey-name").fill("Laptop")
+    press(person, "Add a passkey", "The passkey is on.")
+    expect(person.locator("#codes-list")).to_contain_text("-")
+    expect(person.locator("#passkeys li")).to_contain_text("Laptop")
+    picture(person, "console-security")
+
+    person.get_by_role("button", name="Log out").click()
+    person.get_by_label("E-mail").fill(email)
+    person.locator("#password").fill(password)
+    person.locator("#login").get_by_role("button", name="Log in", exact=True).click()
+    person.get_by_role("button", name="Use a passkey").click()
+    expect(person.locator("#who")).to_have_text(email)
+
+    person.goto("/admin/")
+    person.locator("input[name=username]").fill(email)
+    person.locator("input[name=password]").fill(password)
+    person.locator("[type=submit]").first.click()
+    person.wait_for_url("**/admin/second-step/")
+    person.get_by_role("button", name="Log in").click()  # no code typed
+    person.wait_for_url("**/admin/")
+    person.goto("/admin/second-factor/")
+    person.locator("input[name=password]").fill(password)
+    person.get_by_role("button", name="Remove “Laptop”").click()
+    expect(person.locator("#secret")).to_be_visible()  # nothing is on
+
+
+def test_staff_make_a_passkey_in_the_admin(person: Page, shared_system: Stack) -> None:
+    email, password = staff(shared_system)
+    person.goto("/admin/")
+    person.locator("input[name=username]").fill(email)
+    person.locator("input[name=password]").fill(password)
+    person.locator("[type=submit]").first.click()
+    person.wait_for_url("**/admin/")
+    person.goto("/admin/second-factor/")
+    person.locator("input[name=password]").fill(password)
+    person.get_by_role("button", name="Add a passkey").click()
+    person.get_by_role("button", name="Make a passkey").click()
+    expect(person.locator("#recovery-codes li")).to_have_count(10)
+    person.goto("/admin/second-factor/")
+    person.locator("input[name=password]").fill(password)
+    person.get_by_role("button", name="Switch off").click()
+    expect(person.locator("#secret")).to_be_visible()
+
+
+def test_an_authenticator_is_added_in_the_console(person: Page, shared_system: Stack) -> None:
+    """By what its QR code holds; its recovery codes are renewed, and it is switched off by one."""
+    email, password = "second@example.com", "a-long-enough-pass"
+    shared_system.register(email, password)
+    person.goto("/#security")
+    person.get_by_label("E-mail").fill(email)
+    person.locator("#password").fill(password)
+    person.locator("#login").get_by_role("button", name="Log in", exact=True).click()
+    person.locator("#factor-password").fill(password)
+    press(person, "Add an authenticator app", "Scan the code")
+    shown = image_of(person, "#offer-qr").resize((800, 800), Image.Resampling.NEAREST)
+    (code,) = zxingcpp.read_barcodes(shown)
+    assert person.locator("#offer-secret").inner_text() in code.text
+    person.locator("#offer-code").fill(code_for(code.text))
+    press(person, "Switch on", "The authenticator app is on.")
+    first = person.locator("#codes-list").inner_text().split()
+    person.locator("#factor-password").fill(password)
+    person.locator("#factor-code").fill(first[0])
+    press(person, "New recovery codes", "void")
+    second = person.locator("#codes-list").inner_text().split()
+    assert not {*first} & {*second}
+    person.get_by_role("button", name="I have kept them").click()
+    expect(person.locator("#codes")).to_be_hidden()
+    person.locator("#factor-password").fill(password)
+    person.locator("#factor-code").fill(second[0])
+    press(person, "Switch off", "Your second factor is off.")
+
+
+def code_for(uri: str) -> str:
+    """What an authenticator shows that has read this (RFC 6238)."""
+    key = base64.b32decode(parse_qs(urlsplit(uri).query)["secret"][0])
+    digest = hmac.digest(key, int(time.time() // 30).to_bytes(8, "big"), "sha1")
+    at = digest[-1] & 15
+    return f"{(int.from_bytes(digest[at : at + 4], 'big') & 0x7FFFFFFF) % 1_000_000:06}"

@@ -1,13 +1,17 @@
 // The console's behaviour: which part is shown, and what each button asks of the public API.
 
 import { ApiError, call, frames, request, socket, token } from "./api.js";
+import { at, element } from "./dom.js";
+import { openSecurity, startSecurity } from "./factors.js";
 import { forgot, opened, reset, verify } from "./links.js";
 import { begin as beginOidc, ended as endedOidc, finish as finishOidc } from "./oidc.js";
+import { signed, supported } from "./passkeys.js";
 import { drawQr } from "./qr.js";
 
 const POLL_MS = 3000;
 const NOTICE = "visiona.notice";
-const at = (id) => document.getElementById(id);
+const SECURITY = "#security";
+const ENDED = ["UNAUTHENTICATED", "TOKEN_EXPIRED", "TOKEN_REVOKED"];
 let devices = [];
 let selected = null;
 let player = null;
@@ -30,7 +34,7 @@ async function attempt(button, act) {
     await act();
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (error instanceof ApiError && error.status === 401 && token.get()) {
+    if (error instanceof ApiError && ENDED.includes(error.code) && token.get()) {
       leave("Your session has ended. Please log in again.");
     } else {
       say(error.requestId ? `${error.message} (${error.code}, ${error.requestId})` : error.message);
@@ -41,7 +45,9 @@ async function attempt(button, act) {
 }
 
 function show(signedIn) {
-  at("signed-in").hidden = at("account").hidden = !signedIn;
+  at("account").hidden = !signedIn;
+  at("signed-in").hidden = !signedIn || location.hash === SECURITY;
+  at("security").hidden = !signedIn || location.hash !== SECURITY;
   at("signed-out").hidden = signedIn;
   clearTimeout(timer);
   if (!signedIn) {
@@ -64,6 +70,7 @@ async function enter() {
   const user = await call("GET", "/api/auth/me");
   at("who").textContent = user.email;
   show(true);
+  if (location.hash === SECURITY) await openSecurity();
   await refresh();
   schedule();
 }
@@ -98,10 +105,6 @@ function entry(device) {
   const item = element("li", {});
   item.append(button);
   return item;
-}
-
-function element(tag, properties) {
-  return Object.assign(document.createElement(tag), properties);
 }
 
 function choose(id) {
@@ -272,28 +275,34 @@ async function pair() {
   drawQr(at("pair-qr"), made.command);
 }
 
-async function logIn() {
-  const given = { email: at("email").value, password: at("password").value };
-  if (!at("second-step").hidden) given.code = at("code").value;
+const named = () => ({ email: at("email").value, password: at("password").value });
+
+/** What is shown besides: a code once it was asked for, or what a passkey signed. */
+async function logIn(proof = at("second-step").hidden ? {} : { code: at("code").value }) {
   let answer;
   try {
-    answer = await call("POST", "/api/auth/login", given);
+    answer = await call("POST", "/api/auth/login", { ...named(), ...proof });
   } catch (error) {
-    if (error.code === "SECOND_FACTOR_REQUIRED") {
-      at("second-step").hidden = false;
-      at("code").focus();
-    }
-    throw error;
+    if (error.code !== "SECOND_FACTOR_REQUIRED") throw error;
+    at("second-step").hidden = false;
+    at("passkey").hidden = !(error.methods.includes("passkey") && supported());
+    (at("passkey").hidden ? at("code") : at("passkey")).focus();
+    say("One step more: your second factor.", true);
+    return;
   }
   token.set(answer.access_token);
   at("password").value = at("code").value = "";
-  at("second-step").hidden = true;
+  at("second-step").hidden = at("passkey").hidden = true;
   await enter();
 }
 
+at("passkey").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
+  const { public_key: options } = await call("POST", "/api/auth/login/passkey", named());
+  await logIn({ passkey: await signed(options) });
+}));
 at("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  attempt(event.submitter, logIn);
+  attempt(event.submitter, () => logIn());
 });
 at("register").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
   await call("POST", "/api/auth/register", { email: at("email").value, password: at("password").value });
@@ -321,6 +330,12 @@ at("echo").addEventListener("click", (event) => attempt(event.currentTarget, ech
 at("infer").addEventListener("click", (event) => attempt(event.currentTarget, infer));
 
 at("forgot").addEventListener("click", (event) => attempt(event.currentTarget, async () => say(await forgot(at("email").value), true)));
+
+// --- the second factor of who is logged in ---
+startSecurity({ attempt, say });
+addEventListener("hashchange", () => {
+  if (token.get()) attempt(null, enter);
+});
 
 // --- a login at the identity provider ---
 at("provider")?.addEventListener("click", beginOidc);

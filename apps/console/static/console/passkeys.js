@@ -1,15 +1,28 @@
 // Passkeys (WebAuthn): the options come from the server, what goes back to it is JSON. No bytes are handled here.
 
-export const supported = () => Boolean(globalThis.PublicKeyCredential?.parseCreationOptionsFromJSON);
+const SAID = {
+  NotAllowedError: "The browser used no passkey. Try again.",
+  InvalidStateError: "This passkey is registered already.",
+};
 
-/** A new passkey. Throws a DOMException where the person refuses, or the authenticator is known already. */
+export const supported = () => isSecureContext && "parseCreationOptionsFromJSON" in (globalThis.PublicKeyCredential ?? {});
+
+/** A new passkey. Throws an Error that tells a person why there is none. */
 export async function created(options) {
   const publicKey = PublicKeyCredential.parseCreationOptionsFromJSON(options);
-  return (await navigator.credentials.create({ publicKey })).toJSON();
+  return (await asked(navigator.credentials.create({ publicKey }))).toJSON();
 }
 
-/** What one of the account's passkeys signs. Throws a DOMException where the person refuses, or none is here. */
+/** What one of the account's passkeys signs. Throws an Error that tells a person why there is none. */
 export async function signed(options) {
   const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(options);
-  return (await navigator.credentials.get({ publicKey })).toJSON();
+  return (await asked(navigator.credentials.get({ publicKey }))).toJSON();
+}
+
+async function asked(credential) {
+  try {
+    return await credential;
+  } catch (error) {
+    throw SAID[error.name] ? new Error(SAID[error.name], { cause: error }) : error;
+  }
 }
