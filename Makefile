@@ -10,7 +10,7 @@ INSTALL = @python="$(PYTHON)"; [ -n "$$python" ] || python=$$(.ci/python) || exi
 	"$$python" -m cloud.supervisor.install
 # How the tests are spread: one PostgreSQL and one Valkey for all, a database each. More than the two cores that CI has,
 # since tests of real processes wait for most of their time. Files keep the order that tests/conftest.py gives them.
-PYTEST_JOBS ?= 3
+PYTEST_JOBS ?= 4
 PYTEST_ARGS ?=
 # What failed is kept here, for `.ci/again.py`.
 SUITE := .pytest_cache/suite
@@ -24,11 +24,11 @@ dev: ## Start everything: databases, API, tunnel, worker and a demo box. Ctrl-C 
 	@exec $(PY) -m cloud.supervisor
 
 .PHONY: test
-test: ## Run all tests, on ports and data of their own
+test: ## Run the tests, on ports and data of their own
 	$(INSTALL) dev
 	@.ci/tools
 	@rm -rf $(SUITE)
-	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term \
+	$(PY) -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not nightly" --cov --cov-report=term \
 		-o cache_dir=$(SUITE) $(PYTEST_ARGS) || $(PY) .ci/again.py $(SUITE) $$?
 
 ##@ Working on it
@@ -114,6 +114,12 @@ test-race: ## The suite three times under Python's development mode, in random o
 	$(INSTALL) dev
 	@for round in 1 2 3; do echo "round $$round"; \
 		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not browser" $(PYTEST_ARGS) || exit 1; done
+
+.PHONY: nightly
+nightly: ## The tests that `make test` leaves out: a minute and more each
+	$(INSTALL) dev
+	@.ci/tools
+	$(PY) -m pytest -n0 -m nightly -v $(PYTEST_ARGS)
 
 .PHONY: gameday
 gameday: ## Mistakes, floods and failing parts, one after another, on the real system

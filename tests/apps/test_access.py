@@ -17,7 +17,7 @@ from tests.apps import objects
 from tests.apps.access_table import INTERNAL, LOGIN, OBJECT, PAGE, PUBLIC, TABLE, Row
 from tests.apps.conftest import Answer, Api, login_as
 
-ROLES = ("owner", "other", "staff", "anonymous", "disabled")
+ROLES = ("anonymous", "disabled", "other", "staff", "owner")
 METHODS = ("get", "post", "put", "patch", "delete")
 _PARAMETER = re.compile(r"<str:(\w+)>|\(\?P<(\w+)>[^()]*\)")
 
@@ -92,15 +92,16 @@ def test_each_route_has_its_row_and_each_row_its_route() -> None:
     assert TABLE.keys() - routes == set(), "rows without a route"
 
 
-@pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("key", sorted(TABLE))
-def test_who_may(world: World, key: str, role: str) -> None:
+def test_who_may(world: World, key: str) -> None:
+    """The owner comes last: who may not has changed nothing then."""
     row = TABLE[key]
     method, _, template = key.partition(" ")
-    answer = world.ask(role, method, world.path(row, template, role), row.body)
-    assert answer.status == expected(row, role), answer.json
-    if answer.status >= 400 and row.kind != PAGE:
-        assert answer.error["code"]
+    for role in ROLES:
+        answer = world.ask(role, method, world.path(row, template, role), row.body)
+        assert answer.status == expected(row, role), (role, answer.json)
+        if answer.status >= 400 and row.kind != PAGE:
+            assert answer.error["code"], role
 
 
 def expected(row: Row, role: str) -> int:

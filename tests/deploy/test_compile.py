@@ -33,6 +33,7 @@ def on_the_copy(*words: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 @needs_compiler
 @pytest.mark.timeout(BUILD_SECONDS + 2 * TEST_SECONDS)
 def test_the_compiled_core_passes_the_tests_of_the_source() -> None:

@@ -14,6 +14,7 @@ from cloud.supervisor import plan as plans
 from tests.system.stack import Stack, eventually, run_stack
 
 pytestmark = [pytest.mark.system, pytest.mark.interop, pytest.mark.timeout(300)]
+NIGHTLY = pytest.mark.nightly
 
 
 @contextmanager
@@ -47,8 +48,18 @@ def many(stack: Stack, count: int, at_once: int) -> Counter[str]:
         return Counter(pool.map(one, range(count)))
 
 
-@pytest.mark.parametrize("stack", ["client", "server"], indirect=True)
-@pytest.mark.parametrize("kind", ["http", "http -keepalive", "pump"])
+@pytest.mark.parametrize(
+    ("stack", "kind"),
+    [
+        ("client", "http"),
+        ("server", "pump"),
+        pytest.param("client", "pump", marks=NIGHTLY),
+        pytest.param("client", "http -keepalive", marks=NIGHTLY),
+        pytest.param("server", "http", marks=NIGHTLY),
+        pytest.param("server", "http -keepalive", marks=NIGHTLY),
+    ],
+    indirect=["stack"],
+)
 def test_a_thousand_requests_and_a_restarted_daemon(stack: Stack, go_agent: Path, tmp_path: Path, kind: str) -> None:
     """Paired by the token in its URL, it serves 1 000 requests 32 at a time, and is back after a daemon restart."""
     daemon_role = stack.plan.settings["YAMUX_ROLE"]

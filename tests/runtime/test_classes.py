@@ -162,6 +162,7 @@ async def test_small_requests_beside_eight_bulk_streams_stay_quick(way: str, aut
     assert min(rates) >= 0.5 * max(rates)
 
 
+@pytest.mark.nightly
 async def test_without_smaller_credit_they_wait_behind_whole_windows(autojump_clock: MockClock) -> None:
     alone, beside, _ = await measure("down", replace(SessionConfig(), bulk_window=0))
     assert beside > 10 * alone

@@ -70,6 +70,7 @@ def test_the_control_plane(cloud: Stack, tmp_path: Path, start_process: StartPro
     assert broken(cloud, tmp_path, token, "--exclude-path-regex", f"{BOX}|{ENDS}") > 40
 
 
+@pytest.mark.nightly
 def test_what_is_stored_on_s3(cloud_on_s3: Stack, tmp_path: Path, start_process: StartProcess) -> None:
     """The rest does not know where bytes lie."""
     converter(cloud_on_s3, start_process)

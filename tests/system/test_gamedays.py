@@ -42,6 +42,7 @@ def test_redis_is_emptied(stack: Stack) -> None:
     assert ready(stack)
 
 
+@pytest.mark.nightly
 def test_the_api_runs_on_an_empty_database_for_a_while(stack: Stack) -> None:
     """A wrong setting, say: a box that dials meanwhile is told to come again, not that its credential is dead."""
     device = stack.device_id()

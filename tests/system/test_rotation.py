@@ -69,6 +69,7 @@ def with_secret(program: Program, secrets: str, **settings: str) -> Program:
     return replace(program, env={**program.env, "VISIONA_INTERNAL_SECRET": secrets, **settings})
 
 
+@pytest.mark.nightly
 def test_the_internal_secret_is_changed_without_a_stop(tmp_path: Path, free_port: Callable[[], int]) -> None:
     ports = free_port(), free_port(), free_port()
     with run_stack(

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, Started, StartProcess, http_ok
+from tests.system import mould
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
@@ -50,6 +51,12 @@ def dev(start_process: StartProcess, var: Path, environ: dict[str, str]) -> Call
         return start_process(command, env=environ, name=name, ready=ready, seconds=90)
 
     return start
+
+
+@pytest.fixture
+def used(var: Path) -> None:
+    """The folder as a first start leaves it: all the rest is then of this start."""
+    mould.pour(var)
 
 
 def processes(folder: Path) -> list[psutil.Process]:
@@ -140,6 +147,7 @@ def status_devices(before: dict[str, object], after: dict[str, object]) -> objec
     return data["devices"]
 
 
+@pytest.mark.usefixtures("used")
 def test_what_dies_is_started_again(dev: Callable[..., Started], var: Path, environ: dict[str, str]) -> None:
     started = dev()
 
@@ -185,6 +193,7 @@ def test_a_copied_env_file_and_a_first_start_that_was_broken_off(
     stop(started, var)
 
 
+@pytest.mark.usefixtures("used")
 def test_a_demo_box_that_cannot_start_takes_nothing_else_down(
     dev: Callable[..., Started], var: Path, environ: dict[str, str]
 ) -> None:
@@ -203,20 +212,16 @@ def test_two_settings_on_one_port_are_told_in_one_line(dev: Callable[..., Starte
     assert started.text() == f"visiona: port {port} is given to both {both}: change one of them\n"
 
 
-def test_killed_outright_it_leaves_nothing_and_the_next_waits(dev: Callable[..., Started], var: Path) -> None:
-    first = dev()
-    first.send(signal.SIGKILL)
-    first.wait_end()
-    second = dev("second")  # the guard of the first may still be ending things: that is waited for
-    stop(second, var)
-
-
-def test_a_next_start_waits_for_one_that_is_ending(dev: Callable[..., Started], var: Path) -> None:
+@pytest.mark.usefixtures("used")
+def test_a_next_start_waits_for_one_that_is_ending_however_it_ends(dev: Callable[..., Started], var: Path) -> None:
     first = dev()
     first.send(signal.SIGINT)
     second = dev("second")
     assert ENDED in first.text()
-    stop(second, var)
+    second.send(signal.SIGKILL)
+    second.wait_end()
+    third = dev("third")  # the guard of the second may still be ending things: that is waited for
+    stop(third, var)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.4, 1.5])
@@ -277,7 +282,15 @@ def test_a_bad_setting_is_told_in_one_line(
     assert len(started.text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.nightly),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.nightly),
+        signal.SIGKILL,
+    ],
+)
+@pytest.mark.usefixtures("used")
 def test_under_make_a_signal_to_make_alone_ends_everything(
     start_process: StartProcess, environ: dict[str, str], var: Path, tmp_path: Path, number: int
 ) -> None:

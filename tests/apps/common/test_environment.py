@@ -87,14 +87,18 @@ def run(argv: list[str], **env: str) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.strip().splitlines()
 
 
-@pytest.mark.parametrize("argv", [["manage.py", "check"], ["-m", "cloud.startup"], ["-c", "import cloud.wsgi"]])
+_START = ["-m", "cloud.startup"]
+
+
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("argv", "change", "named"),
     [
-        ({"VISIONA_SECRET_KEY": ""}, "VISIONA_SECRET_KEY"),
-        ({"VISIONA_INTERNAL_SECRET": "development-only-internal-secret"}, "VISIONA_INTERNAL_SECRET"),
-        ({"VISIONA_REDIS_URL": ""}, "VISIONA_REDIS_URL"),
-        ({"VISIONA_STATIC_USER_ID": "demo-user"}, "VISIONA_STATIC_USER_ID"),
+        (_START, {"VISIONA_SECRET_KEY": ""}, "VISIONA_SECRET_KEY"),
+        (_START, {"VISIONA_INTERNAL_SECRET": "development-only-internal-secret"}, "VISIONA_INTERNAL_SECRET"),
+        (_START, {"VISIONA_REDIS_URL": ""}, "VISIONA_REDIS_URL"),
+        (_START, {"VISIONA_STATIC_USER_ID": "demo-user"}, "VISIONA_STATIC_USER_ID"),
+        (["manage.py", "check"], {"VISIONA_REDIS_URL": ""}, "VISIONA_REDIS_URL"),
+        (["-c", "import cloud.wsgi"], {"VISIONA_REDIS_URL": ""}, "VISIONA_REDIS_URL"),
     ],
 )
 def test_production_refuses_defaults_with_one_line(argv, change, named):
