@@ -90,6 +90,13 @@ def ordering_field(*names: str, default: str) -> serializers.ChoiceField:
     return serializers.ChoiceField(choices=choices, default=default, help_text="`-` before a field: descending.")
 
 
+def _let_go(answer: Any) -> None:
+    """What a rendered answer needs no more, and would keep itself alive with."""
+    request = answer.renderer_context["request"]
+    request.parser_context = {}
+    answer.renderer_context = {}
+
+
 class ApiView(APIView):
     """A view of the control plane.
 
@@ -115,6 +122,14 @@ class ApiView(APIView):
             negotiator=self.get_content_negotiator(),
             parser_context=self.get_parser_context(request),
         )
+
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
+        """As DRF, whose request and answer name each other and themselves: they would lie about until the collector
+        of garbage comes, with all of a large body."""
+        answer = super().finalize_response(request, response, *args, **kwargs)
+        if isinstance(answer, Response):
+            answer.add_post_render_callback(_let_go)
+        return answer
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)  # 401
@@ -177,6 +192,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response:
     """DRF's EXCEPTION_HANDLER: every error leaves in the envelope, a crash too."""
     request: Request = context["request"]
     error = domain_error(exc)
+    exc.__traceback__ = None  # who keeps a refusal in a variable would keep the request in a cycle with it
     body = error_envelope(
         error.code,
         error.message,

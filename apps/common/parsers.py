@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import IO, Any, Final
 
 import orjson
+from django.http import UnreadablePostError
 from django.utils.translation import gettext as _
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
@@ -16,12 +17,17 @@ from apps.common.errors import DomainError
 MAX_JSON_BYTES: Final = 1 << 20
 """A control-plane body is a handful of fields; a mebibyte is far above any of them."""
 
+MAX_JSON_VALUES: Final = 50_000
+"""So many commas and brackets at most: as objects a mebibyte of `{},` is thirty. The parts of the largest upload have
+three fifths of it."""
+
 _ENCODER: Final = JSONEncoder()
 _OPTIONS: Final = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS  # moments and data classes as DRF writes them
 
 
 class StrictJsonParser(BaseParser):
-    """UTF-8 JSON of at most MAX_JSON_BYTES. Raises DomainError BAD_REQUEST, or PAYLOAD_TOO_LARGE before reading on."""
+    """UTF-8 JSON of at most MAX_JSON_BYTES and MAX_JSON_VALUES. Raises DomainError BAD_REQUEST, or PAYLOAD_TOO_LARGE
+    before reading on."""
 
     media_type = "application/json"
 
@@ -33,9 +39,16 @@ class StrictJsonParser(BaseParser):
     ) -> Any:
         if announced(parser_context) > MAX_JSON_BYTES:
             raise _too_large()  # a client that waits for `100 Continue`, or sends slowly, need not send it all first
-        raw = stream.read(MAX_JSON_BYTES + 1)
+        try:
+            raw = stream.read(MAX_JSON_BYTES + 1)
+        except OSError as error:  # as Django, past whose own stream a body in chunks is read
+            raise UnreadablePostError(*error.args) from error
         if len(raw) > MAX_JSON_BYTES:
             raise _too_large()
+        if len(raw) > MAX_JSON_VALUES and sum(raw.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
+            raise DomainError(
+                "PAYLOAD_TOO_LARGE", _("A JSON body may have %(values)d values at most.") % {"values": MAX_JSON_VALUES}
+            )
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:

@@ -1,8 +1,10 @@
 """Metrics for Prometheus, the OpenAPI schema and its page: what is no JSON of the API's own."""
 
 import json
+import threading
 from collections.abc import Callable
 from functools import cache
+from typing import Final
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -41,8 +43,17 @@ def metrics_page(request: HttpRequest) -> HttpResponse:
     return HttpResponse(metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@cache
+_generating: Final = threading.Lock()
+"""Two at once would meet in what the library keeps of its extensions."""
+
+
 def _schema() -> bytes:
+    with _generating:
+        return _generated()
+
+
+@cache
+def _generated() -> bytes:
     document = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]  # untyped there
     return json.dumps(document, ensure_ascii=False, indent=1).encode()
 
