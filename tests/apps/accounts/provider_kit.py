@@ -1,4 +1,6 @@
-"""The OpenID provider of the tests (`provider_site.py`), started, stopped and given new keys; and a browser for it."""
+"""The OpenID provider of the tests (`provider_site.py`), started, stopped and given new keys, and a browser for it;
+and node's oidc-provider.
+"""
 
 import base64
 import hashlib
@@ -12,7 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -21,12 +24,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
+from tests.interop.builds import npm_install
 
 CALLBACK = "http://localhost:3721/api/auth/oidc/callback"
 PAGE = "http://spa.example/done"
 """The front end's page, which is on our list; the provider knows it too, for a front end that is its own client."""
 PASSWORD = "the provider's own password"
 SITE = Path(__file__).with_name("provider_site.py")
+NODE = Path(__file__).resolve().parents[2] / "interop" / "oidc_provider"
 
 
 def quiet_port() -> int:
@@ -36,6 +41,34 @@ def quiet_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+@contextmanager
+def node_provider(callback: str, log: Path) -> Iterator[str]:
+    """node's oidc-provider runs within the block, and sends people back to `callback`; its URL."""
+    command, port = npm_install(NODE, "server.js"), quiet_port()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("VISIONA_", "NODE_"))}
+    with log.open("wb") as out:
+        process = subprocess.Popen([*command, str(port), callback], env=env, stdout=out, stderr=out)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def _wait_for(issuer: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            httpx2.get(issuer + "/.well-known/openid-configuration", timeout=5).raise_for_status()
+        except httpx2.HTTPError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        else:
+            return
 
 
 class OpenIdProvider:
@@ -73,16 +106,7 @@ class OpenIdProvider:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("VISIONA_", "DJANGO_"))}
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=self.folder)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                httpx2.get(self.issuer + "/.well-known/openid-configuration", timeout=5).raise_for_status()
-            except httpx2.HTTPError:
-                assert self._process.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() < deadline, (self.folder / "log").read_text()
-                time.sleep(0.05)
-            else:
-                return
+        _wait_for(self.issuer, self._process, self.folder / "log")
 
     def stop(self) -> None:
         if self._process is not None:

@@ -1,12 +1,8 @@
 """Against node's oidc-provider, a certified one: userinfo instead of claims in the ID token, its own pages, JWTs."""
 
 import io
-import os
 import re
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote, urljoin
 
 import httpx2
@@ -16,36 +12,18 @@ from django.core.management import call_command
 
 from apps.accounts.models import User, UserIdentity
 from tests.apps.accounts.code_flow import begin, enter, named, through
-from tests.apps.accounts.provider_kit import CALLBACK, PAGE, quiet_port
+from tests.apps.accounts.provider_kit import CALLBACK, PAGE, node_provider
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
 from tests.apps.conftest import Api
-from tests.interop.builds import npm_install
 
-FOLDER = Path(__file__).resolve().parents[2] / "interop" / "oidc_provider"
 pytestmark = [pytest.mark.django_db, pytest.mark.interop]
 
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The provider's URL; it runs for this file."""
-    command, port = npm_install(FOLDER, "server.js"), quiet_port()
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("VISIONA_", "NODE_"))}
-    log = tmp_path_factory.mktemp("node") / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen([*command, str(port), CALLBACK], env=env, stdout=out, stderr=out)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx2.get(f"http://127.0.0.1:{port}/.well-known/openid-configuration", timeout=5).raise_for_status()
-        except httpx2.HTTPError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        else:
-            break
-    yield f"http://127.0.0.1:{port}"
-    process.kill()
-    process.wait(10)
+    with node_provider(CALLBACK, tmp_path_factory.mktemp("node") / "log") as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
