@@ -215,8 +215,17 @@ def press(page: Page, button: str, said: str) -> None:
     expect(page.locator("#notice")).to_contain_text(said)
 
 
+def with_passkey(page: Page, email: str, password: str) -> None:
+    """A login of the console, whose second step is a passkey."""
+    page.get_by_label("E-mail").fill(email)
+    page.locator("#password").fill(password)
+    page.locator("#login").get_by_role("button", name="Log in", exact=True).click()
+    page.get_by_role("button", name="Use a passkey").click()
+    expect(page.locator("#who")).to_have_text(email)
+
+
 def test_a_passkey_is_registered_and_logs_in(person: Page, shared_system: Stack) -> None:
-    """In the console; then the console's login and the admin's ask for it; then it is removed."""
+    """In the console; then the console's login and the admin's ask for it; then it is removed there."""
     email, password = staff(shared_system)
     log_in(person, shared_system)
     person.get_by_role("link", name="Security").click()
@@ -231,11 +240,7 @@ def test_a_passkey_is_registered_and_logs_in(person: Page, shared_system: Stack)
     picture(person, "console-security")
 
     person.get_by_role("button", name="Log out").click()
-    person.get_by_label("E-mail").fill(email)
-    person.locator("#password").fill(password)
-    person.locator("#login").get_by_role("button", name="Log in", exact=True).click()
-    person.get_by_role("button", name="Use a passkey").click()
-    expect(person.locator("#who")).to_have_text(email)
+    with_passkey(person, email, password)
 
     person.goto("/admin/")
     person.locator("input[name=username]").fill(email)
@@ -251,6 +256,7 @@ def test_a_passkey_is_registered_and_logs_in(person: Page, shared_system: Stack)
 
 
 def test_staff_make_a_passkey_in_the_admin(person: Page, shared_system: Stack) -> None:
+    """And remove it in the console."""
     email, password = staff(shared_system)
     person.goto("/admin/")
     person.locator("input[name=username]").fill(email)
@@ -262,10 +268,12 @@ def test_staff_make_a_passkey_in_the_admin(person: Page, shared_system: Stack) -
     person.get_by_role("button", name="Add a passkey").click()
     person.get_by_role("button", name="Make a passkey").click()
     expect(person.locator("#recovery-codes li")).to_have_count(10)
-    person.goto("/admin/second-factor/")
-    person.locator("input[name=password]").fill(password)
-    person.get_by_role("button", name="Switch off").click()
-    expect(person.locator("#secret")).to_be_visible()
+    person.goto("/#security")
+    with_passkey(person, email, password)
+    person.locator("#factor-password").fill(password)
+    person.get_by_role("button", name="Remove Passkey of").click()  # it signs its own end
+    expect(person.locator("#notice")).to_contain_text("The passkey is removed.")
+    expect(person.locator("#factor-state")).to_contain_text("Off")
 
 
 def test_an_authenticator_is_added_in_the_console(person: Page, shared_system: Stack) -> None:

@@ -121,8 +121,10 @@ def switched_on(*, actor: Actor, user: User, now: dt.datetime) -> tuple[SecondFa
     if factor.confirmed_at is not None:
         return factor, []
     codes = _renewed(factor)
-    factor.confirmed_at, factor.secret_sealed = now, ""  # the release before keeps there what nobody has confirmed
-    factor.save(update_fields=["confirmed_at", "secret_sealed", "updated_at"])
+    # What was begun on the password alone is void: whoever began it must not be let in beside the owner's factor. (The
+    # release before keeps in `secret_sealed` what nobody has confirmed.)
+    factor.confirmed_at, factor.secret_sealed, factor.offered_sealed = now, "", ""
+    factor.save(update_fields=["confirmed_at", "secret_sealed", "offered_sealed", "updated_at"])
     record_of(actor, "user.factor_enabled", user, now)
     return factor, codes
 

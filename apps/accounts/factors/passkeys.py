@@ -43,12 +43,15 @@ def register(
 
     Raises INVALID_CREDENTIALS for what answers no challenge that is still good, QUOTA_EXCEEDED, CONFLICT (it is here).
     """
-    made = webauthn.registered(answer, user=user, factor=checking.factor_of(user.pk))
+    before = checking.factor_of(user.pk)
+    made = webauthn.registered(answer, user=user, factor=before)
     if made is None or made.credential_data is None:
         raise checking.wrong_passkey("credential")
     try:
         with transaction.atomic():
             factor, codes = owner.switched_on(actor=actor, user=user, now=now)
+            if bool(codes) is (before is not None):  # switched on or off meanwhile: it was asked for otherwise
+                raise checking.wrong_passkey("credential")
             if factor.passkeys.count() >= MOST:
                 raise _too_many()
             passkey = Passkey.objects.create(

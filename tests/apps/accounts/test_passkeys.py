@@ -188,6 +188,51 @@ def test_what_was_begun_before_a_factor_was_on_ends_then(alice, alice_api):
     assert (late.status, late.code) == (401, "INVALID_CREDENTIALS")
 
 
+def test_an_authenticator_that_was_begun_before_a_passkey_was_on_is_void(alice, alice_api):
+    """The same, the other way round."""
+    offer = alice_api("POST", FACTOR, {"password": PASSWORD}).data
+    passkey_on(alice)
+    assert alice_api("POST", f"{FACTOR}/confirm", {"code": code_for(offer["secret"])}).code == "INVALID_STATE"
+
+
+def test_of_two_that_switch_on_at_once_the_second_has_to_ask_again(alice, alice_api, monkeypatch):
+    options = begun(alice_api)
+    registered = webauthn.registered
+
+    def overtaken(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        made = registered(*args, **kwargs)
+        passkey_on(alice)
+        return made
+
+    monkeypatch.setattr(webauthn, "registered", overtaken)
+    late = alice_api("POST", ROUTE, {"name": "x", "credential": Authenticator().made(options)})
+    assert (late.code, Passkey.objects.count()) == ("INVALID_CREDENTIALS", 1)
+
+
+@pytest.mark.parametrize(
+    ("public", "said", "good"),
+    [
+        ("https://VisionA.example/", "https://visiona.example", True),
+        ("https://visiona.example:443", "https://visiona.example", True),
+        ("https://visiona.example", "http://visiona.example", False),
+        ("https://visiona.example", "https://visiona.example:8443", False),
+        ("https://visiona.example", "https://app.visiona.example", True),  # of VISIONA_CORS_ALLOWED_ORIGINS
+        ("https://visiona.example", "https://box1.visiona.example", False),
+        ("https://visiona.example", "https://elsewhere.example", False),  # listed, and not below our name
+        ("https://visiona.example", "https://evilvisiona.example", False),
+    ],
+)
+def test_whose_pages_may(alice, anonymous, monkeypatch, public, said, good):
+    listed = ("https://app.visiona.example", "https://elsewhere.example", "https://evilvisiona.example")
+    held, _codes = passkey_on(alice)
+    monkeypatch.setitem(settings.VISIONA, "PUBLIC_URL", public)
+    monkeypatch.setitem(settings.VISIONA, "CORS_ALLOWED_ORIGINS", listed)
+    options = asked(anonymous, alice)
+    assert options["rpId"] == "visiona.example"
+    assert (log_in(anonymous, alice, passkey=held.signed(options, origin=said)).status == 200) is good
+
+
 def test_there_is_an_end_to_how_many(alice, alice_api, monkeypatch):
     monkeypatch.setattr(passkeys, "MOST", 1)
     held, _codes = passkey_on(alice)

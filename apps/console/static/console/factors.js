@@ -36,7 +36,7 @@ function kinds() {
 
 function entry(passkey) {
   const used = passkey.last_used_at ? `used ${new Date(passkey.last_used_at).toLocaleDateString()}` : "not used yet";
-  const item = element("li", { className: "row" });
+  const item = element("li", {});
   const remove = element("button", { type: "button", className: "quiet", textContent: "Remove" });
   remove.setAttribute("aria-label", `Remove ${passkey.name}`);
   on(remove, async () => {
