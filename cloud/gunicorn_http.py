@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 import time
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from gunicorn.http.wsgi import HEADER_VALUE_RE, Response
 from gunicorn.util import http_date
 
 from cloud.gunicorn_head import REASONS, Refusal, refusal_headers
+from cloud.gunicorn_slots import Slots
 from tunnel.contract.authority import is_utf8, origin_form, percent_encoded
 
 CHUNK_LINE: Final = 1024
@@ -26,7 +26,6 @@ DRAIN_BYTES: Final = 64 * 1024
 """Of a body that the view left unread, read away at most so that the connection can be kept."""
 ONE_PIECE: Final = 64 * 1024
 """A body up to this is copied once more to be sent with its head."""
-SLOT_SECONDS: Final = 1.0
 UPLOADS: Final = "/storage/"
 """Paths under which a body is a file, as large as its signed URL says. Every other body that is read here is a handful
 of fields: what goes to a box is not, the view takes the connection for it."""
@@ -76,8 +75,10 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
 
     grace_seconds = 20.0
     """From the first read, for the whole body; to an upload UPLOAD_MIN_RATE adds time for the bytes that came."""
-    slots = threading.BoundedSemaphore(16)
+    slots = Slots(16, shared=True)
     """For threads that wait for a body: a share of all (set by the worker), so that slow bodies never hold them all."""
+    upload_slots = Slots(16, shared=False)
+    """Of uploads, which nobody sends whom the view has not let in: those of strangers take none of them."""
 
     def __init__(self, reader: Any, request: ApiRequest, sock: socket.socket) -> None:
         super().__init__(reader)
@@ -87,8 +88,9 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         self._received = 0
         self._begun = False
         self._started = 0.0
-        self._waited = False
-        """In this read: it holds a slot, and the socket's timeout is changed."""
+        self._slots: Slots | None = None
+        """In this read: where it holds a slot, and the socket's timeout is changed."""
+        self._address = str(request.peer_addr[0]) if isinstance(request.peer_addr, tuple) else ""
         self._idle_timeout = sock.gettimeout()
         self.came = 0
         """Bytes from the client, those of the chunks' lines included."""
@@ -101,11 +103,12 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
 
     def about_to_wait(self) -> None:
         """Before each recv: most bodies came with their head and need none. Raises BodyFault, TimeoutError."""
-        if not self._waited:
+        if self._slots is None:
             asked = time.monotonic()
-            if not self.slots.acquire(timeout=SLOT_SECONDS):
+            wanted = self.upload_slots if self._is_upload() else self.slots
+            if not wanted.enter(self._address):
                 raise self._fault(Refusal("OVERLOADED", "too many bodies are waited for"))
-            self._waited = True
+            self._slots = wanted
             self._started += time.monotonic() - asked  # that wait was not the client's doing
         left = self._until() - time.monotonic()
         if left <= 0:
@@ -114,9 +117,13 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
 
     def _until(self) -> float:
         until = self._started + self.grace_seconds
-        if self._request.path.startswith(UPLOADS):
+        if self._is_upload():
             until += self.came / UPLOAD_MIN_RATE
         return until if self.drain_until is None else min(until, self.drain_until)
+
+    def _is_upload(self) -> bool:
+        """Not the rest of one that the view did not want."""
+        return self.drain_until is None and bool(self._request.path.startswith(UPLOADS))
 
     def _read_reader(self, size: int) -> bytes:
         unreader = self._request.unreader
@@ -135,10 +142,10 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
             raise self._fault(Refusal("BAD_REQUEST", "the client left within the body")) from error
         finally:
             unreader.body = None
-            if self._waited:
-                self._waited = False
+            if self._slots is not None:
+                self._slots.leave(self._address)
+                self._slots = None
                 self._sock.settimeout(self._idle_timeout)
-                self.slots.release()
         self._received += len(data)
         if not data and size and self._length is not None and self._received < self._length:
             raise self._fault(Refusal("BAD_REQUEST", "the client left within the body"))

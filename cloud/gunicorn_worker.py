@@ -27,6 +27,7 @@ from cloud.gunicorn_crew import Crew
 from cloud.gunicorn_head import Refusal, inbound_id, refusal_of
 from cloud.gunicorn_http import DRAIN_BYTES, UPLOAD_MIN_RATE, ApiRequest, ApiResponse, WatchedBody
 from cloud.gunicorn_sharing import SharingWorker
+from cloud.gunicorn_slots import Slots
 from cloud.gunicorn_waiting import Waiting
 from cloud.takeover import Takeover
 from tunnel.contract import request_id_from
@@ -60,7 +61,8 @@ class ApiWorker(SharingWorker):
 
     def init_process(self) -> None:
         """In the worker's process, before it serves."""
-        WatchedBody.slots = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
+        share = max(1, self.cfg.threads // 4)
+        WatchedBody.slots, WatchedBody.upload_slots = Slots(share, shared=True), Slots(share, shared=False)
         super().init_process()
 
     def run(self) -> None:

@@ -67,9 +67,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[Server]:
+def served(folder: Path, **settings: str) -> Iterator[Server]:
     """A server that is ready, its log in `folder`."""
-    running = Server(folder / "log.jsonl")
+    running = Server(folder / "log.jsonl", **settings)
     try:
         running.wait_ready()
         yield running

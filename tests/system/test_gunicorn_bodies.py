@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +133,26 @@ def test_slow_bodies_hold_a_share_of_the_threads_only(server: Server, body: byte
         time.sleep(0.1)
         sock.sendall(b"2\r\now\r\n0\r\n\r\n")
         assert read_answer(sock)[2] == b"slow"
+
+
+def test_one_stranger_who_trickles_takes_neither_uploads_nor_threads_from_others(tmp_path: Path) -> None:
+    """60 connections a minute with bodies that no gate gathers were enough to refuse every upload of a model."""
+    with served(tmp_path, VISIONA_API_THREADS="32") as server, contextlib.ExitStack() as stack:
+
+        def call(line: bytes, *framing: bytes, address: str) -> socket.socket:
+            sock = socket.create_connection(("127.0.0.1", server.port), 10, source_address=(address, 0))
+            sock.sendall(line + b" HTTP/1.1\r\n" + HOST + b"".join(framing))
+            return stack.enter_context(sock)
+
+        stranger = [call(b"POST /read", CHUNKED + b"5\r\n{", address="127.0.0.9") for _ in range(60)]
+        refused = {read_answer(sock)[0] for sock in stranger[40:]}
+        assert refused <= {b"HTTP/1.1 503 Service Unavailable", b"HTTP/1.1 408 Request Timeout"}
+        stranger += [call(b"POST /read", CHUNKED + b"5\r\n{", address="127.0.0.9") for _ in range(20)]
+        for line in (b"PUT /storage/read", b"POST /read"):
+            sock = call(line, b"Content-Length: 70000\r\n\r\n", b"x" * 60_000, address="127.0.0.1")
+            time.sleep(0.05)
+            sock.sendall(b"x" * 10_000)
+            assert (line, len(read_answer(sock)[2])) == (line, 70_000)
 
 
 @contextlib.contextmanager
