@@ -1,5 +1,6 @@
 """How passwords are hashed."""
 
+from functools import partial
 from typing import Any
 
 from django.contrib.auth.hashers import Argon2PasswordHasher
@@ -19,9 +20,7 @@ class Argon2Hasher(Argon2PasswordHasher):
     parallelism = 1
 
     def encode(self, password: str, salt: str) -> Any:
-        with turns().turn():
-            return super().encode(password, salt)
+        return turns().run(partial(super().encode, password, salt))
 
     def verify(self, password: str, encoded: str) -> Any:
-        with turns().turn():
-            return super().verify(password, encoded)
+        return turns().run(partial(super().verify, password, encoded))
