@@ -153,7 +153,8 @@ class OidcCallbackView(OidcView):
         cookie = _cookie()
         own = f"{cookie.name}_{flow.state_name(self.query['state'])}"
         browsers = [request.COOKIES.get(name, "") for name in (own, cookie.name)]
-        response = _to(flow.finish(self.target, self.query, browsers=browsers, now=timezone.now()))
+        address, now = self.actor.address, timezone.now()
+        response = _to(flow.finish(self.target, self.query, browsers=browsers, address=address, now=now))
         if own in request.COOKIES:
             response.set_cookie(own, "", max_age=0, path=cookie.path, secure=cookie.secure, httponly=True)
         return response

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import structlog
+from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
 from apps.accounts.oidc import claims
@@ -26,6 +27,8 @@ from apps.accounts.oidc.provider import Known, provider, unavailable
 from apps.accounts.oidc.verify import verified
 from apps.common import redis
 from apps.common.errors import DomainError, invalid
+from apps.common.places import Places
+from apps.common.throttle import by_address
 from tunnel.contract import hash_token
 
 STATE_SECONDS: Final = 600
@@ -35,6 +38,11 @@ PROVIDER_ERROR: Final = "PROVIDER_ERROR"
 _STATE: Final = redis.PREFIX + "oidc:state:"
 _CODE: Final = redis.PREFIX + "oidc:code:"
 _LINK: Final = redis.PREFIX + "oidc:link:"
+_places: Final = Places("logins", lambda: max(4, settings.VISIONA["API_THREADS"] // 4))
+"""Whoever comes back is asked about at the provider, with a code that may be made up; each waits in a thread of ours.
+
+Each address is an owner here. Nobody is known yet, and as strangers they would all be one.
+"""
 
 logger = structlog.get_logger(__name__)
 
@@ -115,10 +123,12 @@ def _with_query(endpoint: str, **asked: str) -> str:
     return parts._replace(query=urlencode([*own, *asked.items()], quote_via=quote)).geturl()
 
 
-def finish(config: Config, answer: Mapping[str, str], *, browsers: Sequence[str], now: dt.datetime) -> str:
+def finish(
+    config: Config, answer: Mapping[str, str], *, browsers: Sequence[str], address: str, now: dt.datetime
+) -> str:
     """Where to send the browser that came back: the front end's page with `#code=`, or `#error=` and what went wrong.
 
-    `browsers` are the secrets in its cookies.
+    `browsers` are the secrets in its cookies, `address` the client's.
 
     Raises BAD_REQUEST for an answer to no login of this browser: it is not known, then, where it would want to go.
     """
@@ -127,7 +137,10 @@ def finish(config: Config, answer: Mapping[str, str], *, browsers: Sequence[str]
         raise DomainError("BAD_REQUEST", _("This login was not begun here, or over ten minutes ago; begin again."))
     begun = Begun(**kept)
     try:
-        identity = _identity(config, answer, begun, now)
+        with _places.place(by_address(address)) as free:
+            if not free:
+                raise unavailable()
+            identity = _identity(config, answer, begun, now)
     except (TokenError, ProviderError, DomainError) as error:
         logger.warning("oidc_login_failed", error=str(error))
         return _at(begun.redirect_uri, **_told(error))

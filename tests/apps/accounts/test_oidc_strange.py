@@ -220,3 +220,36 @@ def test_made_up_keys_hold_one_call_while_the_provider_is_slow(scripted, monkeyp
     scripted.over.set()
     thread.join(60)
     assert answers == [401]
+
+
+def test_made_up_codes_of_one_address_leave_logins_to_others(scripted, monkeypatch):
+    """Each is asked about at a provider that is slow. They take some of the places, and none of the last."""
+    monkeypatch.setitem(settings.VISIONA, "API_THREADS", 16)  # four places: three for one address at most
+    scripted.drip = "/token"
+    ended: list[str] = []
+
+    def come(address: str) -> threading.Thread:
+        api = Api()
+        path = scripted.back(begin(api), **PAT)
+        thread = threading.Thread(target=lambda: ended.append(api.client.get(path, REMOTE_ADDR=address)["Location"]))
+        thread.start()
+        return thread
+
+    def asked(count: int) -> None:
+        deadline = time.monotonic() + 10
+        while scripted.asked.count("/token") < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    held = [come("192.0.2.1") for _ in range(3)]
+    asked(3)
+    come("192.0.2.1").join(60)
+    assert ended == [f"{PAGE}#error=OVERLOADED"]
+    held.append(come("192.0.2.2"))
+    asked(4)
+    assert len(ended) == 1  # and all others are still held
+    scripted.over.set()
+    for thread in held:
+        thread.join(60)
+    scripted.drip = ""
+    assert log_in(scripted).status == 200  # every place came back
