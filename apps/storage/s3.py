@@ -16,6 +16,7 @@ import base64
 import datetime as dt
 import hashlib
 import math
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ import structlog
 import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, SSLError
 from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
 
@@ -103,6 +104,7 @@ class S3Store:
     ) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._ca_file = ca_file
         self._breaker = Breaker()
         self._verifies: bool | None = None
         self._probing = threading.Lock()
@@ -356,6 +358,8 @@ class S3Store:
                 try:
                     page = next(pages, None)
                 except ClientError as error:
+                    if _code(error) == "NoSuchUpload":  # rclone's word where there is none at all
+                        return
                     if _code(error) not in _UNKNOWN:
                         raise
                     logger.info("storage_cannot_list", operation=operation, error=_code(error))
@@ -369,9 +373,18 @@ class S3Store:
 
         Raises StorageError where the server does not answer. One that lets nobody list may serve all the same.
         """
+        try:
+            if self._ca_file:
+                ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:
+            return f"VISIONA_S3_CA_FILE holds no certificates that can be read ({type(error).__name__})"
         with self._mapped():
             try:
                 self._quick.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + UPLOADS, MaxKeys=1)
+            except SSLError as error:
+                if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                    raise
+                return "its certificate is of no authority known here (VISIONA_S3_CA_FILE names one of your own)"
             except ClientError as error:
                 if _code(error) == _NO_BUCKET:
                     return f"there is no bucket named {self._bucket!r}"

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,11 +16,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "var" / "go"
 BUILD_SECONDS = 150
-INSTALL_SECONDS = 400
-"""A minute on two idle cores; with what it downloads, and others at work, five."""
+PLAIN = ("-gcflags=github.com/...=-N -l", "-ldflags=-s -w")
+"""Without optimizing other people's packages: half the processor time for large programs that need not be fast."""
 
 
-def build(folder: Path, seconds: float = BUILD_SECONDS) -> Path:
+def build(folder: Path, seconds: float = BUILD_SECONDS, flags: Sequence[str] = ()) -> Path:
     """The program in `folder`, built in time. Skips the test where Go is missing; fails then in CI (`CI=true`)."""
     go = shutil.which("go")
     if go is None:
@@ -33,37 +34,13 @@ def build(folder: Path, seconds: float = BUILD_SECONDS) -> Path:
     with (CACHE / f"{folder.name}.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it at once
         if not program.exists():
-            _compile(str(go), folder, program, seconds)
+            _compile(str(go), folder, program, seconds, flags)
     return program
 
 
-def install(package: str, version: str) -> Path:
-    """A published program, built once as a Go module. Skips the test where that cannot be; fails then in CI."""
-    go = shutil.which("go")
-    if go is None:
-        unable("Go is not installed")
-    name = package.rpartition("/")[2]
-    folder = CACHE / f"{name}-{version}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{name}.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it at once
-        if not (folder / name).exists():
-            try:
-                environ = os.environ | {"CGO_ENABLED": "0", "GOBIN": str(folder)}
-                command = [go, "install", f"{package}@{version}"]
-                done = subprocess.run(
-                    command, env=environ, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
-                )
-            except subprocess.TimeoutExpired:
-                unable(f"go install {package} took more than {INSTALL_SECONDS} s")
-            if done.returncode:
-                unable(f"go install {package} failed:\n{done.stderr[-2000:]}")
-    return folder / name
-
-
-def _compile(go: str, folder: Path, program: Path, seconds: float) -> None:
+def _compile(go: str, folder: Path, program: Path, seconds: float, flags: Sequence[str]) -> None:
     partial = program.with_suffix(".partial")
-    command = [go, "build", "-trimpath", "-o", str(partial), "."]
+    command = [go, "build", "-trimpath", *flags, "-o", str(partial), "."]
     try:
         done = subprocess.run(
             command, cwd=folder, env=os.environ | {"CGO_ENABLED": "0"}, capture_output=True, text=True,

@@ -1,38 +1,55 @@
-"""Uploads on a server of S3 that is none of Python's: versitygw, built once as a Go module."""
+"""Uploads on servers of S3 that are none of Python's: rclone's and versitygw, built once as Go modules.
 
+Of both only what is needed, by a `main` of our own (tests/interop/s3): a third of the processor time to build.
+"""
+
+import datetime as dt
 import os
 import socket
+import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-import boto3
 import pytest
+from django.utils import timezone
 
+from apps.model_registry import upkeep
 from apps.storage import s3
 from apps.storage import services as storage
+from cloud.startup import StartupError, check_storage
 from tests.apps.model_registry.kit import DATA, init
 from tests.apps.stores import BUCKET, Store, request, sha256
-from tests.interop.go_build import install
+from tests.interop.go_build import PLAIN, build
+from tests.tls import Authority, make_authority
 
 pytestmark = pytest.mark.timeout(500)
-VERSION = "v1.8.0"
+FOLDER = Path(__file__).resolve().parents[2] / "interop" / "s3"
 KEY, SECRET = "key", "secretsecret"
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def versity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server with our bucket."""
-    program = install("github.com/versity/versitygw/cmd/versitygw", VERSION)
-    folder = tmp_path_factory.mktemp("versity")
+@contextmanager
+def serving(name: str, folder: Path, authority: Authority | None = None) -> Iterator[str]:
+    """The URL of a server of our own with our bucket; by TLS with an authority's certificate."""
+    program = str(build(FOLDER / name, seconds=400, flags=PLAIN))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
+    (folder / BUCKET).mkdir(parents=True)
+    where = f"127.0.0.1:{port}"
+    argv = {
+        "versitygw": [program, where, str(folder)],
+        "rclone": [program, "serve", "s3", "--addr", where, "--auth-key", f"{KEY},{SECRET}", "--config", os.devnull,
+                   str(folder)],
+    }[name]  # fmt: skip
+    if authority is not None:
+        leaf = str(authority.file.with_name("leaf.pem"))
+        argv += ["--cert", leaf, "--key", leaf]
     server = subprocess.Popen(
-        [str(program), "--port", f"127.0.0.1:{port}", "posix", str(folder)],
-        env={**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET},
+        argv, env={**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET},
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -43,28 +60,31 @@ def versity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        url = f"http://127.0.0.1:{port}"
-        client(url).create_bucket(Bucket=BUCKET)
-        yield url
+        yield f"{'http' if authority is None else 'https'}://{where}"
     finally:
         server.kill()
         server.wait(10)
 
 
-def client(url: str) -> Any:
-    return boto3.session.Session().client(
-        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key=SECRET
-    )
+@pytest.fixture(scope="module", params=["rclone", pytest.param("versitygw", marks=pytest.mark.nightly)])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of each of them in turn."""
+    with serving(request.param, tmp_path_factory.mktemp(request.param)) as url:
+        yield url
+
+
+def named(url: str, prefix: str) -> dict[str, str]:
+    """The settings that lead there."""
+    return {
+        "S3_BUCKET": BUCKET, "S3_ENDPOINT_URL": url, "S3_ACCESS_KEY_ID": KEY, "S3_SECRET_ACCESS_KEY": SECRET,
+        "S3_ADDRESSING": "path", "S3_PREFIX": prefix,
+    }  # fmt: skip
 
 
 @pytest.fixture
-def server(versity, settings, tmp_path):
+def server(real, settings, tmp_path):
     """A place of the test's own on it."""
-    values = {
-        "S3_BUCKET": BUCKET, "S3_ENDPOINT_URL": versity, "S3_ACCESS_KEY_ID": KEY, "S3_SECRET_ACCESS_KEY": SECRET,
-        "S3_ADDRESSING": "path", "S3_PREFIX": tmp_path.name,
-    }  # fmt: skip
-    settings.VISIONA = {**settings.VISIONA, **values}
+    settings.VISIONA = {**settings.VISIONA, **named(real, tmp_path.name)}
     return Store("s3", tmp_path)
 
 
@@ -94,6 +114,15 @@ def test_an_upload_whose_checksum_the_server_verified(server, alice_api, monkeyp
     part = request("GET", url, headers={"Range": "bytes=5-14"})
     assert (part.status, part.body) == (206, DATA[5:15])
     assert len(server.keys()) == 2
+    alice_api("DELETE", f"/api/models/{begun['model']['id']}")
+    assert len(server.keys()) == 2  # kept, and where no URL leads
+    assert request("GET", url).status == 404
+    assert counted(upkeep.reap(now=timezone.now() + dt.timedelta(days=31))) == (0, 1, 0, 0)
+    assert len(server.keys()) == 1
+
+
+def counted(found):
+    return found.uploads, found.models, found.orphans, found.failed
 
 
 def test_parts_of_which_one_was_left_out(server, alice_api, monkeypatch):
@@ -121,3 +150,28 @@ def test_a_bucket_that_is_not_there(server, settings):
     assert storage.store().problem() == "there is no bucket named 'none-such'"
     settings.VISIONA = {**settings.VISIONA, "S3_SECRET_ACCESS_KEY": "another"}
     assert storage.store().problem() == "the server refuses the credentials (SignatureDoesNotMatch)"
+
+
+def test_a_private_authority(settings, tmp_path, alice_api, capsys):
+    """Its certificates are named by a setting; without it, or with another file, one line says so at the start."""
+    authority = make_authority(tmp_path)
+    with serving("rclone", tmp_path / "data", authority) as url:
+        values = {**settings.VISIONA, **named(url, "tls")}
+        settings.VISIONA = {**values, "S3_CA_FILE": str(authority.file)}
+        check_storage(settings.VISIONA)
+        begun = init(alice_api, sha256=sha256(DATA))
+        sending = begun["upload"]
+        put = urllib.request.Request(sending["url"], DATA, sending["headers"], method="PUT")
+        with urllib.request.urlopen(put, context=ssl.create_default_context(cafile=authority.file)) as sent:
+            assert sent.status == 200
+        assert finalize(alice_api, begun).data["status"] == "ready"
+        (tmp_path / "empty.pem").write_text("no certificate")
+        for file, said in (
+            ("", "VISIONA_S3_CA_FILE names one of your own"),
+            (str(tmp_path / "none.pem"), "no certificates that can be read"),
+            (str(tmp_path / "empty.pem"), "no certificates that can be read"),
+        ):
+            settings.VISIONA = {**values, "S3_CA_FILE": file}
+            with pytest.raises(StartupError, match=said):
+                check_storage(settings.VISIONA)
+        assert "does not answer" not in capsys.readouterr().err
