@@ -198,9 +198,10 @@ def forward(
     """
     own = engine()
     client = raw.connection(request)
+    home = b"" if mount else f"/api/devices/{route.device_id}/proxy".encode("ascii")
     try:
         head = raw.request_head(request, raw.raw_target(request) if target is None else target)
-        exchange = Exchange(head, raw.via(request, mount=mount, upgrade=upgrade), own.limits)
+        exchange = Exchange(head, raw.via(request, mount=mount, home=home, upgrade=upgrade), own.limits)
     except ProxyError as error:
         raise refusal(error) from error
     if upgrade and not exchange.request.upgrade:

@@ -65,7 +65,7 @@ def connection(request: HttpRequest) -> Client:
         raise WrongServer(f"no {CONNECTION}: serve with cloud/gunicorn_worker.py") from None
 
 
-def via(request: HttpRequest, *, mount: bytes = b"", upgrade: bool = False) -> Via:
+def via(request: HttpRequest, *, mount: bytes = b"", home: bytes = b"", upgrade: bool = False) -> Via:
     """What this lane adds to the request: who sent it, its id, its trace."""
     address = str(request.META.get("REMOTE_ADDR", ""))
     return Via(
@@ -75,6 +75,7 @@ def via(request: HttpRequest, *, mount: bytes = b"", upgrade: bool = False) -> V
         traceparent=child_traceparent(request.META.get("HTTP_TRACEPARENT")),
         trusted=is_trusted_proxy(address),
         mount=mount,
+        home=home,
         upgrade=upgrade,
     )
 

@@ -192,6 +192,28 @@ def test_where_a_box_leads_lies_below_the_prefix(lane: Lane) -> None:
     assert not got.all("www-authenticate")
 
 
+@pytest.mark.parametrize("climbs", ["../../api/auth/me", "/../x/%2e%2e/api/auth/me", "http://{host}/..\\api/auth/me"])
+def test_where_a_box_leads_does_not_climb_out_of_the_prefix(lane: Lane, climbs: str) -> None:
+    """With 307 a viewer's own `fetch` would take its method, body and credential to another route of ours."""
+
+    def lead(peer: Peer) -> None:
+        where = climbs.format(host=peer.fields("host")[0])
+        peer.answer(
+            b"", "307 Elsewhere", f"Location: {where}", f"Refresh: 0; url={where}", f"Content-Location: {where}"
+        )
+
+    lane.box.on("/a/b", lead)
+    got = lane.ask("POST", "/a/b", "Content-Length: 0")
+    for name in ("location", "content-location"):
+        assert got.one(name) == lane.prefix + "/api/auth/me"
+    assert got.one("refresh") == f"0; url={lane.prefix}/api/auth/me"
+    if lane.name == "fast":
+        return
+    lane.box.on("/api/cameras/0", lead)  # where paths pass as they are
+    got = lane.ask("POST", "/api/cameras/0", "Content-Length: 0", f"X-Device-Id: {lane.device_id}", prefix="")
+    assert got.one("location") == f"/api/devices/{lane.device_id}/proxy/api/auth/me"
+
+
 @pytest.mark.parametrize("host", ["my_cloud:80", "my_cloud", "", "other.example", "[::1]:80"])
 def test_a_host_of_any_name_is_taken(lane: Lane, host: str) -> None:
     with lane.wire() as wire:

@@ -63,6 +63,8 @@ class Exchange:
             self.request.method,
             mount=self._via.mount,
             hosts=self.request.hosts,
+            home=self._via.home,
+            sent=self.request.head,
             upgrade=bool(self.request.upgrade),
             limits=self._limits,
         )

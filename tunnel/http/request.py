@@ -59,6 +59,8 @@ class Via:
     """Whether that address is a trusted proxy, whose `X-Forwarded-*` and `Forwarded` are kept."""
     mount: bytes = b""
     """Raw prefix that the box does not see (`/d/<id>`, `/api/devices/<id>/proxy`); empty: path for path."""
+    home: bytes = b""
+    """Without a mount: raw prefix below which all of the box's paths are shown, for where its answers lead."""
     upgrade: bool = False
     """The lane can carry an upgraded connection: `Connection: upgrade` is passed on instead of dropped."""
     close: bool = False

@@ -11,7 +11,6 @@ from typing import Final
 
 import httptools
 
-from tunnel.contract.authority import same_host
 from tunnel.http import caching
 from tunnel.http.body import BodyReader, Buffer, ChunkedReader, FramingError, LengthReader, UntilCloseReader
 from tunnel.http.errors import AnswerCut, MisuseError, ProxyError
@@ -36,6 +35,7 @@ from tunnel.http.fields import (
     without,
 )
 from tunnel.http.limits import LIMITS, Limits
+from tunnel.http.location import Shown, place
 
 NO_LENGTH: Final = -1
 """`AnswerHead.length` where no length is known: the answer is chunked, or ends with its connection."""
@@ -55,7 +55,6 @@ _OURS_ALONE: Final[tuple[Field, ...]] = (caching.PRIVATE, caching.VARY, *_OURS)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
 _BLANKS = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+([ \t]+):")
-_ABSOLUTE = re.compile(rb"(?:(https?):)?//([^/?#\\]+)", re.IGNORECASE)
 _REFRESH = re.compile(
     rb"([ \t]*[0-9.]*[ \t]*[;, \t]?[ \t]*(?:url[ \t]*=[ \t]*)?)([\"']?)(.*)\Z", re.IGNORECASE | re.DOTALL
 )
@@ -100,18 +99,21 @@ class AnswerHead:
 class ResponseReader:
     """Reads one answer of a box. `method` is the request's.
 
-    `mount` is the raw prefix that `Location` gets where it is rooted, or names one of `hosts`. `upgrade` says that a
-    switch of protocols (101) was asked for. After it `receive` hands bytes on as they are.
+    `mount`, `hosts` and `home` are those of `Shown`, which say where a `Location` may lead; `sent` is the head that the
+    box was sent. `upgrade` says that a switch of protocols (101) was asked for. After it `receive` hands bytes on as
+    they are.
     """
 
     __slots__ = (
         "_body",
         "_held",
+        "_home",
         "_hosts",
         "_limits",
         "_looked",
         "_method",
         "_mount",
+        "_sent",
         "_upgrade",
         "answered",
         "head",
@@ -124,12 +126,16 @@ class ResponseReader:
         *,
         mount: bytes = b"",
         hosts: tuple[bytes, ...] = (),
+        home: bytes = b"",
+        sent: bytes = b"",
         upgrade: bool = False,
         limits: Limits = LIMITS,
     ) -> None:
         self._method = method
         self._mount = mount
         self._hosts = hosts
+        self._home = home
+        self._sent = sent
         self._upgrade = upgrade
         self._limits = limits
         self._held: bytearray | None = None
@@ -140,6 +146,17 @@ class ResponseReader:
         self.answered = False
         """Whether a single byte came, be it of an interim answer."""
         self.head: AnswerHead | None = None
+
+    def placed(self, url: bytes) -> bytes:
+        """A URL that the box says, as the client has to ask for it."""
+        words = self._sent.split(b" ", 2)
+        path = words[1].partition(b"?")[0] if len(words) == 3 else b"/"
+        return place(url, Shown(self._mount, self._home, self._hosts, path))
+
+    @property
+    def places(self) -> bool:
+        """Whether it is known as what the box is shown, so that URLs may have to be changed."""
+        return bool(self._mount or self._home)
 
     @property
     def complete(self) -> bool:
@@ -239,7 +256,7 @@ class ResponseReader:
         fields = _parse_fields(raw, status)
         if len(fields) > self._limits.answer_head_fields:
             raise _bad(f"a head of {len(fields)} fields")
-        draft = _Draft(self._mount, self._hosts, status)
+        draft = _Draft(self, status)
         head = AnswerHead(status, reason, draft.filter(fields))
         head.keep_alive = b"close" not in draft.options if http11 else b"keep-alive" in draft.options
         if status == 101:
@@ -295,11 +312,10 @@ class _Switched(UntilCloseReader):
 class _Draft:
     """What one pass over an answer's fields finds."""
 
-    __slots__ = ("cache", "coding", "hosts", "length", "mount", "options", "status", "upgrade", "vary")
+    __slots__ = ("cache", "coding", "length", "options", "reader", "status", "upgrade", "vary")
 
-    def __init__(self, mount: bytes, hosts: tuple[bytes, ...], status: int) -> None:
-        self.mount = mount
-        self.hosts = hosts
+    def __init__(self, reader: ResponseReader, status: int) -> None:
+        self.reader = reader
         self.status = status
         self.length: bytes | None = None
         self.coding: bytes | None = None
@@ -356,46 +372,23 @@ class _Draft:
         elif rule == VARY:
             self.vary = [value] if self.vary is None else [*self.vary, value]
         elif rule == LOCATION:
-            passed.append((name, self._mounted(value)))
+            passed.append((name, self.reader.placed(value)) if self.reader.places else field)
         elif rule == REFRESH:
             passed.append((name, self._refreshed(value)))
         elif rule == SEC_WEBSOCKET and self.status == 101:
             passed.append(field)
 
-    def _mounted(self, url: bytes) -> bytes:
-        """A URL as the client has to ask for it: below the mount if it is rooted, or names the host that the box knows.
-
-        `//host/` names another authority; `/\\` is read as one by browsers and is harmless behind the mount.
-        """
-        mount = self.mount
-        if not mount:
-            return url
-        absolute = _ABSOLUTE.match(url)
-        if absolute is not None:
-            scheme: bytes = absolute.group(1) or b""
-            named: bytes = absolute.group(2)
-            if not any(host and same_host(scheme, named, host) for host in self.hosts):
-                return url
-            # Rooted, not absolute: the client knows by which scheme and name it came, and the box may not.
-            url = url[absolute.end() :]
-            if url[:1] not in (b"/", b"\\"):
-                url = b"/" + url
-        elif url[:1] != b"/" or url[:2] == b"//":
-            return url
-        below = url.startswith(mount) and url[len(mount) : len(mount) + 1] in (b"", b"/", b"?", b"#")
-        return url if below else mount + url
-
     def _refreshed(self, value: bytes) -> bytes:
         """`Refresh` (HTML, "shared declarative refresh steps"): seconds, and a URL that may stand in quotes."""
-        match = _REFRESH.match(value) if self.mount else None
+        match = _REFRESH.match(value) if self.reader.places else None
         if match is None:
             return value
         before: bytes = match.group(1)
         quote: bytes = match.group(2)
         url: bytes = match.group(3)
         if not quote:
-            return before + self._mounted(url)
-        return before + quote + self._mounted(url.partition(quote)[0]) + quote
+            return before + self.reader.placed(url) if url else value
+        return before + quote + self.reader.placed(url.partition(quote)[0]) + quote
 
 
 def head_end(data: bytes | bytearray, start: int, stop: int) -> int:
