@@ -10,7 +10,8 @@ import select
 import socket
 import time
 from collections import deque
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 from apps.tunnels.forwarder_stream import BoxStream, ClientLeft, Watch
 from tunnel.http import (
@@ -298,7 +299,7 @@ class Relay:
             try:
                 self._to_box.put(*exchange.send_body(piece))
             except ProxyError as error:
-                raise self._fault(error.code, str(error)) from error
+                raise self._fault(error.code, str(error), error.details) from error
         if self._reader.done and exchange.request.body_length == CHUNKED:
             self._to_box.put(exchange.end_body())
 
@@ -309,11 +310,11 @@ class Relay:
         if self._reader.done and self.exchange.request.body_length == CHUNKED:
             self._to_box.put(self.exchange.end_body())
 
-    def _fault(self, code: str, detail: str) -> ExchangeError:
+    def _fault(self, code: str, detail: str, details: Mapping[str, Any] | None = None) -> ExchangeError:
         """A fault of the client's body: told while nothing of an answer went out, else the exchange is cut."""
         if self.exchange.answer is not None:
             return AnswerCut(code, detail)
-        return ProxyError(code, detail)
+        return ProxyError(code, detail, details=details)
 
     def _flush_box(self) -> None:
         if self._box is None or not self._to_box.size:

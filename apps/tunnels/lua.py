@@ -111,10 +111,12 @@ for i = 3, #ARGV, 9 do
       was_url = redis.call('HGET', P .. 'node:' .. old[1], 'url') or ''
       if ARGV[i + 8] == old[2] and old[4] == user then handed = '1' end
     end
-    local base = ARGV[i + 2]
+    local base, since = ARGV[i + 2], ARGV[i + 4]
     if handed == '1' or old[2] == session then base = old[5] or old[3] end
+    -- a full list has the daemon's clock, some ms later: what was told once stays
+    if old[2] == session then since = redis.call('HGET', key, 'c') or since end
     if old[2] and (old[2] ~= session or old[1] ~= node) then forget(device, old) end
-    redis.call('HSET', key, 'n', node, 's', session, 'e', ARGV[i + 2], 'u', user, 'c', ARGV[i + 4],
+    redis.call('HSET', key, 'n', node, 's', session, 'e', ARGV[i + 2], 'u', user, 'c', since,
       'a', ARGV[i + 5], 'g', ARGV[i + 6], 'f', ARGV[i + 7], 'w', now, 'b', base)
     redis.call('PERSIST', key)
     redis.call('HSET', P .. 'sessions:' .. node, session, device)

@@ -90,6 +90,15 @@ async def test_the_credential_is_found_in_its_order_and_never_logged(headers: li
         assert OTHER not in str(w.lines)
 
 
+@pytest.mark.parametrize("name", ["Authorization", "X-Relay-Token"])
+async def test_of_two_credentials_in_fields_of_one_name_neither_is_taken(name: str) -> None:
+    async with world() as w:
+        twice = [(name, f"Bearer {TOKEN}"), (name.lower(), f"Bearer {OTHER}")]
+        refusal = await refused(w, headers=twice)
+        assert (refusal.status, code_of(refusal)) == (400, "BAD_REQUEST")
+        assert not w.control.authentications
+
+
 @pytest.mark.parametrize("token", ["none", "vAu_" + "0" * 32, "vAs_short", "nonsense"])
 async def test_what_is_no_agents_token_is_401_without_asking_django(token: str) -> None:
     async with world() as w:

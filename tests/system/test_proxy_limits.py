@@ -15,6 +15,7 @@ LANES = ["stand-in", "tunnel", "fast"]
 
 BODY_MAX = 1 << 20
 API_SETTINGS = {"PROXY_BODY_MAX_BYTES": str(BODY_MAX)}
+TOO_LARGE = {"body": [f"At most {BODY_MAX} bytes (VISIONA_PROXY_BODY_MAX_BYTES)."]}
 BODY = bytes(range(256)) * (BODY_MAX // 256)
 WHOLE = hashlib.sha256(BODY).hexdigest()
 
@@ -64,6 +65,7 @@ def test_a_length_over_the_limit_is_refused_before_a_box_is_asked(lane: Lane) ->
         wire.send(lane.head("PUT", "/x", f"Content-Length: {BODY_MAX + 1}"))
         got = wire.read()
     assert (got.status, got.code) == (413, "PAYLOAD_TOO_LARGE")
+    assert got.json["error"]["details"] == TOO_LARGE
     assert lane.ask("GET", "/behind").status == 200
     assert [head.split(b" ")[1] for head in lane.box.heads] == [b"/behind"]
 
@@ -90,6 +92,7 @@ def test_chunks_over_the_limit_are_refused_and_the_box_sees_a_reset(lane: Lane, 
         wire.send(data[1000:])
         got = wire.read()
     assert (got.status, got.code) == (413, "PAYLOAD_TOO_LARGE")
+    assert got.json["error"]["details"] == TOO_LARGE
     assert got.one("connection") == "close"  # where the rest of the body would end nobody knows
     until(lambda: ends)
     assert ends == ["reset"]

@@ -102,6 +102,10 @@ def test_what_a_ticket_is_not_for(lane: Lane, stack: Stack) -> None:
     assert by_ticket(lane, f"{mine}?ticket={ticket}", "Content-Length: 0", method="POST")[0] == 401
     assert by_ticket(lane, f"{mine}/deep?ticket={ticket}") == (200, "")  # none of these has spent it
     assert by_ticket(lane, f"{mine}?ticket={ticket}") == (401, "UNAUTHENTICATED")
+    everywhere = ticket_for(lane)
+    for climbs in ("/a/../x", "/a/%2e%2e/x", "/a/..%2fx"):
+        assert by_ticket(lane, f"{lane.prefix}{climbs}?ticket={everywhere}") == (400, "BAD_REQUEST")
+    assert by_ticket(lane, f"{lane.prefix}/x?ticket={everywhere}") == (200, "")  # nor has one of these
 
 
 @DRF

@@ -109,6 +109,12 @@ def bad_request(detail: str) -> ProxyError:
     return ProxyError("BAD_REQUEST", detail)
 
 
+def too_large(limit: int, detail: str) -> ProxyError:
+    """413 `PAYLOAD_TOO_LARGE` of a request body over `limit` bytes, which names the limit and its setting."""
+    told = f"At most {limit} bytes (VISIONA_PROXY_BODY_MAX_BYTES)."
+    return ProxyError("PAYLOAD_TOO_LARGE", detail, details={"body": [told]})
+
+
 def error_body(error: ProxyError, request_id: str, language: Language = "en", message: str | None = None) -> bytes:
     """The JSON envelope of `error` as bytes; with the code's own message unless one is given."""
     if message is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from tunnel.http.body import LAST_CHUNK, Buffer, encode_chunk
-from tunnel.http.errors import AnswerCut, ExchangeError, MisuseError, ProxyError, bad_request
+from tunnel.http.errors import AnswerCut, ExchangeError, MisuseError, ProxyError, bad_request, too_large
 from tunnel.http.fields import Field
 from tunnel.http.heads import RequestHead
 from tunnel.http.limits import LIMITS, Limits
@@ -88,7 +88,7 @@ class Exchange:
         self._body_seen += size
         if self.request.body_length == CHUNKED:
             if self._body_seen > self._limits.request_body:
-                raise ProxyError("PAYLOAD_TOO_LARGE", "a chunked body over the limit")
+                raise too_large(self._limits.request_body, "a chunked body over the limit")
             return encode_chunk((data,))
         if size > self._body_left:
             raise MisuseError("more body than Content-Length; use body_reader()")

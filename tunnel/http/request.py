@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from tunnel.http.body import BodyReader, ChunkedReader, LengthReader
-from tunnel.http.errors import ProxyError, bad_request
+from tunnel.http.errors import ProxyError, bad_request, too_large
 from tunnel.http.fields import (
     CONNECTION,
     CONTENT_LENGTH,
@@ -156,7 +156,7 @@ class _Draft:
             raise bad_request("a bad Content-Length")
         length = int(self.length)
         if length > limit:
-            raise ProxyError("PAYLOAD_TOO_LARGE", f"a body of {length} bytes")
+            raise too_large(limit, f"a body of {length} bytes")
         return length
 
 

@@ -70,7 +70,13 @@ def upgrade_head(request: Request) -> bytes:
 
 
 def credential_token(request: Request) -> str:
-    """The token: `Authorization: Bearer`, else `?token=`, else `X-Relay-Token`. Raises Refusal 401."""
+    """The token: `Authorization: Bearer`, else `?token=`, else `X-Relay-Token`.
+
+    Raises Refusal 401, and 400 for two fields of one name: which of them counts is not to be guessed.
+    """
+    for name in ("authorization", H_RELAY_TOKEN.lower()):
+        if sum(field == name for field, _ in request.fields) > 1:
+            raise Refusal("BAD_REQUEST", f"more than one {name}")
     scheme, _, bearer = (request.header("authorization") or "").partition(" ")
     token = bearer.strip() if scheme.lower() == "bearer" else ""
     token = token or request.query.get("token", "").strip() or (request.header(H_RELAY_TOKEN.lower()) or "").strip()

@@ -24,6 +24,7 @@ from tunnel.http import (
     RequestHead,
     Via,
     field_lines,
+    outline,
 )
 from tunnel.logs import JsonLog
 from tunnel.registry import Registry
@@ -48,6 +49,8 @@ from tunnel.runtime.session import TunnelSession
 from tunnel.runtime.sockets import ByteStream
 
 _LOOK_SECONDS: Final = 0.5
+_ANY_BODY: Final = Limits(request_body=1 << 62)
+"""Before it is known how large a body may be."""
 
 Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
 """(client, what was asked, exchange, grant, request id): may take a GET without range or body over, or not (None)."""
@@ -246,6 +249,10 @@ class FastLane:
         authorizer = self._authorizer
         if authorizer is None:
             raise ProxyError("TUNNEL_UNAVAILABLE", "not running")
+        if asked.kind == b"ticket" and (
+            asked.mount or asked.upgrade
+        ):  # what will be refused spends none (api.md, "Tickets")
+            outline(asked.head, Via("http", "", "", mount=asked.mount, upgrade=asked.upgrade), _ANY_BODY)
         question = asked.request(self.config.node, self.proxies.client_of(client.address, asked.head), request_id)
         grant = authorizer.kept(asked.key, question) if asked.key else None
         if grant is None or self._outdated(grant):

@@ -264,3 +264,16 @@ def test_an_unpaired_device_is_closed_as_revoked(daemon, box, alice):
     services.unpair_device(actor=ACTOR, owner_id=alice.pk, device_id=device_id, now=timezone.now())
     assert presence.close_forbidden() == 1
     assert orders(daemon.beat(count=1)) == {(box[1], 4401, "revoked")}
+
+
+def test_since_when_a_box_is_connected_does_not_move_with_the_full_list(daemon, alice, alice_api):
+    """The daemon's clock names the same moment some milliseconds later."""
+    ask = named(issue(alice))
+    admitted = daemon.ask_all(ask)[0]
+    (since,) = [each["connected_at"] for each in alice_api("GET", "/api/devices").data]
+    daemon.beat([fact(admitted, ask["session"])])
+    assert [each["connected_at"] for each in alice_api("GET", "/api/devices").data] == [since]
+    redis.client().flushdb()  # all is lost: then the daemon's word is all there is
+    daemon.beat()
+    daemon.beat([fact(admitted, ask["session"])])
+    assert [each.connected_at for each in registry.lookup([admitted["device_id"]]).values()] == ["2026-01-01T00:00:00Z"]
