@@ -14,7 +14,7 @@ import (
 
 func main() {
 	access, secret := os.Getenv("ROOT_ACCESS_KEY"), os.Getenv("ROOT_SECRET_KEY")
-	files, err := posix.New(os.Args[2], meta.XattrMeta{}, posix.PosixOpts{})
+	files, err := posix.New(os.Args[2], meta.XattrMeta{}, posix.PosixOpts{CopyObjectThreshold: 5 << 30})
 	if err != nil {
 		log.Fatal(err)
 	}
