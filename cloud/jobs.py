@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -24,3 +25,10 @@ async def own_threads(call_next: AsyncCallNext, context: JobContext, worker: Wor
         _executors[loop] = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="job")
         loop.set_default_executor(_executors[loop])  # which asyncio shuts down with the loop
     return await call_next()
+
+
+async def counted(call_next: AsyncCallNext, context: JobContext, worker: Worker) -> Any:
+    """Counts the job, and serves the worker's figures. Loaded with the first one: the settings name this, and an API
+    process must not load prometheus_client before it knows its folder."""
+    figures = importlib.import_module("cloud.worker_metrics")
+    return await figures.counted(call_next, context, worker)

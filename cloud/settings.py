@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from apps.common.redis import cache_settings
 from cloud import environment, navigation, postgres_wheel
-from cloud.jobs import JOBS_AT_ONCE, own_threads
+from cloud.jobs import JOBS_AT_ONCE, counted, own_threads
 from cloud.mail import mail_settings
 from cloud.version import BUILT_AT, COMMIT, VERSION
 
@@ -144,7 +144,7 @@ ACCOUNT_END_TASKS = ("devices.unpair_all", "webhooks.delete_all", "models.purge_
 PROCRASTINATE_WORKER_DEFAULTS = {
     "concurrency": JOBS_AT_ONCE,
     "shutdown_graceful_timeout": 3.0,
-    "worker_middleware": [own_threads],
+    "worker_middleware": [own_threads, counted],
 }
 PROCRASTINATE_ON_APP_READY = "cloud.db.queue.use"
 

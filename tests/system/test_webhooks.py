@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ print(delivery.sweep(now=timezone.now() + dt.timedelta(minutes=2)))
 @pytest.fixture
 def system(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Stack]:
     """All but the box, which is to be seen pairing."""
-    settings = {"VISIONA_WEBHOOK_ALLOW_PRIVATE": "true"}
+    settings = {"VISIONA_WEBHOOK_ALLOW_PRIVATE": "true", "VISIONA_WORKER_METRICS_PORT": str(free_port())}
     with run_stack(tmp_path / "var", (free_port(), free_port(), free_port()), settings) as stack:
         stack.start(plans.tunnel(stack.plan))
         stack.start(plans.api(stack.plan))
@@ -65,6 +66,9 @@ def test_the_life_of_a_box_and_a_worker_killed_in_between(system: Stack) -> None
         receiver.hold.clear()
         assert system.call("POST", f"{hook}/ping").status == 201
         first = awaited(receiver, "ping")
+        figures = f"http://127.0.0.1:{system.plan.settings['WORKER_METRICS_PORT']}/metrics"
+        with urllib.request.urlopen(figures, timeout=10) as answer:  # it answers while a receiver holds a place
+            assert b'visiona_api_places{owners="user",pool="webhooks"} 1.0' in answer.read()
         system.kill("worker")
         receiver.hold.set()
         log = system.call("GET", f"{hook}/deliveries?event=ping").data[0]
