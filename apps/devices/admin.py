@@ -96,7 +96,7 @@ class DeviceAdmin(ReadOnlyAdmin):
     list_select_related: ClassVar[Any] = ("owner",)
     search_fields: ClassVar[Any] = ("name", "serial", "claimed_serial", "owner__email", "id", "address")
     ordering: ClassVar[Any] = ("-created_at",)
-    actions: ClassVar[Any] = ("kick_selected", "unpair_selected")
+    actions: ClassVar[Any] = ("kick_selected", "dismiss_selected", "unpair_selected")
     actions_submit_line: ClassVar[Any] = ("kick_this", "unpair_this")
     fieldsets: ClassVar[Any] = (
         ("Device", {"fields": (
@@ -232,6 +232,18 @@ class DeviceAdmin(ReadOnlyAdmin):
     @action(description="Kick: close the tunnel; the agent comes back by itself", permissions=["change"])  # type: ignore[untyped-decorator]  # unfold is untyped
     def kick_selected(self, request: HttpRequest, queryset: QuerySet[Device]) -> None:
         self._kick(request, list(queryset.values_list("id", flat=True)))
+
+    @action(description="Dismiss the mark of a possible twin", permissions=["change"])  # type: ignore[untyped-decorator]  # unfold is untyped
+    def dismiss_selected(self, request: HttpRequest, queryset: QuerySet[Device]) -> None:
+        marked = queryset.filter(deleted_at=None, twin_at__isnull=False).order_by("id")
+        done = 0
+        for device_id in list(marked.values_list("id", flat=True)):
+            try:
+                services.dismiss_twin(actor=Actor.of(request), device_id=device_id, now=timezone.now())
+                done += 1
+            except DomainError:  # it was unpaired meanwhile
+                continue
+        self.message_user(request, f"{done} marks dismissed.", messages.SUCCESS if done else messages.WARNING)
 
     @action(description="Unpair: close the tunnel, end all tokens", permissions=["change"])  # type: ignore[untyped-decorator]  # unfold is untyped
     @asks_first(UNPAIR)

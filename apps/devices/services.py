@@ -65,15 +65,35 @@ def register_device(
 def change_device(
     *, actor: Actor, owner_id: uuid.UUID, device_id: uuid.UUID, changes: Mapping[str, Any], now: dt.datetime
 ) -> Device:
-    """Set `name` and `metadata` as far as given. Raises DomainError NOT_FOUND."""
+    """Set `name` and `metadata` as far as given; `possible_twin` (False) dismisses that mark, of both of a pair.
+
+    Raises DomainError NOT_FOUND.
+    """
     device = _locked(device_id, owner_id)
+    if "possible_twin" in changes:
+        _dismiss_twin(device, actor, now)
     for name in ("name", "metadata"):
         if name in changes:
             setattr(device, name, changes[name])
-    if changes:
-        device.save(update_fields=[*changes, "updated_at"])
-        _audit(actor, "device.change", device, {"fields": sorted(changes)}, now)
+    fields = sorted(changes.keys() & {"name", "metadata"})
+    if fields:
+        device.save(update_fields=[*fields, "updated_at"])
+        _audit(actor, "device.change", device, {"fields": fields}, now)
     return device
+
+
+@transaction.atomic
+def dismiss_twin(*, actor: Actor, device_id: uuid.UUID, now: dt.datetime) -> Device:
+    """The same for anybody's device (the admin). Raises DomainError NOT_FOUND."""
+    device = _locked(device_id, None)
+    _dismiss_twin(device, actor, now)
+    return device
+
+
+def _dismiss_twin(device: Device, actor: Actor, now: dt.datetime) -> None:
+    for each in twins.dismiss(device, now=now):
+        _event(each.id, "twin_dismissed", actor, now)
+        _audit(actor, "device.twin_dismissed", each, {"serial": each.serial or each.claimed_serial}, now)
 
 
 @transaction.atomic

@@ -118,6 +118,26 @@ def settle(gone: Sequence[Device], *, now: dt.datetime) -> None:
         Device.objects.filter(id__in=alone).update(twin_at=None, updated_at=now)
 
 
+def dismiss(device: Device, *, now: dt.datetime) -> list[Device]:
+    """The owner has looked: a locked device is no possible twin, nor is the other of its pair. Returns whose mark went.
+
+    Of three that share a serial the other two go on being shown. It comes back for a new finding only, since a box that
+    says again what it said is none (`admission_rules`).
+    """
+    if device.twin_at is None:
+        return []
+    texts = {text for text in (device.serial, device.claimed_serial) if text}
+    sharing = Device.objects.filter(
+        Q(serial__in=texts) | Q(claimed_serial__in=texts), owner_id=device.owner_id, deleted_at=None
+    ).exclude(id=device.id)
+    others = [other for other in sharing.select_for_update(no_key=True, skip_locked=True) if other.twin_at is not None]
+    settled = [device, *(others if len(others) == 1 else ())]
+    Device.objects.filter(id__in=[each.id for each in settled]).update(twin_at=None, updated_at=now)
+    for each in settled:
+        each.twin_at = None
+    return settled
+
+
 # --- one credential ---------------------------------------------------------------------------------------------------
 def note_replaced(events: Sequence[TunnelEvent], rows: Sequence[DeviceEvent], *, now: dt.datetime) -> None:
     """Keep which sessions were taken over by newer ones of the same device, and mark the devices that it happens to

@@ -73,6 +73,16 @@ class SerialField(TextField):
         return text
 
 
+@extend_schema_field({"type": "boolean", "enum": [False]})
+class OnlyFalse(serializers.BooleanField):
+    """A mark that can be taken off, and not put on."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if data is not False:
+            self.fail("invalid", input=data)
+        return False
+
+
 class RegisterBody(serializers.Serializer[Any]):
     serial = SerialField()
     name = PlainField(max_length=200, allow_blank=True, default="", help_text="Empty: the serial.")
@@ -83,6 +93,10 @@ class RegisterBody(serializers.Serializer[Any]):
 class ChangeBody(serializers.Serializer[Any]):
     name = PlainField(max_length=200, required=False)
     metadata = MetadataField(required=False, help_text="Replaces what was there.")
+    possible_twin = OnlyFalse(
+        required=False,
+        help_text="`false` dismisses the mark, of both of a pair; it comes back for a new finding only.",
+    )
 
 
 class DeviceSerializer(serializers.ModelSerializer[Device]):

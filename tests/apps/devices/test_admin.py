@@ -253,6 +253,11 @@ def test_twins_and_clones_are_found(staff, box, alice):
     assert "Shop" not in page(staff, "devices/device/", twins="twin")
     assert "Shop" in page(staff, "devices/device/", twins="cloned")
     assert "S-1" in page(staff, f"devices/device/{other.pk}/change/")
+    chosen = {"action": "dismiss_selected", "_selected_action": [str(other.pk)]}
+    assert staff.post("/admin/devices/device/", chosen).status_code == 302
+    other.refresh_from_db()
+    assert not other.possible_twin
+    assert AuditEvent.objects.filter(action="device.twin_dismissed", object_id=str(other.pk)).exists()
 
 
 def test_the_list_of_devices_says_the_most_in_few_columns(staff, box):

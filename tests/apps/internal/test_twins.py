@@ -131,6 +131,26 @@ def test_a_box_of_a_serial_whose_device_is_there_becomes_a_device_of_its_own(
     assert len(events(other, "possible_twin")) == 1, "told once"
 
 
+def test_the_owner_dismisses_the_mark_until_there_is_a_new_finding(daemon, alice, first, answer, alice_api, bob_api):
+    answer(True)
+    second = pair(daemon, alice)
+    one, other = (f"/api/devices/{each['device_id']}" for each in (first, second))
+    assert bob_api("PATCH", one, {"possible_twin": False}).status == 404
+    for wrong in (True, "false", None, 0):
+        assert alice_api("PATCH", one, {"possible_twin": wrong}).status == 400
+    assert alice_api("GET", one).data["possible_twin"] is True
+    assert alice_api("PATCH", one, {"possible_twin": False}).data["possible_twin"] is False
+    assert alice_api("GET", other).data["possible_twin"] is False, "it was of both"
+    assert [len(events(device_of(each), "twin_dismissed")) for each in (first, second)] == [1, 1]
+    assert daemon.ask_all(named(second["session_token"], serial="S-1", **OTHER))[0]["ok"]
+    assert alice_api("GET", other).data["possible_twin"] is False, "the same finding again is none"
+    assert alice_api("PATCH", one, {"possible_twin": False}).status == 200
+    assert len(events(device_of(first), "twin_dismissed")) == 1
+    third = pair(daemon, alice, instance="box-3")
+    shown = [alice_api("GET", f"/api/devices/{each['device_id']}").data for each in (first, second, third)]
+    assert [each["possible_twin"] for each in shown] == [True, False, True], "a third box is a new one"
+
+
 @pytest.mark.parametrize(
     ("verdict", "fields"),
     [(False, {}), (False, {"instance": ""}), (None, {"instance": ""}), (True, {"instance": "box-1"})],

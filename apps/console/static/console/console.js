@@ -142,6 +142,7 @@ function describe() {
   }));
   at("box-warning").textContent = warningOf(device);
   at("box-warning").hidden = !at("box-warning").textContent;
+  at("no-twin").hidden = !device.possible_twin || device.cloned;
   ["play", "snapshot", "scan", "infer", "echo"].forEach((id) => { at(id).disabled = !online; });
 }
 
@@ -316,6 +317,10 @@ at("pair").addEventListener("submit", (event) => {
   event.preventDefault();
   attempt(event.submitter, pair);
 });
+at("no-twin").addEventListener("click", (event) => attempt(event.currentTarget, async () => {
+  await call("PATCH", `/api/devices/${selected}`, { possible_twin: false });
+  await refresh();
+}));
 at("copy").addEventListener("click", (event) => attempt(event.currentTarget, () => navigator.clipboard.writeText(at("pair-command").textContent)));
 at("play").addEventListener("click", () => {
   say("");
