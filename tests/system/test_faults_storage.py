@@ -119,3 +119,10 @@ def test_a_hundred_finalizes(stack: Stack, moto: Moto) -> None:
         for model in many:  # whose failure was told by the last of these
             alice.finalize(model)
     eventually(lambda: alice.ready() == MANY, 60, "all are ready")
+
+    # A URL that is out ends with its model.
+    where = f"/api/models/{many[0]}"
+    url = stack.call("GET", f"{where}/download", token=alice.token).data["url"]
+    assert request("GET", url).body == DATA
+    assert stack.call("DELETE", where, token=alice.token).status == 200
+    eventually(lambda: request("GET", url).status in (403, 404), 10, "it leads nowhere")
