@@ -18,7 +18,7 @@ IDLE: Final = (
     "EpollSelector.select (selectors.py",
     "_worker (concurrent/futures/thread.py:81)",
     "Condition.wait (threading.py",
-    "Crew._run (cloud/gunicorn_crew.py",
+    "Crew._run (cloud/server/threads.py",
     "Watch.wait (apps/tunnels/forwarder_stream.py",
     "DeadlineConnection.wait (",
     "Connection.wait (psycopg/connection.py",

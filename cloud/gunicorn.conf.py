@@ -10,7 +10,7 @@ import resource
 from typing import Any
 
 from apps.common.cores import cores, free_number
-from cloud import gunicorn_listener, master
+from cloud.server import listener, master
 from tunnel.contract import BY_NAME, PREFIX, SettingError, parse_setting
 
 
@@ -33,7 +33,7 @@ def _connections(threads: int) -> int:
 
 _host = _setting("BIND_HOST") or ("0.0.0.0" if _setting("ENV") == "production" else "127.0.0.1")  # noqa: S104 - in a container
 bind = [f"[{_host}]:{_setting('API_PORT')}" if ":" in _host else f"{_host}:{_setting('API_PORT')}"]
-worker_class = "cloud.gunicorn_worker.ApiWorker"
+worker_class = "cloud.server.worker.ApiWorker"
 workers = _setting("API_WORKERS")
 threads = _setting("API_THREADS")
 worker_connections = _connections(threads)
@@ -55,7 +55,7 @@ forwarded_allow_ips = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 
-logger_class = "cloud.gunicorn_log.JsonLogger"
+logger_class = "cloud.server.log.JsonLogger"
 loglevel = _setting("LOG_LEVEL")
 errorlog = "-"
 accesslog = "-" if loglevel == "debug" else None
@@ -66,7 +66,7 @@ proc_name = "visiona-api"
 def on_starting(server: Any) -> None:
     """Before the sockets are opened: what cannot start ends here, with one line."""
     master.prepare(server.app.wsgi)
-    gunicorn_listener.bind(server)
+    listener.bind(server)
 
 
 def pre_fork(server: Any, worker: Any) -> None:

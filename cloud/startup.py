@@ -1,6 +1,6 @@
 """What must be true before the API listens: settings, servers, schema, seeds. Each failure is one line and an end.
 
-Run as `python -m cloud.startup`: by gunicorn's master (`cloud.master`), or as a one-off step before a deployment.
+Run by gunicorn's master (`cloud.server.master`), or as a one-off step before a deployment: `python -m cloud.startup`.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The WSGI entry point that gunicorn serves: its master loads it (`cloud.master`), its workers have it by fork."""
+"""The WSGI entry point that gunicorn serves: its master (`cloud.server.master`) loads it and forks its workers."""
 
 import os
 import sys

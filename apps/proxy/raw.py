@@ -1,6 +1,6 @@
 """A request as it came over the wire, before Django decoded and joined it: what a proxy must pass on unchanged.
 
-The worker class (`cloud/gunicorn_worker.py`) puts it into the environ. It knows the environ's names and nothing of
+The worker class (`cloud/server/worker.py`) puts it into the environ. It knows the environ's names and nothing of
 devices or tunnels.
 """
 
@@ -35,7 +35,7 @@ def raw_target(request: HttpRequest) -> bytes:
     try:
         return _bytes(request.META[RAW_TARGET])
     except KeyError:
-        raise WrongServer(f"no {RAW_TARGET}: serve with cloud/gunicorn_worker.py") from None
+        raise WrongServer(f"no {RAW_TARGET}: serve with cloud/server/worker.py") from None
 
 
 def target_or_nothing(request: Any) -> bytes:
@@ -48,7 +48,7 @@ def request_head(request: HttpRequest, target: bytes) -> RequestHead:
     try:
         fields = [(_bytes(name), _bytes(value)) for name, value in request.META[RAW_HEADERS]]
     except KeyError:
-        raise WrongServer(f"no {RAW_HEADERS}: serve with cloud/gunicorn_worker.py") from None
+        raise WrongServer(f"no {RAW_HEADERS}: serve with cloud/server/worker.py") from None
     return RequestHead.unchecked(
         (request.method or "").encode("latin-1"),
         target,
@@ -62,7 +62,7 @@ def connection(request: HttpRequest) -> Client:
     try:
         return cast("Client", request.META[CONNECTION])
     except KeyError:
-        raise WrongServer(f"no {CONNECTION}: serve with cloud/gunicorn_worker.py") from None
+        raise WrongServer(f"no {CONNECTION}: serve with cloud/server/worker.py") from None
 
 
 def via(request: HttpRequest, *, mount: bytes = b"", home: bytes = b"", upgrade: bool = False) -> Via:

@@ -48,7 +48,7 @@ os.register_at_fork(after_in_child=pool.abandon)
 
 
 class Client(Protocol):
-    """The client's connection as the worker lends it (`cloud.takeover.Takeover`)."""
+    """The client's connection as the worker lends it (`cloud.server.lend.Takeover`)."""
 
     sock: socket.socket
 
@@ -56,7 +56,7 @@ class Client(Protocol):
         """Raw bytes read behind the request's head; from here on the socket is ours."""
 
     def give_back(self, rest: bytes, *, answered: bool, keep_alive: bool, sent: int = 0) -> None:
-        """Over: see `cloud.takeover`."""
+        """Over: see `cloud.server.lend`."""
 
     def cut(self, sent: int = 0) -> None:
         """Reset it."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import pytest
 import trio
 
-from cloud.gunicorn_head import HeadGate
+from cloud.server.head import HeadGate
 from tests.protocol.lab import Lab, data, window
 from tunnel.agent.addresses import Endpoint, Proxy
 from tunnel.agent.dial import DialError, connect_through

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cloud.gunicorn_http import WatchedBody
-from cloud.gunicorn_worker import ApiWorker
+from cloud.server.messages import WatchedBody
+from cloud.server.worker import ApiWorker
 
 
 class HurriedWorker(ApiWorker):

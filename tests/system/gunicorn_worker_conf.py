@@ -4,7 +4,7 @@ from pathlib import Path
 from runpy import run_path
 from typing import Any
 
-from cloud import gunicorn_listener
+from cloud.server import listener
 
 _OWN = run_path(str(Path(__file__).parents[2] / "cloud" / "gunicorn.conf.py"))
 globals().update({name: value for name, value in _OWN.items() if name.islower() and not name.startswith(("_", "on_"))})
@@ -14,4 +14,4 @@ worker_connections = 40
 
 def on_starting(server: Any) -> None:
     """As in production, less the database."""
-    gunicorn_listener.bind(server)
+    listener.bind(server)

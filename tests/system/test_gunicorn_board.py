@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cloud.gunicorn_board import FREE_SECONDS, FRESH_SECONDS, PATIENCE_SECONDS, Board, Place
+from cloud.server.board import FREE_SECONDS, FRESH_SECONDS, PATIENCE_SECONDS, Board, Place
 from tests.system.gunicorn_worker_kit import ROOT, Server, read_answer
 
 NOW = 1000.0

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from cloud.gunicorn_crew import Crew
+from cloud.server.threads import Crew
 
 SECONDS = 30.0
 

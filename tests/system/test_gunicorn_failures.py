@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from cloud.gunicorn_board import Board, Place
-from cloud.gunicorn_connection import Connection
-from cloud.gunicorn_crew import Crew
-from cloud.gunicorn_stopping import StoppingWorker
-from cloud.gunicorn_waiting import Waiting
-from cloud.gunicorn_worker import ApiWorker
+from cloud.server.board import Board, Place
+from cloud.server.connection import Connection
+from cloud.server.stopping import StoppingWorker
+from cloud.server.threads import Crew
+from cloud.server.waiting import Waiting
+from cloud.server.worker import ApiWorker
 
 SECONDS = 30.0
 

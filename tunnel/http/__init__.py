@@ -13,7 +13,7 @@ The order of calls::
     # open a stream to the box within limits.open_seconds; on failure: raise exchange.failure(code, detail)
     send(exchange.start())
     # if exchange.request.expects_continue: send CONTINUE to the client when its body is first wanted (the worker
-    # class in cloud/gunicorn_worker.py does so by itself at the first read of wsgi.input)
+    # class in cloud/server/worker.py does so by itself at the first read of wsgi.input)
     for data in client_body:                           # only if exchange.request.body_length != 0
         sendmsg(exchange.send_body(data))
     send(exchange.end_body())                          # always: tells a short body (400)

@@ -43,7 +43,7 @@ class HealthzView(PublicApiView):
         """Ready to serve? Pings PostgreSQL and Redis. 503 also where this process is about to end."""
         if self.query.get("live") == "1":
             return Response({"status": "ok", "checks": {}})
-        if request.META.get("visiona.stopping"):  # the server's word (cloud.gunicorn_stopping): all is served still
+        if request.META.get("visiona.stopping"):  # the server's word (cloud.server.stopping): all is served still
             raise DomainError("OVERLOADED", _("This process is about to end; ask another one."))
         found = checks.run()
         if found.get("postgresql") == checks.DOWN:

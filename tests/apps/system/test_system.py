@@ -39,7 +39,7 @@ class TestHealthz:
         assert anonymous("GET", "/healthz?live=1").json == {"status": "ok", "checks": {}}
 
     def test_is_not_ready_while_the_process_ends(self, client, monkeypatch):
-        """The server's word in the lame-duck time (cloud.gunicorn_stopping); alive it is, nonetheless."""
+        """The server's word in the lame-duck time (cloud.server.stopping); alive it is, nonetheless."""
         monkeypatch.setattr(checks, "run", lambda: pytest.fail("asked"))
         ending = {"visiona.stopping": True}
         answer = client.get("/healthz", **ending)

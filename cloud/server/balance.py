@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from cloud.gunicorn_board import LEAVE_SECONDS, Board, Place
-from cloud.gunicorn_stopping import StoppingWorker
+from cloud.server.board import LEAVE_SECONDS, Board, Place
+from cloud.server.stopping import StoppingWorker
 
 _OUT_OF_FILES_SECONDS: Final = 0.1
 """No connection is taken for this long when descriptors or memory ran out; those that wait stay in the backlog."""

@@ -1,6 +1,6 @@
 """What the API's worker class reads and writes differently from gunicorn: requests, their bodies, answers.
 
-It waits for no socket but the one of a request's body, and does not know Django. `cloud.gunicorn_worker` drives it.
+It waits for no socket but the one of a request's body, and does not know Django. `cloud.server.worker` drives it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import HEADER_VALUE_RE, Response
 from gunicorn.util import http_date
 
-from cloud.gunicorn_head import REASONS, Refusal, refusal_headers
-from cloud.gunicorn_slots import Slots
+from cloud.server.head import REASONS, Refusal, refusal_headers
+from cloud.server.slots import Slots
 from tunnel.contract.authority import is_utf8, origin_form, percent_encoded
 
 CHUNK_LINE: Final = 1024

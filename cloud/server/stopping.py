@@ -16,7 +16,7 @@ from typing import Any, Final
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
-from cloud.gunicorn_listener import begin_no_more, server_ends
+from cloud.server.listener import begin_no_more, server_ends
 
 TURN_SECONDS: Final = 1.0
 TOLD_SECONDS: Final = 0.25

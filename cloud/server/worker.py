@@ -4,8 +4,8 @@ gunicorn 27 itself answers in HTML before the view, lets half-sent heads block t
 those with `_`, and writes a 500 into a connection that a view took over. Here the main thread gathers heads and
 small bodies without blocking; a thread gets a connection with all that, and puts it back itself for the next request;
 refusals before the view are the JSON envelope; a view finds the raw head in the environ (`visiona.raw_headers`,
-`visiona.raw_target`) and may borrow the connection (`visiona.connection`, cloud.takeover). It speaks HTTP/1 only and no
-TLS: that is the reverse proxy's part. It knows nothing of Django.
+`visiona.raw_target`) and may borrow the connection (`visiona.connection`, cloud.server.lend). It speaks HTTP/1 only and
+no TLS: that is the reverse proxy's part. It knows nothing of Django.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any, Final
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData
 
-from cloud.gunicorn_connection import Connection
-from cloud.gunicorn_crew import Crew
-from cloud.gunicorn_head import Refusal, inbound_id, refusal_of
-from cloud.gunicorn_http import DRAIN_BYTES, UPLOAD_MIN_RATE, ApiRequest, ApiResponse, WatchedBody
-from cloud.gunicorn_sharing import SharingWorker
-from cloud.gunicorn_slots import Slots
-from cloud.gunicorn_waiting import Waiting
-from cloud.takeover import Takeover
+from cloud.server.balance import SharingWorker
+from cloud.server.connection import Connection
+from cloud.server.head import Refusal, inbound_id, refusal_of
+from cloud.server.lend import Takeover
+from cloud.server.messages import DRAIN_BYTES, UPLOAD_MIN_RATE, ApiRequest, ApiResponse, WatchedBody
+from cloud.server.slots import Slots
+from cloud.server.threads import Crew
+from cloud.server.waiting import Waiting
 from tunnel.contract import request_id_from
 
 IO_SECONDS: Final = 60.0
@@ -45,7 +45,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class ApiWorker(SharingWorker):
-    """The worker class; `worker_class = "cloud.gunicorn_worker.ApiWorker"`."""
+    """The worker class; `worker_class = "cloud.server.worker.ApiWorker"`."""
 
     head_seconds = 10.0
     """For a whole head, from its first byte or, on a new connection, from accept."""

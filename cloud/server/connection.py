@@ -8,9 +8,9 @@ from typing import Any
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import TConn
 
-from cloud.gunicorn_head import HeadGate
-from cloud.gunicorn_http import ApiRequest, BodyUnreader
-from cloud.gunicorn_waiting import Waiting
+from cloud.server.head import HeadGate
+from cloud.server.messages import ApiRequest, BodyUnreader
+from cloud.server.waiting import Waiting
 
 
 class ApiParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
