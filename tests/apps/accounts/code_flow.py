@@ -20,21 +20,25 @@ STEPS = 12
 
 
 @contextmanager
-def named(issuer: str, client_id: str, client_secret: str, pages: tuple[str, ...] = (PAGE,)) -> Iterator[None]:
-    """Our settings name the provider, and we know nothing of it yet."""
-    with pytest.MonkeyPatch.context() as patch:
-        values = {
-            "OIDC_ISSUER": issuer,
-            "OIDC_CLIENT_ID": client_id,
-            "OIDC_CLIENT_SECRET": client_secret,
-            "OIDC_REDIRECT_URIS": pages,
-            "OIDC_TIMEOUT_SECONDS": 20.0,  # on a busy machine
-        }
-        for name, value in values.items():
-            patch.setitem(settings.VISIONA, name, value)
-        ours._provider.cache_clear()
-        yield
-        ours._provider.cache_clear()
+def named(
+    patch: pytest.MonkeyPatch, issuer: str, client_id: str, client_secret: str, pages: tuple[str, ...] = (PAGE,)
+) -> Iterator[None]:
+    """Our settings name the provider, and we know nothing of it yet.
+
+    `patch` is the test's own: what the test changes besides is then undone before, and in the right order.
+    """
+    values = {
+        "OIDC_ISSUER": issuer,
+        "OIDC_CLIENT_ID": client_id,
+        "OIDC_CLIENT_SECRET": client_secret,
+        "OIDC_REDIRECT_URIS": pages,
+        "OIDC_TIMEOUT_SECONDS": 20.0,  # on a busy machine
+    }
+    for name, value in values.items():
+        patch.setitem(settings.VISIONA, name, value)
+    ours._provider.cache_clear()
+    yield
+    ours._provider.cache_clear()
 
 
 def begin(api: Api) -> str:

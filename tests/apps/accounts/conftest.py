@@ -21,17 +21,17 @@ def running_provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenI
 
 
 @pytest.fixture
-def provider(running_provider: OpenIdProvider) -> Iterator[OpenIdProvider]:
+def provider(running_provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenIdProvider]:
     """It runs, our settings name it, and we know nothing of it yet."""
     running_provider.start()  # if the test before stopped it
-    with named(running_provider.issuer, CLIENT_ID, CLIENT_SECRET, (PAGE, "app.example:/done")):
+    with named(monkeypatch, running_provider.issuer, CLIENT_ID, CLIENT_SECRET, (PAGE, "app.example:/done")):
         yield running_provider
 
 
 @pytest.fixture
-def scripted() -> Iterator[ScriptedProvider]:
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedProvider]:
     """It runs, our settings name it, and we know nothing of it yet."""
     found = ScriptedProvider()
-    with named(found.issuer, SCRIPTED_ID, ""):
+    with named(monkeypatch, found.issuer, SCRIPTED_ID, ""):
         yield found
     found.close()

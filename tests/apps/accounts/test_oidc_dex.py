@@ -84,10 +84,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dex]:
 
 
 @pytest.fixture
-def dex(running: Dex) -> Iterator[Dex]:
+def dex(running: Dex, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dex]:
     """Our settings name it, we know nothing of it yet, and it knows Pat."""
     running.person(PAT, "Pat")
-    with named(running.issuer, CLIENT_ID, CLIENT_SECRET):
+    with named(monkeypatch, running.issuer, CLIENT_ID, CLIENT_SECRET):
         yield running
 
 

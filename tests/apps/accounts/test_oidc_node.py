@@ -27,8 +27,8 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _it_is_ours(issuer: str) -> Iterator[None]:
-    with named(issuer, CLIENT_ID, CLIENT_SECRET):
+def _it_is_ours(issuer: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with named(monkeypatch, issuer, CLIENT_ID, CLIENT_SECRET):
         yield
 
 
