@@ -196,7 +196,9 @@ class Stack:
         return ""
 
     def server_pid(self, name: str) -> int:
-        """The process id of the embedded ``postgres`` or ``valkey``."""
+        """The process id of the embedded ``postgres`` or ``valkey``, or of the one that `stopped` has started since."""
+        if name in self.processes:
+            return self.processes[name].pid
         return int(getattr(state.load(self.var), name).pid)
 
     @contextmanager

@@ -1,6 +1,7 @@
 """What a client sees when a part dies, stops or freezes, and when service is back (data.md, "When a part is down")."""
 
 import time
+from collections.abc import Callable, Iterator
 
 import psutil
 import psycopg
@@ -10,11 +11,40 @@ from apps.common.breaker import OPEN_SECONDS
 from cloud.environment import database_address
 from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import DemoError
-from tests.system.stack import BUSY, Stack, Stream, eventually
+from tests.system.stack import BUSY, Stack, Stream, eventually, run_stack
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 STREAM = "/api/cameras/0/stream"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Stack]:
+    var, ports = tmp_path_factory.mktemp("faults") / "var", (free_port(), free_port(), free_port())
+    with run_stack(var, ports, durable=True) as stack:
+        yield stack.start_all()
+
+
+@pytest.fixture
+def system(whole: Stack) -> Stack:
+    """All of it runs, and a box is online: what the test before left dead is started."""
+    for name, part in (("tunnel", plans.tunnel), ("api", plans.api)):
+        if name not in whole.processes:
+            whole.start(part(whole.plan))
+    eventually(lambda: logged_in(whole), 30, "a login is taken")
+    if "agent" not in whole.processes:
+        whole.start_agent()
+    eventually(lambda: served(whole), 60, "the box serves")
+    return whole
+
+
+def logged_in(system: Stack) -> bool:
+    """Log in anew, if it is taken: for a second each worker process of the API still fails fast."""
+    try:
+        system.log_in()
+    except DemoError:
+        return False
+    return True
 
 
 def scan(stack: Stack) -> tuple[int, str]:
@@ -112,15 +142,6 @@ def test_server_frozen(system: Stack, server: str, code: str, check: str) -> Non
             assert_lives(stream)
         eventually(lambda: served(system), 60, "service is back")
         assert_lives(stream)
-
-
-def logged_in(system: Stack) -> bool:
-    """Log in anew, if it is taken: for a second each worker process of the API still fails fast."""
-    try:
-        system.log_in()
-    except DemoError:
-        return False
-    return True
 
 
 @pytest.mark.gameday
