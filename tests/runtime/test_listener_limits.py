@@ -76,11 +76,11 @@ async def test_a_storm_waits_its_turn_and_is_not_refused() -> None:
 
 async def test_the_queue_for_a_slot_is_bounded() -> None:
     slots = Slots(1, wait_seconds=5)
-    assert await slots.enter(trio.CancelScope())
+    assert await slots.enter(trio.CancelScope(), "192.0.2.1")
     results: list[bool] = []
 
     async def enter() -> None:
-        results.append(await slots.enter(trio.CancelScope()))
+        results.append(await slots.enter(trio.CancelScope(), "192.0.2.1"))
 
     async with trio.open_nursery() as nursery:
         for _ in range(9):
@@ -89,6 +89,26 @@ async def test_the_queue_for_a_slot_is_bounded() -> None:
         assert results == [False]
         nursery.cancel_scope.cancel()
     assert slots.taken == 1
+
+
+async def test_a_crowd_from_one_address_keeps_its_own_waiting() -> None:
+    slots, crowd, came = Slots(2, wait_seconds=5), [trio.CancelScope() for _ in range(12)], []
+
+    async def enter(scope: trio.CancelScope, address: str) -> None:
+        if await slots.enter(scope, address):
+            came.append(address)
+
+    async with trio.open_nursery() as nursery:
+        for scope in crowd:
+            nursery.start_soon(enter, scope, "192.0.2.1")
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(enter, trio.CancelScope(), "192.0.2.2")
+        await trio.testing.wait_all_tasks_blocked()
+        slots.leave(crowd[0])
+        await trio.testing.wait_all_tasks_blocked()
+        assert came == ["192.0.2.1", "192.0.2.1", "192.0.2.2"]
+        nursery.cancel_scope.cancel()
+    assert slots.taken == 2
 
 
 async def test_more_sessions_than_allowed_are_503() -> None:

@@ -47,14 +47,19 @@ class Places:
     @asynccontextmanager
     async def place(self, party: str) -> AsyncIterator[None]:
         """Hold a place within the block. Raises Crowded."""
-        await self._enter(party)
+        await self.enter(party)
         try:
             yield
         finally:
-            self._leave(party)
+            self.leave(party)
 
-    async def _enter(self, party: str) -> None:
-        if self._shares.take(party):  # nobody waits then: a place that comes free is passed on
+    def enter_nowait(self, party: str) -> bool:
+        """Take a place if one is free (nobody waits then: they would have had it), to be given back by `leave`."""
+        return self._shares.take(party)
+
+    async def enter(self, party: str) -> None:
+        """Take a place, now or when it is this party's turn; to be given back by `leave`. Raises Crowded."""
+        if self.enter_nowait(party):
             return
         waiter = _Waiter()
         pushed_out = self._shares.wait(party, waiter)
@@ -65,14 +70,15 @@ class Places:
             await waiter.called.wait()
         except BaseException:
             if waiter.granted:  # between the call and our waking up
-                self._leave(party)
+                self.leave(party)
             elif not waiter.crowded:
                 self._shares.leave_queue(party, waiter)
             raise
         if waiter.crowded:
             raise Crowded
 
-    def _leave(self, party: str) -> None:
+    def leave(self, party: str) -> None:
+        """Give a place back."""
         for waiter in self._shares.give_back(party):
             waiter.granted = True
             waiter.called.set()

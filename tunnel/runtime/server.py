@@ -12,7 +12,8 @@ from typing import Final
 
 import trio
 
-from tunnel.contract import request_id_from
+from tunnel.adapters.places import Places
+from tunnel.contract import Crowded, request_id_from, stranger
 from tunnel.http import ProxyError
 from tunnel.logs import JsonLog
 from tunnel.runtime.http1 import Lines, Refusal, Request, read_request, refusal, send_and_close, unreadable
@@ -34,57 +35,47 @@ That runs without the request, whose head need not be kept as long as a tunnel l
 
 
 class Slots:
-    """How many connections may be at a stage. When all are taken, newcomers wait their turn for a while.
+    """How many connections may be at a stage. When all are taken, newcomers wait for a while, addresses in turn.
 
-    A storm of agents that come back at once is thus served in order, not refused. Whoever still sends its head after a
-    second has to go for one that waits: a crowd that sends byte by byte (slowloris) pushes out itself.
+    A storm of agents that come back at once is thus served in order, not refused, and a crowd from one address keeps
+    its own waiting. Who waits has the oldest that is still sending its head go once that has taken a second: those who
+    send byte by byte (slowloris) push out themselves.
     """
 
     def __init__(self, limit: int, *, wait_seconds: float) -> None:
-        self._limit = limit
+        self._places = Places(limit, _WAITING_FACTOR * limit)
         self._wait_seconds = wait_seconds
         self._reading: OrderedDict[int, tuple[float, trio.CancelScope]] = OrderedDict()  # oldest first
-        self._taken: set[int] = set()
-        self._waiting = 0
-        self._lot = trio.lowlevel.ParkingLot()
+        self._parties: dict[int, str] = {}
 
     @property
     def taken(self) -> int:
         """Slots in use."""
-        return len(self._taken)
+        return self._places.taken
 
-    async def enter(self, scope: trio.CancelScope) -> bool:
+    async def enter(self, scope: trio.CancelScope, address: str) -> bool:
         """Take a slot for a connection that will read its head within `scope`; False if none came free in time."""
-        if (self.taken >= self._limit or self._waiting) and not await self._wait():
+        party = stranger(address)
+        if not self._places.enter_nowait(party) and not await self._wait(party):
             return False
-        self._taken.add(id(scope))
+        self._parties[id(scope)] = party
         self._reading[id(scope)] = (trio.current_time(), scope)
+        if self._places.waiting:
+            self._hurry_the_oldest()
         return True
 
-    async def _wait(self) -> bool:
-        if self._waiting >= _WAITING_FACTOR * self._limit:
-            return False
-        deadline = trio.current_time() + self._wait_seconds
-        self._waiting += 1
-        try:
-            while True:
-                now = trio.current_time()
-                self._push_out_slow(now)
-                with trio.move_on_after(min(_SLOW_SECONDS, deadline - now)):
-                    await self._lot.park()
-                if self.taken < self._limit:
-                    return True
-                if trio.current_time() >= deadline:
-                    return False
-        finally:
-            self._waiting -= 1
+    async def _wait(self, party: str) -> bool:
+        self._hurry_the_oldest()
+        with trio.move_on_after(self._wait_seconds), suppress(Crowded):
+            await self._places.enter(party)
+            return True
+        return False
 
-    def _push_out_slow(self, now: float) -> None:
+    def _hurry_the_oldest(self) -> None:
+        """One for each that comes or is let in while others wait. Its slot is given back when it has ended."""
         if self._reading:
-            key, (since, scope) = next(iter(self._reading.items()))
-            if now - since >= _SLOW_SECONDS:
-                del self._reading[key]
-                scope.cancel()  # its slot is given back when it has noticed, and somebody who waits takes it
+            _, (since, scope) = self._reading.popitem(last=False)
+            scope.deadline = min(scope.deadline, since + _SLOW_SECONDS)
 
     def head_read(self, scope: trio.CancelScope) -> None:
         """The head is whole: this one cannot be pushed out any more."""
@@ -93,9 +84,8 @@ class Slots:
     def leave(self, scope: trio.CancelScope) -> None:
         """Give the slot back. Idempotent."""
         self._reading.pop(id(scope), None)
-        if id(scope) in self._taken:
-            self._taken.discard(id(scope))
-            self._lot.unpark()
+        if (party := self._parties.pop(id(scope), None)) is not None:
+            self._places.leave(party)
 
 
 class HttpServer:
@@ -216,9 +206,9 @@ class HttpServer:
     async def _exchange(self, stream: ByteStream, address: str, scope: trio.CancelScope) -> Rest | None:
         request: Request | None = None
         try:
-            if not await self._slots.enter(scope):
+            if not await self._slots.enter(scope, address):
                 raise _full()
-            scope.deadline = trio.current_time() + self._head_seconds
+            scope.deadline = min(scope.deadline, trio.current_time() + self._head_seconds)
             request = await self._head(stream, scope)
             return None if request is None else await self._route(request, stream, address)
         except Refusal as problem:
