@@ -22,7 +22,8 @@ def cargo_build(folder: Path) -> list[str]:
     cargo = _program("cargo", "Rust is not installed")
     target = ROOT / "var" / "rust"
     with _alone(target):
-        _run([cargo, "build", "--quiet", "--locked"], folder, {"CARGO_TARGET_DIR": str(target)})
+        environ = {"CARGO_TARGET_DIR": str(target), **_toolchains(Path(cargo))}
+        _run([cargo, "build", "--quiet", "--locked"], folder, environ)
     return [str(target / "debug" / folder.name)]
 
 
@@ -41,6 +42,14 @@ def npm_install(folder: Path, program: str = "agent.js") -> list[str]:
             _run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], target, {})
             (target / "installed").touch()
     return [node, str(target / program)]
+
+
+def _toolchains(cargo: Path) -> dict[str, str]:
+    """Where rustup's shim finds its compilers. It looks in HOME, which may be another than that of who installed it."""
+    beside = cargo.parent.parent.parent / ".rustup"
+    if "RUSTUP_HOME" in os.environ or (Path.home() / ".rustup").exists() or not beside.is_dir():
+        return {}
+    return {"RUSTUP_HOME": str(beside)}
 
 
 def _program(name: str, missing: str) -> str:
