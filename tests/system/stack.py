@@ -167,6 +167,10 @@ class Stack:
         pairing = _pairing_token(self.port, self.token) if fresh else ""
         self.start(plans.agent(self.plan, self.token, pairing, self.serial))
 
+    def runs(self, name: str) -> bool:
+        """Whether a program was started, and has not ended since."""
+        return name in self.processes and self.processes[name].poll() is None
+
     def kill(self, name: str) -> None:
         """SIGKILL for a program and its children."""
         process = self.processes.pop(name)

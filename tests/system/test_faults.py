@@ -28,8 +28,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 @pytest.fixture
 def system(whole: Stack) -> Stack:
     """All of it runs, and a box is online: what the test before left dead is started."""
-    for name, part in (("tunnel", plans.tunnel), ("api", plans.api)):
-        if name not in whole.processes:
+    # The worker ends by itself when its queue is gone; whoever supervises it starts it again.
+    for name, part in (("tunnel", plans.tunnel), ("api", plans.api), ("worker", plans.worker)):
+        if not whole.runs(name):
             whole.start(part(whole.plan))
     eventually(lambda: logged_in(whole), 30, "a login is taken")
     if "agent" not in whole.processes:
