@@ -291,7 +291,7 @@ def _break_off(row: Finalization, now: dt.datetime) -> str:
         with translation.override(row.language or None):
             said = _("The upload could not be checked: it broke off %d times. Finalize it again, or send it anew.")
             return _fail(row, DomainError("INTERNAL_ERROR", said % row.attempts))
-    later = now + BACKOFF * (1 << (row.attempts - 1))
+    later = now + BACKOFF * (1 << max(0, row.attempts - 1))  # none is counted for a worker of the release before
     return "broke off" if _held(row).update(**_QUEUED, queued_at=later) else "lost"
 
 

@@ -136,6 +136,19 @@ def test_what_kills_its_workers_ends(slow, alice_api):
     assert finalize(alice_api, model).code == "INTERNAL_ERROR"
 
 
+def test_a_worker_of_the_release_before_was_killed(slow, alice_api):
+    """It counts no attempts; whoever looks after the rows goes on all the same."""
+    model = init(alice_api)["model"]
+    slow()
+    finalize(alice_api, model)
+    assert finalization._claim(timezone.now())
+    Finalization.objects.update(attempts=0, beat_at=Now() - finalization.STALE - dt.timedelta(seconds=1))
+    finalization.rescue(now=timezone.now())
+    Finalization.objects.update(queued_at=timezone.now())
+    assert work() == 1
+    assert finalize(alice_api, model).data["status"] == "ready"
+
+
 def test_a_worker_that_was_killed(slow, alice_api):
     model = init(alice_api)["model"]
     store = slow()
