@@ -79,7 +79,9 @@ class Server:
             if self._open <= _TOGETHER:
                 async with asyncio.timeout(_SECONDS):
                     head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(answer(head, str(writer.get_extra_info("peername")[0]), secrets))
+                    # None for a peer that had gone by the time that its connection was accepted.
+                    peer = writer.get_extra_info("peername") or ("0.0.0.0",)  # noqa: S104 - nobody: it is not loopback
+                    writer.write(answer(head, str(peer[0]), secrets))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # whoever does not ask within the time is told nothing

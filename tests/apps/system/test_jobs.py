@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from django.conf import settings
@@ -70,6 +71,17 @@ def test_the_worker_tells_its_figures_while_a_job_hangs(free_port: Callable[[], 
     assert 'visiona_worker_jobs_running{task="tests.hangs"} 0.0' in after
     for outcome in ("done", "failed"):
         assert f'visiona_worker_jobs_total{{outcome="{outcome}",task="tests.hangs"}} 1.0' in after
+
+
+def test_a_peer_that_has_gone_is_answered_like_a_stranger() -> None:
+    """The kernel no longer knows its address."""
+    reader, writer = asyncio.StreamReader(loop=Mock()), Mock(drain=AsyncMock())
+    reader.feed_data(b"GET /metrics HTTP/1.1\r\n\r\n")
+    writer.get_extra_info.return_value = None
+    asyncio.run(worker_metrics._serve(reader, writer, ["s"]))
+    (answered,) = writer.write.call_args.args
+    assert answered.startswith(b"HTTP/1.1 401 ")
+    writer.close.assert_called_once_with()
 
 
 @pytest.mark.parametrize(
