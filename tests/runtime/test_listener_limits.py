@@ -111,6 +111,49 @@ async def test_a_crowd_from_one_address_keeps_its_own_waiting() -> None:
     assert slots.taken == 2
 
 
+@pytest.mark.parametrize("crowd", ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::{:x}"])
+async def test_a_crowd_s_slots_go_by_its_network(crowd: str) -> None:
+    """Whoever holds a /64 has as many slots as whoever holds one address of IPv4."""
+    slots, came = Slots(2, wait_seconds=5), []
+
+    async def enter(scope: trio.CancelScope, address: str) -> None:
+        if await slots.enter(scope, address):
+            came.append(address)
+
+    async with trio.open_nursery() as nursery:
+        held = [trio.CancelScope() for _ in range(12)]
+        for number, scope in enumerate(held):
+            nursery.start_soon(enter, scope, crowd.format(number))
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(enter, trio.CancelScope(), "192.0.2.2")
+        await trio.testing.wait_all_tasks_blocked()
+        slots.leave(held[0])
+        await trio.testing.wait_all_tasks_blocked()
+        assert came[2:] == ["192.0.2.2"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_behind_an_honest_one_the_next_is_hurried(autojump_clock: trio.testing.MockClock) -> None:
+    """The oldest sent its head in time, so that it goes for nobody: the slow one behind it must."""
+    slots, honest, slow = Slots(2, wait_seconds=5), trio.CancelScope(), trio.CancelScope(deadline=100)
+    assert await slots.enter(honest, "192.0.2.1")
+    assert await slots.enter(slow, "192.0.2.2")
+    came = []
+
+    async def enter() -> None:
+        came.append(await slots.enter(trio.CancelScope(), "192.0.2.3"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enter)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (honest.deadline, slow.deadline) == (1, 100)
+        slots.head_read(honest)
+        assert slow.deadline == 1
+        slots.leave(slow)
+        await trio.testing.wait_all_tasks_blocked()
+        assert came == [True]
+
+
 async def test_more_sessions_than_allowed_are_503() -> None:
     async with world(max_sessions=1) as w:
         await w.agent()

@@ -78,8 +78,9 @@ class Slots:
             scope.deadline = min(scope.deadline, since + _SLOW_SECONDS)
 
     def head_read(self, scope: trio.CancelScope) -> None:
-        """The head is whole: this one cannot be pushed out any more."""
-        self._reading.pop(id(scope), None)
+        """The head is whole: this one cannot be pushed out any more. If it had been hurried, the next one is."""
+        if self._reading.pop(id(scope), None) is None and self._places.waiting:
+            self._hurry_the_oldest()
 
     def leave(self, scope: trio.CancelScope) -> None:
         """Give the slot back. Idempotent."""
