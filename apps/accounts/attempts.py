@@ -14,6 +14,7 @@ from apps.accounts.hashing import turns
 from apps.common import throttle
 from apps.common.emails import email_key
 from apps.common.throttle import Window
+from tunnel.contract import client_network
 
 
 class Attempt:
@@ -34,7 +35,7 @@ def attempt(email: str, address: str) -> Iterator[Attempt]:
     Counted beforehand and given back afterwards, so that many at once guess no oftener than one after another; and
     only once it is its turn, so that those who wait take nothing away from each other.
     """
-    counted_by = throttle.by_address(address)
+    counted_by = client_network(address)
     windows = (
         throttle.window("LOGIN", throttle.by_secret(email_key(email)), counted_by),
         throttle.window("LOGIN_ADDRESS", counted_by),

@@ -19,6 +19,7 @@ from apps.common import throttle
 from apps.common.actor import Actor
 from apps.common.emails import email_key, kept_form
 from apps.common.errors import DomainError, not_found
+from tunnel.contract import client_network
 
 
 # --- the e-mail -------------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def ask_reset(*, actor: Actor, email: str, now: dt.datetime) -> None:
     is disabled, or logs in by a provider. Raises RATE_LIMITED, NOT_IMPLEMENTED.
     """
     mails.required()
-    address = throttle.by_address(actor.address)
+    address = client_network(actor.address)
     throttle.take(
         throttle.Window(f"visiona:throttle:reset:{throttle.by_secret(email_key(email))}:{address}", 5),
         throttle.Window(f"visiona:throttle:reset_address:{address}", 60),

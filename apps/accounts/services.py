@@ -21,6 +21,7 @@ from apps.common import throttle
 from apps.common.actor import Actor
 from apps.common.emails import email_key
 from apps.common.errors import DomainError, not_found
+from tunnel.contract import client_network
 
 Login = tuple[User, str, dt.datetime]
 """The user, the token to show once, and when it ends in any case."""
@@ -30,7 +31,7 @@ _NO_FAILURE: Final = frozenset({"ACCOUNT_DISABLED", "SECOND_FACTOR_REQUIRED"})
 
 def register(*, actor: Actor, email: str, password: str, name: str, locale: str, now: dt.datetime) -> User:
     """A new user. Raises RATE_LIMITED, and EMAIL_TAKEN (from the constraint: of two that race, one)."""
-    throttle.take(throttle.window("REGISTER", throttle.by_address(actor.address)))
+    throttle.take(throttle.window("REGISTER", client_network(actor.address)))
     user = User(email=email, name=name, locale=locale)
     user.set_password(password)  # before the transaction: hashing takes long, and needs no connection
     try:

@@ -9,7 +9,6 @@ It knows Redis and the settings `VISIONA_THROTTLE_*` (0: no limit), and neither 
 """
 
 import hashlib
-import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from apps.common import redis, scripts
 from apps.common.errors import DomainError
 
 WINDOW_SECONDS: Final = 60
-IPV6_PREFIX: Final = 64
-"""An IPv6 client is a /64: it has all of its addresses to itself (RFC 6177 §2)."""
 _KEY: Final = redis.PREFIX + "throttle:"
 
 # KEYS: counters. ARGV: 1 to count or 0 to look, window ms, then each limit. Answers {0, when each window ends (ms)…}
@@ -127,19 +124,6 @@ def refusal(limit: int, milliseconds: float) -> DomainError:
     seconds = _seconds(milliseconds)
     headers = {"RateLimit-Limit": str(limit), "RateLimit-Remaining": "0", "RateLimit-Reset": str(seconds)}
     return DomainError("RATE_LIMITED", retry_after=seconds, headers=headers)
-
-
-def by_address(address: str) -> str:
-    """What an address counts as: itself, or its /64; an IPv4 address in IPv6 clothes is that IPv4 address."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False).network_address)
 
 
 def by_secret(text: str) -> str:

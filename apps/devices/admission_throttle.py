@@ -13,7 +13,7 @@ from typing import Final
 from apps.common import throttle
 from apps.common.errors import DomainError
 from apps.devices import admission
-from tunnel.contract import Admitted, Credential, Refused
+from tunnel.contract import Admitted, Credential, Refused, client_network
 
 _COUNTED: Final = (401, 403)
 """What will not be better next time; a box that is told to wait (409, 503) has done nothing wrong."""
@@ -22,7 +22,7 @@ _COUNTED: Final = (401, 403)
 def authenticate(credentials: Sequence[Credential], *, node: str, now: dt.datetime) -> list[Admitted | Refused]:
     """As `admission.authenticate`, for those that were not refused too often within the minute."""
     windows = [
-        throttle.window("AGENT", throttle.by_secret(each["token"]), throttle.by_address(each["address"]))
+        throttle.window("AGENT", throttle.by_secret(each["token"]), client_network(each["address"]))
         for each in credentials
     ]
     waits = throttle.full(windows)

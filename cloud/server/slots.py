@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from tunnel.contract import Shares
+from tunnel.contract import Shares, client_network
 
 PATIENCE_SECONDS: Final = 1.0
 
@@ -27,19 +27,20 @@ class Slots:
 
     def enter(self, address: str) -> bool:
         """Take a slot, to be given back by `leave`; False: none came free in PATIENCE_SECONDS, or too many wait."""
+        network = client_network(address)
         with self._given_back:
-            if self._shares.take(address):
+            if self._shares.take(network):
                 return True
             if self._waiting >= self._shares.limit:
                 return False
             self._waiting += 1
             try:
-                return self._given_back.wait_for(lambda: self._shares.take(address), PATIENCE_SECONDS)
+                return self._given_back.wait_for(lambda: self._shares.take(network), PATIENCE_SECONDS)
             finally:
                 self._waiting -= 1
 
     def leave(self, address: str) -> None:
         """Give it back."""
         with self._given_back:
-            self._shares.give_back(address)
+            self._shares.give_back(client_network(address))
             self._given_back.notify_all()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from ipaddress import IPv6Address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.contract import Crowded, Shares, class_of, stranger
+from tunnel.contract import Crowded, Shares, class_of, client_network, stranger
 
 OWNERS = ["a", "b", "c", stranger("192.0.2.1"), stranger("192.0.2.2"), stranger("192.0.2.3")]
 STEPS = st.lists(st.tuples(st.sampled_from(["take", "take", "wait", "give back", "leave"]), st.sampled_from(OWNERS)))
@@ -115,3 +116,31 @@ def test_what_is_held_for_a_moment_may_be_all_of_one() -> None:
 def test_who_does_not_wait_cannot_leave_the_queue() -> None:
     with pytest.raises(KeyError):
         Shares[str](1).leave_queue("a", "a1")
+
+
+@pytest.mark.parametrize(
+    ("address", "counts_as"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("::ffff:c000:207%eth0", "192.0.2.7"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("", "unknown"),
+        ("nonsense", "unknown"),
+    ],
+)
+def test_who_is_one_client_by_its_address(address: str, counts_as: str) -> None:
+    assert client_network(address) == counts_as
+    assert stranger(address) == stranger(counts_as)
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 2**64 - 1))
+def test_a_holder_of_a_64_is_one_client(address: IPv6Address, rest: int) -> None:
+    """Whatever it writes into the half of the address that is its own; one more above it is another's."""
+    neighbour = IPv6Address((int(address) ^ 1 << 64) & ~(2**64 - 1) | rest)
+    if address.ipv4_mapped is None and IPv6Address(int(address) >> 64 << 64 | rest).ipv4_mapped is None:
+        assert client_network(str(IPv6Address(int(address) >> 64 << 64 | rest))) == client_network(str(address))
+        assert client_network(str(neighbour)) != client_network(str(address))

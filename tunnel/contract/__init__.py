@@ -85,7 +85,7 @@ from tunnel.contract.settings import (
     SettingError,
     Side,
 )
-from tunnel.contract.shares import Crowded, Shares, class_of, stranger
+from tunnel.contract.shares import Crowded, Shares, class_of, client_network, stranger
 
 __all__ = [
     "BY_NAME",
@@ -152,6 +152,7 @@ __all__ = [
     "check_database",
     "check_production",
     "class_of",
+    "client_network",
     "error_envelope",
     "hash_token",
     "language_of",

@@ -8,11 +8,13 @@ leaves free. Alone it has three quarters of the pool, and who holds none finds o
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter, OrderedDict, deque
 from typing import Final, Generic, TypeVar
 
 KEPT_FREE: Final = 3
 _STRANGER: Final = "@"
+_IPV6_PREFIX: Final = 64  # what one subscriber is given (RFC 6177 §2)
 
 Waiter = TypeVar("Waiter")
 
@@ -21,9 +23,26 @@ class Crowded(Exception):
     """The queue is full, and nobody in it has a larger part of it than who comes."""
 
 
+def client_network(address: str) -> str:
+    """Who counts as one client by where it calls from, whatever is counted.
+
+    An IPv4 address, also one that an IPv6 address maps, or the /64 of an IPv6 address, whose holder has all of it. All
+    that is no address counts as one, "unknown".
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX), strict=False).network_address)
+
+
 def stranger(address: str) -> str:
-    """The owner that stands for callers from `address` who have not shown who they are."""
-    return _STRANGER + address
+    """The owner that stands for callers from the network of `address` who have not shown who they are."""
+    return _STRANGER + client_network(address)
 
 
 def class_of(owner: str) -> str:

@@ -13,10 +13,10 @@ import orjson
 import trio
 
 from tunnel.adapters.control import ControlPlane, ControlUnavailable
-from tunnel.contract import Authorized, AuthorizeRequest, Forbidden
+from tunnel.contract import Authorized, AuthorizeRequest, Forbidden, client_network
 from tunnel.http import LIMITS, Limits, ProxyError
 from tunnel.logs import JsonLog
-from tunnel.runtime.fast_grants import Addresses, Credentials, Grants, party_of
+from tunnel.runtime.fast_grants import Addresses, Credentials, Grants
 
 _REFRESH_AT: Final = 0.7  # of a grant's life: it is asked for anew while it is still good
 _MAX_TTL: Final = 60.0
@@ -265,7 +265,7 @@ class Authorizer:
     async def _call(self, asked: AuthorizeRequest, user: str | None) -> Authorized | Forbidden:
         self.asked += 1
         known = user is not None or asked["kind"] == "login"
-        party = user or (asked["token"] if known else party_of(asked["address"]))
+        party = user or (asked["token"] if known else client_network(asked["address"]))
         try:
             return await self._control.authorize(asked, known=known, party=party)
         except ControlUnavailable as error:

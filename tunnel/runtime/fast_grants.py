@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Final, Generic, Protocol, TypeVar
 
+from tunnel.contract import client_network
 from tunnel.http import ProxyError
 
 SIZE: Final = 10_000
@@ -117,29 +117,18 @@ class Addresses:
 
     def check(self, address: str, now: float) -> None:
         """Raise ProxyError RATE_LIMITED if that address had too many refused to be asked about another one."""
-        left = self._left(party_of(address), now)
+        left = self._left(client_network(address), now)
         if left < 1.0:
             raise ProxyError("RATE_LIMITED", "too many bad credentials from one address", retry_after=1)
 
     def refused(self, address: str, now: float) -> None:
         """One more."""
-        party = party_of(address)
-        _put(self._buckets, party, (max(0.0, self._left(party, now) - 1.0), now), _ADDRESSES)
+        network = client_network(address)
+        _put(self._buckets, network, (max(0.0, self._left(network, now) - 1.0), now), _ADDRESSES)
 
-    def _left(self, party: str, now: float) -> float:
-        left, at = self._buckets.get(party, (_BURST, now))
+    def _left(self, network: str, now: float) -> float:
+        left, at = self._buckets.get(network, (_BURST, now))
         return min(_BURST, left + (now - at) * _PER_SECOND)
-
-
-def party_of(address: str) -> str:
-    """Who is one for us: an IPv4 address, a /64 of IPv6."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return address
-    return str(parsed.ipv4_mapped or int(parsed) >> 64)
 
 
 def _put(kept: OrderedDict[Name, Value], key: Name, value: Value, size: int) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import trio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from tunnel.runtime.fast_grants import party_of
+from tunnel.contract import client_network
 
 _SHARE: Final = 8
 """An address that has not proved itself has one part of so many of all places."""
@@ -159,7 +159,7 @@ class Room:
         one may be an agent: `enter` decides about clients.
         """
         now = trio.current_time()
-        party = party_of(address)
+        party = client_network(address)
         most = self.most_clients
         own = self._parties.get(party)
         if own is not None and not self._has_proved(address, party) and len(own.held) >= max(_LEAST, most // _SHARE):
@@ -209,7 +209,7 @@ class Room:
 
     def prove(self, address: str) -> None:
         """A caller from there was let in."""
-        self._prove(party_of(address))
+        self._prove(client_network(address))
 
     def leave(self, key: object) -> None:
         """It has ended. Idempotent."""

@@ -28,8 +28,7 @@ from apps.accounts.oidc.verify import verified
 from apps.common import redis
 from apps.common.errors import DomainError, invalid
 from apps.common.places import Places
-from apps.common.throttle import by_address
-from tunnel.contract import hash_token
+from tunnel.contract import client_network, hash_token
 
 STATE_SECONDS: Final = 600
 CODE_SECONDS: Final = 60
@@ -137,7 +136,7 @@ def finish(
         raise DomainError("BAD_REQUEST", _("This login was not begun here, or over ten minutes ago; begin again."))
     begun = Begun(**kept)
     try:
-        with _places.place(by_address(address)) as free:
+        with _places.place(client_network(address)) as free:
             if not free:
                 raise unavailable()
             identity = _identity(config, answer, begun, now)

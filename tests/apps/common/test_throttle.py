@@ -101,23 +101,6 @@ def test_without_redis_nothing_passes(monkeypatch):
         throttle.take(window())
 
 
-@pytest.mark.parametrize(
-    ("address", "counts_as"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::"),
-        ("2001:db8:1:3::9", "2001:db8:1:3::"),
-        ("fe80::1%eth0", "fe80::"),
-        ("", "unknown"),
-        ("nonsense", "unknown"),
-    ],
-)
-def test_what_an_address_counts_as(address, counts_as):
-    assert throttle.by_address(address) == counts_as
-
-
 def test_a_secret_is_not_to_be_read_in_redis():
     assert "alice" not in throttle.by_secret("alice@example.com")
     assert throttle.by_secret("a") != throttle.by_secret("b")
