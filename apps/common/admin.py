@@ -17,7 +17,7 @@ Act = Callable[[Any, HttpRequest, QuerySet[Any]], Any]
 
 
 def asks_first(question: str) -> Callable[[Act], Act]:
-    """For an action of a list that cannot be taken back: it names what it is for and waits for a second click."""
+    """Decorates a list action that cannot be undone: a page shows `question` and the rows, and asks to confirm."""
 
     def decorate(act: Act) -> Act:
         @wraps(act)
@@ -34,7 +34,7 @@ def asks_first(question: str) -> Callable[[Act], Act]:
 def are_you_sure(
     model_admin: "AnyAdmin[Any]", request: HttpRequest, question: str, action: str, rows: Sequence[Any]
 ) -> TemplateResponse:
-    """The page that asks; its form runs `action` of the list for just these rows, by their public ids."""
+    """The confirmation page. Its form runs the list action `action` again, for these rows only, named by public id."""
     meta = model_admin.model._meta  # noqa: SLF001 - Django's documented model API
     names = [str(row) for row in rows[:NAMED_AT_MOST]]
     context = {

@@ -33,7 +33,7 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
 
 
 def id_or_404(text: str) -> uuid.UUID:
-    """The UUID in a path; what is none names nothing that exists, so it is refused as NOT_FOUND."""
+    """The UUID in a path. A text that is no UUID names no object, so it is refused as NOT_FOUND."""
     if not _UUID.match(text):
         raise not_found()
     return uuid.UUID(text)
@@ -53,10 +53,10 @@ class StrictQuery(serializers.Serializer[Any]):
 
 @lru_cache(maxsize=256)
 def _checked(form: type[StrictQuery], given: tuple[tuple[str, tuple[str, ...]], ...]) -> Mapping[str, Any]:
-    """The typed values; what is refused is raised anew each time.
+    """The query's typed values. A refusal is not cached: it is raised anew on each call.
 
-    Kept, since clients ask the same again and again: a query's fields look at nothing but its text, and making them
-    anew costs a fifteenth of a list's time. A head's bound (32 KiB) bounds what is kept.
+    Results are cached, since clients repeat their queries: the fields of a query depend on its text alone, and building
+    them takes a fifteenth of the time of a list request. The limit of a request head (32 KiB) bounds an entry.
     """
     query = form(data={name: values[-1] for name, values in given if values})
     bad = {name: [_("This route has no such query parameter.")] for name, __ in given if name not in query.fields}
@@ -91,7 +91,7 @@ def ordering_field(*names: str, default: str) -> serializers.ChoiceField:
 
 
 def _let_go(answer: Any) -> None:
-    """What a rendered answer needs no more, and would keep itself alive with."""
+    """Drops the references by which a rendered response and its request keep each other alive."""
     request = answer.renderer_context["request"]
     request.parser_context = {}
     answer.renderer_context = {}
@@ -124,8 +124,10 @@ class ApiView(APIView):
         )
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
-        """As DRF, whose request and answer name each other and themselves: they would lie about until the collector
-        of garbage comes, with all of a large body."""
+        """As DRF, then breaks the reference cycle between request and response once the response is rendered.
+
+        With the cycle both, and a large body with them, would stay in memory until the garbage collector runs.
+        """
         answer = super().finalize_response(request, response, *args, **kwargs)
         if isinstance(answer, Response):
             answer.add_post_render_callback(_let_go)
@@ -145,7 +147,7 @@ class ApiView(APIView):
         count_user(request, self.throttle_scope)
 
     def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Response:
-        """An OPTIONS that is no preflight: the `Allow` header says it all."""
+        """Answers an OPTIONS request that is no CORS preflight: an empty body, and the methods in `Allow`."""
         return ok(None)
 
     @property
@@ -192,7 +194,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response:
     """DRF's EXCEPTION_HANDLER: every error leaves in the envelope, a crash too."""
     request: Request = context["request"]
     error = domain_error(exc)
-    exc.__traceback__ = None  # who keeps a refusal in a variable would keep the request in a cycle with it
+    exc.__traceback__ = None  # a caller that keeps the exception would otherwise keep the request alive with it
     body = error_envelope(
         error.code,
         error.message,

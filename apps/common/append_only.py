@@ -1,6 +1,7 @@
 """Tables that are only ever appended to, held by triggers: no update, and no delete or truncate but by retention.
 
-Retention says what it is for the length of its own transaction (`lifted`); PostgreSQL forgets it at the end.
+Retention lifts the triggers for the length of its own transaction (`lifted`), by a setting that PostgreSQL drops at the
+transaction's end.
 """
 
 from collections.abc import Iterator
@@ -44,9 +45,9 @@ def lifted() -> Iterator[None]:
 
 
 def purge(rows: "QuerySet[Any]", *, batch: int = BATCH) -> int:
-    """Deletes `rows` for good, and what hangs on them, in batches with a transaction each. Returns how many.
+    """Deletes `rows` for good, with the rows that cascade from them, a transaction a batch. Returns how many rows.
 
-    Safe to run on every host at once: rows that another one holds just now are left to it.
+    Safe to run on several hosts at once: rows that another host has locked are skipped.
     """
     total = 0
     while True:

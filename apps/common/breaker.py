@@ -15,7 +15,10 @@ PROBE_SECONDS: Final = 10.0
 
 
 class Breaker:
-    """closed: calls pass. open: they are refused. After OPEN_SECONDS one call probes; the others are still refused."""
+    """The breaker of one part (PostgreSQL, Redis).
+
+    Closed: calls pass. Open: calls are refused. After OPEN_SECONDS one call probes, and the others are still refused.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -27,7 +30,7 @@ class Breaker:
         return f"<Breaker {'closed' if self._open_until is None else 'open'}>"
 
     def ask(self) -> Literal["pass", "probe", "refuse"]:
-        """What a call may do now. Who is told `probe` must report with `close` or `trip`."""
+        """What a call may do now. A caller that gets `probe` must report the outcome with `close` or `trip`."""
         with self._lock:
             if self._open_until is None:
                 return "pass"
@@ -38,13 +41,13 @@ class Breaker:
             return "probe"
 
     def trip(self) -> None:
-        """The part did not answer."""
+        """Report that the part did not answer: calls are refused for OPEN_SECONDS."""
         with self._lock:
             self._open_until = self._clock() + OPEN_SECONDS
             self._probe_until = 0.0
 
     def close(self) -> None:
-        """The part answers."""
+        """Report that the part answered: calls pass from now on."""
         if self._open_until is None:  # the usual case, without the lock
             return
         with self._lock:

@@ -1,8 +1,9 @@
 """On which core the threads of an API worker run.
 
-Only one of a worker's threads runs Python at a time; which one changes at each call that waits, and where the kernel
-spreads them over cores each change is paid with cold caches: a fifth of the CPU a request (docs/performance.md). So
-all threads of a worker stay on one core, but for what runs long outside of Python (`anywhere`).
+Only one of a worker's threads runs Python at a time, and each call that waits hands the interpreter to another thread.
+Where the kernel spreads the threads over cores, each hand-over finds cold caches, which costs a fifth of the CPU a
+request (benchmarks/NOTES.md). So all threads of a worker stay on one core, except for long work outside the
+interpreter (`anywhere`).
 """
 
 import os
@@ -24,9 +25,10 @@ class Cores:
         self.home: int | None = None
 
     def stay(self, number: int) -> None:
-        """Keep this thread, and those it starts from now on, on the core of the worker with this number.
+        """Keep this thread, and the threads that it starts from now on, on the core of the worker with this number.
 
-        Neighbours by number have different cores while there are any. Nothing where there is no choice.
+        Workers with consecutive numbers get different cores as long as there are enough. Does nothing where the process
+        has one core only.
         """
         if len(self._given) < 2:
             return
@@ -36,7 +38,7 @@ class Cores:
 
     @contextmanager
     def anywhere(self) -> Iterator[None]:
-        """Within the block this thread may run on any core: for work that is long and not Python's."""
+        """Within the block this thread may run on any core: for long work outside the interpreter, such as hashing."""
         if self.home is None:
             yield
             return
@@ -48,7 +50,7 @@ class Cores:
 
 
 def _run_on(cores: Iterable[int]) -> bool:
-    """Whether the kernel lets this thread choose: a sandbox may forbid it, and a core may have been taken away."""
+    """Pin this thread to `cores`. False where the kernel refuses, as in a sandbox or for a core that was taken away."""
     try:
         os.sched_setaffinity(0, cores)
     except OSError:
@@ -57,7 +59,7 @@ def _run_on(cores: Iterable[int]) -> bool:
 
 
 def free_number(used: Iterable[int]) -> int:
-    """The lowest number that no other worker has."""
+    """The lowest worker number that is not in use."""
     taken = set(used)
     return next(number for number in range(len(taken) + 1) if number not in taken)
 

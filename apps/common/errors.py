@@ -79,7 +79,7 @@ class DomainError(Exception):
     ) -> None:
         self.status = status or ERROR_STATUS[code]
         self.code = code
-        self.message = str(message or DEFAULT_MESSAGES[code])  # here, where the request's language is on
+        self.message = str(message or DEFAULT_MESSAGES[code])  # translated here, while the request's language is active
         self.details = details
         self.headers = dict(headers or {})
         self.retry_after = retry_after if retry_after is not None or self.status != 503 else 1

@@ -34,7 +34,7 @@ _BUSY: Final = ("55P03", "57014", "40001", "40P01", "53300")
 
 
 def domain_error(exc: BaseException) -> DomainError:
-    """The refusal for `exc`. What nobody expected is logged with its trace and becomes INTERNAL_ERROR."""
+    """The refusal for `exc`. An exception of no known kind is logged with its traceback and becomes INTERNAL_ERROR."""
     if isinstance(exc, DomainError):
         return exc
     part = unavailable(exc)
@@ -60,7 +60,7 @@ def domain_error(exc: BaseException) -> DomainError:
 
 
 def unavailable(exc: BaseException) -> DomainError | None:
-    """The 503 that names the part which `exc` says is down; None if it says no such thing."""
+    """The 503 for an `exc` that means that PostgreSQL, Redis or the storage is down; None for any other exception."""
     state = getattr(exc.__cause__, "sqlstate", None)
     if isinstance(exc, InterfaceError) or (isinstance(exc, InternalError) and state == _READ_ONLY):
         return DomainError("DATABASE_UNAVAILABLE")

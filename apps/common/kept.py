@@ -19,21 +19,26 @@ RowT = TypeVar("RowT", bound=Model)
 class _Built:
     sql: str
     order: tuple[int, ...]
-    """Which of the ids each parameter of the SQL is."""
+    """For each parameter of the SQL, in order: the index of the id that it stands for."""
     columns: list[str]
     encoded: tuple[int, ...]
-    """The columns that come as JSON text; no other column's value is converted on the way."""
+    """Indexes of the columns that arrive as JSON text. Values of all other columns need no conversion."""
 
 
 class KeptQuery(Generic[RowT]):
-    """`make` gives the QuerySet of so many ids, which it takes as parameters and in no other way."""
+    """A query whose SQL is built once.
+
+    Args:
+        make: builds the QuerySet from that many ids; they may enter the SQL as parameters only.
+        ids: how many ids `make` and `get` take.
+    """
 
     def __init__(self, make: Callable[..., QuerySet[RowT]], ids: int) -> None:
         self._make: Final = make
         self._ids: Final = ids
 
     def get(self, *ids: uuid.UUID) -> RowT | None:
-        """The row, None if there is none. One query. Raises the errors of the database."""
+        """The row with these ids, None if there is none. One query. Raises the errors of the database."""
         built = self._built
         with connection.cursor() as cursor:
             cursor.execute(built.sql, [ids[index] for index in built.order])

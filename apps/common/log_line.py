@@ -1,8 +1,8 @@
-"""What stands in each log line and what must not; and the lines of the hot path, written without `logging`.
+"""What each log line holds, the secrets that are masked in it, and the hot path's lines, written without `logging`.
 
 A line through structlog and the standard library's logging costs a worker three times as much as one that is put
-together here (docs/performance.md). So what each request writes (`request`, or `forward` where a box answered) goes
-this way, all else the other.
+together here (benchmarks/NOTES.md). So the line of each request (`request`, or `forward` where a box answered) is
+written here, and all other lines go through `logging`.
 """
 
 import logging
@@ -39,8 +39,11 @@ def dumps(event: MutableMapping[str, Any]) -> bytes:
 
 
 def write(line: bytes) -> None:
-    """To where all lines of the process go, whole, at once. A line that cannot be written is lost, as with `logging`:
-    a full disk or a closed pipe must not fail the request that it tells of."""
+    """Write one whole line to standard error, like all lines of the process.
+
+    A line that cannot be written is lost, as with `logging`: a full disk or a closed pipe must not fail the request
+    that the line is about.
+    """
     with suppress(OSError, ValueError):
         stderr = sys.stderr.buffer
         stderr.write(line)
@@ -54,7 +57,7 @@ class HotLog:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._logger = logging.getLogger(name)  # which knows whether its level is wanted
+        self._logger = logging.getLogger(name)  # asked for its level only
 
     def info(self, event: str, **facts: Any) -> None:
         """One line: the facts, what is bound to the context (the request's id), the time."""

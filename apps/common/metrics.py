@@ -1,7 +1,8 @@
 """What the API counts, for Prometheus; all worker processes together where `PROMETHEUS_MULTIPROC_DIR` is set.
 
-There each process maps files into its memory. A page of such a file that a full disk cannot hold is SIGBUS when it is
-written, the process's end; so every page is allocated first, and what finds no room is not counted.
+With that variable each process maps files into its memory. Writing to a page of such a file for which a full disk has
+no room raises SIGBUS, which ends the process. So every page is allocated first, and a series without room is not
+counted.
 """
 
 import os
@@ -18,7 +19,7 @@ logger = structlog.get_logger(__name__)
 
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 FILE_BYTES: Final = 256 * 1024
-"""Of each file from the start on: some two thousand series."""
+"""Bytes that each file has from the start: room for some two thousand series."""
 
 _BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 REQUESTS: Final = Counter("visiona_api_requests", "Answers by route and status.", ["method", "route", "status"])
@@ -65,7 +66,7 @@ def _allocate(filename: str, size: int) -> None:
 
 
 def allocate() -> None:
-    """At a worker's start: its files. Where they have no room it counts in its own memory, and a line says so."""
+    """Create the worker's files, at its start. Without room on the disk it counts in its own memory, and logs that."""
     if _FOLDER not in os.environ:
         return
     values.MmapedDict = _Allocated  # type: ignore[attr-defined]  # imported there from its own module
@@ -88,7 +89,13 @@ def observe(method: str, route: str, status: int, seconds: float) -> None:
 
 
 def tell_places(pool: str, classes: Mapping[str, int], largest: int) -> None:
-    """Who holds the places of a pool of this process now."""
+    """Set the gauges of a pool of this process.
+
+    Args:
+        pool: the pool's name.
+        classes: kind of owner (user, stranger) → places held now.
+        largest: places held by the owner that holds most.
+    """
     try:
         for owners, held in classes.items():
             PLACES.labels(pool, owners).set(held)
@@ -98,7 +105,7 @@ def tell_places(pool: str, classes: Mapping[str, int], largest: int) -> None:
 
 
 def places_refused(pool: str, owners: str) -> None:
-    """Somebody asked for a place of a pool in vain."""
+    """Count one request for a place that the pool refused."""
     try:
         PLACES_REFUSED.labels(pool, owners).inc()
     except OSError:

@@ -1,4 +1,4 @@
-"""What every request passes: its id, the client's true address, one log line, a trailing slash, security headers."""
+"""Middleware of every request: its id, the client's true address, a log line, trailing slashes, security headers."""
 
 import ipaddress
 import time
@@ -53,7 +53,7 @@ class RequestContextMiddleware:
         seconds = time.perf_counter() - started
         match = request.resolver_match
         metrics.observe(request.method or "", match.route if match else "unmatched", response.status_code, seconds)
-        if getattr(request, "carried", None) is not response:  # what a box answers has its line when it has ended
+        if getattr(request, "carried", None) is not response:  # a box's answer is logged when it ends, by the proxy
             log.info(
                 "request",
                 method=request.method,
@@ -82,7 +82,7 @@ class TrailingSlashMiddleware:
 
 
 class PlainRefusalMiddleware:
-    """The bare 405 of Django's own decorators, on pages outside the admin, in the envelope."""
+    """Puts the empty 405 of Django's own decorators into the envelope, on pages outside the admin."""
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -103,7 +103,7 @@ def _routed(path: str) -> bool:
 
 
 class SecurityHeadersMiddleware:
-    """A Content-Security-Policy, and no caching of the API's own answers.
+    """Adds a Content-Security-Policy, and `Cache-Control: no-store` to the API's own answers.
 
     An answer with a policy of its own, as each proxied one has (`sandbox`), is left as it is.
     """

@@ -1,4 +1,4 @@
-"""Calls to servers that others name: bounded in time and bytes, and never to an address that is not theirs to name.
+"""Calls to servers whose URLs users name: bounded in time and bytes, and never to an address that users may not name.
 
 One exchange on a connection of its own, no redirect followed. The name is resolved once; every address that it has must
 be allowed, and the connection goes to one of those that were checked, so that DNS cannot change its mind in between.
@@ -49,7 +49,7 @@ _GLOBAL_V6: Final = ipaddress.IPv6Network("2000::/3")
 _NEVER: Final = _networks(
     "0.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "fd00:ec2::254/128", "fe80::/10", "ff00::/8",
 )  # fmt: skip
-"""Where nothing of ours may go even if private addresses may: metadata services, multicast, nowhere."""
+"""Addresses that are refused even where private ones are allowed: metadata services, multicast, unspecified."""
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -58,17 +58,17 @@ class Refused(ValueError):
 
 
 class Unanswered(OSError):
-    """No answer: not connected, no trust in its certificate, too slow, or no HTTP. The text says which."""
+    """No answer: no connection, an untrusted certificate, too slow, or not HTTP. The text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Where calls may go.
+    """Where calls may go; public addresses by https always may.
 
     Attributes:
-        private: to private and loopback addresses, and by plain http.
-        networks: to these, whatever they are.
-        plain: by plain http to public addresses too.
+        private: private and loopback addresses are allowed, by plain http too.
+        networks: further networks that are allowed, of whatever kind.
+        plain: plain http is allowed to public addresses too.
     """
 
     private: bool = False
@@ -80,7 +80,7 @@ class Policy:
         return cls(private, tuple(ipaddress.ip_network(text, strict=False) for text in networks), plain)
 
     def allows(self, address: Address) -> bool:
-        """Whether a connection may go there; what an IPv6 address carries within is looked at, not the shell."""
+        """Whether a connection may go there. An IPv6 address that embeds an IPv4 address is judged by the latter."""
         if any(address in network for network in self.networks):
             return True
         inner = _carried(address)
@@ -153,7 +153,7 @@ def _literal(host: str) -> Address | None:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer's status, and its body as far as it was asked for."""
+    """An answer's status, and its body up to the `max_body` of the call."""
 
     status: int
     body: bytes = b""
@@ -169,7 +169,7 @@ def post(
     total_seconds: float,
     max_body: int = 0,
 ) -> Reply:
-    """POST, and what is answered; as `exchange`."""
+    """`exchange` with the method POST."""
     return exchange(
         "POST", url, body, headers=headers, policy=policy,
         connect_seconds=connect_seconds, total_seconds=total_seconds, max_body=max_body,
@@ -187,15 +187,15 @@ def exchange(
     total_seconds: float,
     max_body: int = 0,
 ) -> Reply:
-    """One request, and what is answered.
+    """Send one request and read the answer.
 
     Args:
-        body: None: there is none, and no Content-Length.
+        body: None sends no body and no Content-Length.
         url: checked here again: what was allowed when it was stored need not be so now.
         headers: beside Host, Content-Length and Connection, which are ours.
         connect_seconds: to resolve, connect and agree on TLS.
         total_seconds: for everything together.
-        max_body: bytes of the answer's body to read; 0: the status is all there is to know.
+        max_body: bytes of the answer's body to read; with 0 only the status is read.
 
     Raises Refused (nothing was sent), and Unanswered (whether it was received is not known).
     """
@@ -246,12 +246,12 @@ def _connect(parts: SplitResult, policy: Policy, deadline: float) -> socket.sock
 
 
 def _private(policy: Policy, address: Address) -> bool:
-    """Whether it is allowed by exception alone: plain http is for one's own networks."""
+    """Whether the address is allowed as a private one or by `networks` only: plain http may be used there."""
     return not Policy().allows(address)
 
 
 def _open(addresses: Sequence[Address], port: int, deadline: float) -> socket.socket:
-    """A connection to the first of four that takes it; each gets its share of the time that is left."""
+    """A connection to the first of four addresses at most that accepts; each attempt has its share of the time left."""
     failure: OSError | None = None
     tried = addresses[:4]
     for index, address in enumerate(tried):
@@ -266,8 +266,8 @@ def _open(addresses: Sequence[Address], port: int, deadline: float) -> socket.so
 def resolve(host: str, port: int, seconds: float) -> list[Address]:
     """All addresses of the host, each once. Raises Unanswered.
 
-    The system's resolver knows no deadline, so it is asked in a thread, of which there are few: where it hangs, those
-    who come later are refused in time instead of hanging too.
+    The system's resolver has no deadline, so it is called in one of a few threads: where it hangs, later callers are
+    refused in time and do not hang too.
     """
     address = _literal(host)
     if address is not None:

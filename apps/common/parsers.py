@@ -18,8 +18,8 @@ MAX_JSON_BYTES: Final = 1 << 20
 """A control-plane body is a handful of fields; a mebibyte is far above any of them."""
 
 MAX_JSON_VALUES: Final = 50_000
-"""So many commas and brackets at most: as objects a mebibyte of `{},` is thirty. The parts of the largest upload have
-three fifths of it."""
+"""Commas and opening brackets at most: a mebibyte of `{},` takes thirty mebibytes as Python objects. The parts of the
+largest upload need three fifths of this."""
 
 _ENCODER: Final = JSONEncoder()
 _OPTIONS: Final = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS  # moments and data classes as DRF writes them
@@ -108,7 +108,7 @@ class EnvelopeRenderer(JSONRenderer):
         accepted_media_type: str | None = None,
         renderer_context: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """By orjson, in a fifth of the time; by DRF's own way what orjson refuses, as whole numbers above 64 bits."""
+        """Render by orjson, in a fifth of DRF's time; by DRF's encoder what orjson refuses (integers above 64 bits)."""
         if data is None:
             return b""
         try:

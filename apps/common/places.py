@@ -15,7 +15,7 @@ from apps.common import metrics
 from tunnel.contract import Crowded, Shares, class_of
 
 QUEUE: Final = 256
-"""Who would be the next to wait is refused: each that waits holds a thread."""
+"""Callers that wait at most, since each holds a thread; one more is refused."""
 
 
 class _Waiter:
@@ -31,7 +31,7 @@ class Places:
 
     Args:
         name: of the pool, for Prometheus.
-        limit: how many; asked anew each time, since settings may not be read at import.
+        limit: returns the number of places; called each time, since settings may not be read at import.
     """
 
     def __init__(self, name: str, limit: Callable[[], int]) -> None:
@@ -66,7 +66,7 @@ class Places:
             return self._shares.may_take(owner)
 
     def enter(self, owner: str, *, seconds: float = 0.0) -> bool:
-        """Take a place, to be given back by `leave`; wait for it at most `seconds`. False: there was none."""
+        """Take a place, to be given back by `leave`, and wait for it at most `seconds`. False if none came free."""
         with self._locked():
             self._shares.limit = self._limit()
             if self._shares.take(owner):
@@ -84,15 +84,16 @@ class Places:
         return False
 
     def leave(self, owner: str) -> None:
-        """Give it back: who holds least of those that wait has it next.
+        """Give the place back. Of the owners that wait, the one that holds least gets it.
 
-        It never waits: an answer that is collected as garbage gives its place back wherever its thread is, in here too.
+        Never blocks: an answer that is garbage-collected gives its place back in whatever thread collects it, which may
+        be within this class.
         """
         self._left.append(owner)
         self._settle()
 
     def _settle(self) -> None:
-        """Those who left have left; where the lock is held, as soon as it is free."""
+        """Apply the pending `leave` calls now, or, if another thread has the lock, when that thread releases it."""
         while self._left and self._lock.acquire(blocking=False):
             try:
                 self._give_back()

@@ -20,11 +20,11 @@ from redis.retry import Retry
 from apps.common.breaker import Breaker
 
 PREFIX: Final = "visiona:"
-"""With which each key of ours begins that stands alone."""
+"""Prefix of our keys that no script changes together with others."""
 TAGGED: Final = "{visiona}:"
-"""The same for keys that one script changes together: the hash tag keeps them on one slot of a cluster."""
+"""Prefix of keys that one script changes together: its hash tag keeps them on one slot of a Redis cluster."""
 PREFIXES: Final = (PREFIX, TAGGED)
-"""All there are: what is dropped when a backup is restored (`forget_all`)."""
+"""All prefixes of ours; `forget_all` drops their keys when a backup is restored."""
 
 _FAILURES: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 _REFUSALS: Final = re.compile(r"(?:^|[ -])(?:OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN) ")
@@ -40,11 +40,11 @@ def refuses_writes(exc: BaseException) -> bool:
 
 
 class _Watched:
-    """What a connection adds: it tells the pool's breaker how each answer went, and that none can come."""
+    """Mixin of a connection: it tells the pool's breaker whether each answer came, or that the connection failed."""
 
     breaker: Breaker
     demoted = False
-    """The server at its other end takes no writes: another one may by now."""
+    """The server refused a write (it is a replica now): the next use reconnects, since another may be the primary."""
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
         if self.demoted:  # not before: more answers may have been on their way
@@ -135,5 +135,5 @@ def forget_all() -> int:
 
 
 def _literal(prefix: str) -> str:
-    """The prefix as a pattern of SCAN that means itself."""
+    """The prefix with the wildcards of SCAN's patterns escaped."""
     return "".join(f"\\{char}" if char in "*?[]^\\" else char for char in prefix)

@@ -6,7 +6,7 @@ from django.urls import ResolverMatch, URLResolver
 from django.urls.resolvers import RoutePattern
 
 _MOST: Final = 1024
-"""Paths kept. There are as many as routes without a variable part, but for patterns that match several."""
+"""Cached paths at most. There are as many as routes without a variable part, unless a pattern matches several."""
 
 
 class KeptRoutes(URLResolver):
@@ -25,5 +25,5 @@ class KeptRoutes(URLResolver):
         if found is None:
             found = super().resolve(path)
             if not found.args and not found.kwargs and len(self._kept) < _MOST:
-                self._kept[path] = found  # Django makes a match of its own of it for each request
+                self._kept[path] = found  # Django copies the match for each request
         return found

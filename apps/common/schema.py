@@ -60,7 +60,7 @@ def describe(
         answer: what `data` holds: a serializer class, a JSON schema, or None for null.
         many: a page of them, with `meta`.
         status: of success.
-        later: of the same answer where the work goes on behind it.
+        later: the status of the same answer where the work goes on in the background; None if it never does.
         body: the JSON body, None for none.
         errors: codes beyond those that every such route has.
         public: needs no credential.
@@ -85,7 +85,7 @@ def describe(
 
 
 _STATUSES: Final = {"QUOTA_EXCEEDED": (409, 429)}
-"""Of the one code that has two: 409 where waiting does not help."""
+"""The one code that has two statuses: 409 where waiting does not help."""
 
 
 def error_responses(codes: Iterable[str]) -> dict[int, Any]:

@@ -15,9 +15,9 @@ from apps.common import redis as own
 
 
 def run(source: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-    """What the script answers. `args` are texts and numbers. Raises the errors of Redis.
+    """Run a script and return its answer. `args` are texts and numbers. Raises the errors of Redis.
 
-    A connection that fails closes itself, and is made anew by the next who gets it from the pool.
+    A connection that fails closes itself; the next caller that gets it from the pool reconnects it.
     """
     pool: Any = own.client().connection_pool
     connection = pool.get_connection()

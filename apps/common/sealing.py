@@ -16,7 +16,7 @@ from django.conf import settings
 
 
 class Unreadable(ValueError):
-    """What was sealed was sealed with a key that is no longer in `SECRET_KEY`, or for another purpose."""
+    """The text was sealed with a key that `SECRET_KEY` no longer holds, or for another purpose."""
 
 
 def seal(text: str, *, purpose: str) -> str:

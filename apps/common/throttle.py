@@ -60,13 +60,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What `take` counted, to be given back if it turns out not to count."""
+    """The count that `take` made, to be given back if the call turns out not to count."""
 
     keys: tuple[str, ...]
     ends: tuple[int, ...]
 
     def give_back(self) -> None:
-        """Counts one less, in the windows that it was counted in. Raises the errors of Redis."""
+        """Takes the count back from the windows that still run. Raises the errors of Redis."""
         if self.keys:
             scripts.run(_GIVE_BACK, self.keys, self.ends)
 
@@ -90,7 +90,7 @@ def check(*windows: Window) -> None:
 
 
 def full(windows: Sequence[Window]) -> list[int | None]:
-    """Of each window the seconds until it is open again, None if it is not full. Counts nothing; one call or two."""
+    """For each window the seconds until it ends if it is full, else None. Counts nothing. One or two calls to Redis."""
     if not any(each.limit for each in windows):
         return [None] * len(windows)
     used = redis.client().mget([each.key for each in windows])
@@ -120,14 +120,14 @@ def count(windows: Sequence[Window]) -> None:
 
 
 def refusal(limit: int, milliseconds: float) -> DomainError:
-    """RATE_LIMITED by a window of `limit` that ends in so many milliseconds, with its headers."""
+    """The RATE_LIMITED error, with its headers, for a window of `limit` that ends in so many milliseconds."""
     seconds = _seconds(milliseconds)
     headers = {"RateLimit-Limit": str(limit), "RateLimit-Remaining": "0", "RateLimit-Reset": str(seconds)}
     return DomainError("RATE_LIMITED", retry_after=seconds, headers=headers)
 
 
 def by_secret(text: str) -> str:
-    """What a text counts as that is not to be read in Redis: an e-mail, a token."""
+    """A hash of a text that must not be readable in Redis (an e-mail, a token), for use in a window's name."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
