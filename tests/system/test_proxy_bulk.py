@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.apps.proxy.kit import Peer
-from tests.apps.proxy.stack import Lane
+from tests.apps.proxy.stack import EVERY_WAY, Lane
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel", "fast"]
+LANES = EVERY_WAY
 
 MIB = 1 << 20
 SIZE = 64 * MIB

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from tests.apps.proxy.kit import WAIT, Peer, Wire, until
-from tests.apps.proxy.stack import Lane, Stack, Tunnel
+from tests.apps.proxy.stack import EVERY_WAY, Lane, Stack, Tunnel
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel", "fast"]
+LANES = EVERY_WAY
 
 MIB = 1 << 20
 UNDER_WAY = 16 * MIB

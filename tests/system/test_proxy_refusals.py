@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from tests.apps.proxy.kit import WAIT, Peer, until
-from tests.apps.proxy.stack import Lane
+from tests.apps.proxy.stack import EVERY_WAY, Lane
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel", "fast"]
+LANES = EVERY_WAY
 
 
 def test_a_local_server_that_refuses(lane: Lane) -> None:

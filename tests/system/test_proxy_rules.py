@@ -7,6 +7,7 @@ refused is in `test_proxy_refusals`.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from dataclasses import replace
@@ -14,12 +15,13 @@ from dataclasses import replace
 import pytest
 
 from tests.apps.proxy.kit import WAIT, Got, Peer, until
-from tests.apps.proxy.stack import Lane
+from tests.apps.proxy.stack import EVERY_WAY, Lane
+from tests.http.answer_names import DROPPED, PASSES
 from tunnel.contract import SECURITY_FIELDS
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel", "fast"]
+LANES = EVERY_WAY
 SOON = 15.0
 """Seconds. It is one where nobody else is at work; any timeout of ours is longer than this."""
 
@@ -119,6 +121,44 @@ def test_what_an_answer_may_not_say_is_dropped_and_ours_is_added(lane: Lane) -> 
     assert got.all("cache-control") == ["max-age=5, private"]
     assert sorted(", ".join(got.all("vary")).lower().split(", ")) == ["accept", "authorization", "origin"]
     assert len(got.all("x-request-id")) == 1
+
+
+def test_each_field_of_an_answer_passes_or_does_not(lane: Lane) -> None:
+    """The list of api.md, name by name. What of ours stands under a name that is dropped does not say what the box said."""
+    said = [name.decode() for name in (*PASSES, *DROPPED) if name not in (b"Content-Type", b"Date", b"Server")]
+    lane.box.on("/all", lambda peer: peer.answer(b"", "200 OK", *[f"{name}: boxes" for name in said]))
+    got = lane.ask("GET", "/all")
+    told = [name for name, value in got.fields if value == "boxes"]
+    assert told == [name for name in said if name.encode() in PASSES]
+
+
+CACHED = {
+    "max-age=5": "max-age=5, private",
+    "public, max-age=5, s-maxage=9, must-revalidate, proxy-revalidate": "max-age=5, private",
+    "no-store": "no-store",
+    "private, max-age=5": "private, max-age=5",
+    'private="x-a", max-age=5': "max-age=5, private",
+    "no list, of = directives": "private",
+    "": "private",
+}
+"""What a box says of caches, and what the client is told."""
+
+
+def test_no_cache_that_many_share_may_keep_an_answer(lane: Lane) -> None:
+    for number, (said, told) in enumerate(CACHED.items()):
+        fields = [f"Cache-Control: {said}", "Vary: Accept, authorization"]
+        lane.box.on(f"/{number}", lambda peer, fields=fields: peer.answer(b"", "200 OK", *fields))
+        got = lane.ask("GET", f"/{number}")
+        assert got.all("cache-control") == [told], said
+        assert ", ".join(got.all("vary")).lower().count("authorization") == 1
+
+
+@pytest.mark.parametrize("inbound", ["a b", "x" * 65, "a/b", "\xe4"])
+def test_a_request_id_that_is_none_is_replaced(lane: Lane, inbound: str) -> None:
+    got = lane.ask("GET", "/x", f"X-Request-ID: {inbound}")
+    (made,) = got.all("x-request-id")
+    assert re.fullmatch("req_[0-9a-f]{20}", made)
+    assert ["X-Request-ID", made] in got.json["fields"]
 
 
 def test_a_preflight_is_ours_and_never_forwarded(lane: Lane) -> None:

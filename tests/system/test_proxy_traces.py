@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.apps.proxy.kit import Peer, reset, until
-from tests.apps.proxy.stack import Lane
+from tests.apps.proxy.stack import EVERY_WAY, Lane
 from tests.system.ws_kit import WS, echo
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel", "fast"]
+LANES = EVERY_WAY
 ROUNDS = 12
 """Of all ends; a leak of one kind would leave as many."""
 

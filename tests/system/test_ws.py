@@ -17,12 +17,12 @@ from django.utils import timezone
 
 from apps.accounts import sessions
 from tests.apps.proxy.kit import WAIT, Peer, Wire
-from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in
+from tests.apps.proxy.stack import EVERY_WAY, Lane, Stack, add_device, add_user, log_in
 from tests.system.ws_kit import SWITCH, WS, echo, receive, ticket_for
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel", "fast"]
+LANES = EVERY_WAY
 DRF = pytest.mark.parametrize("lane", ["stand-in", "tunnel"], indirect=True)
 """For what is of port 3721 alone: its threads."""
 IDLE_SECONDS = 4

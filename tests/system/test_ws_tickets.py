@@ -8,12 +8,12 @@ import pytest
 
 from apps.proxy import tickets
 from tests.apps.proxy.kit import Peer
-from tests.apps.proxy.stack import Lane, Stack, add_device
+from tests.apps.proxy.stack import EVERY_WAY, Lane, Stack, add_device
 from tests.system.ws_kit import WS, echo, ticket_for
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = ["stand-in", "tunnel", "fast"]
+LANES = EVERY_WAY
 DRF = pytest.mark.parametrize("lane", ["stand-in", "tunnel"], indirect=True)
 """For the routes that the fast lane does not have."""
 API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "8"}

@@ -13,6 +13,7 @@ import pytest
 
 from tests.apps.proxy.kit import Box
 from tests.apps.proxy.stack import (
+    WAYS,
     Lane,
     Stack,
     Tunnel,
@@ -78,27 +79,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
-    """A way to the box: `stand-in` for the daemon, with a fresh user; `tunnel`, through the real daemon and agent;
-    `fast`, the same without the API in the way."""
-    if request.param in ("tunnel", "fast"):
+    """A way to the box: one of `WAYS`, or `stand-in` for the daemon, with a fresh user."""
+    if request.param in WAYS:
+        way = WAYS[request.param]
         tunnel: Tunnel = request.getfixturevalue("tunnel")
         box = Box(tunnel.box_port)
         try:
             tunnel.ensure_agent()
             box.heads.clear()
-            user, device = tunnel.user_id, tunnel.device_id
-            port, prefix, front = stack.port, f"/api/devices/{device}/proxy", stack.process
-            if request.param == "fast":
-                port, prefix, front = tunnel.public, f"/d/{device}", tunnel.daemon
+            front = way.front(tunnel)
             yield Lane(
                 request.param,
-                port,
-                prefix,
-                log_in(user),
+                way.port(tunnel),
+                way.prefix.format(device=tunnel.device_id),
+                log_in(tunnel.user_id),
                 box,
                 front.pid,
-                device,
-                user,
+                tunnel.device_id,
+                tunnel.user_id,
                 cut_tunnel=tunnel.kill_agent,
                 log=front.text,
                 streams=tunnel.streams,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import psycopg
 import pytest
@@ -159,6 +160,25 @@ class Tunnel:
         if self.agent is not None:
             self.agent.stop()
         self.daemon.stop()
+
+
+class Way(NamedTuple):
+    """How a request reaches the box through the real daemon and agent."""
+
+    port: Callable[[Tunnel], int]
+    prefix: str
+    """With `{device}`."""
+    front: Callable[[Tunnel], Started]
+    """The process in front."""
+
+
+WAYS: Final = {
+    "tunnel": Way(lambda tunnel: tunnel.stack.port, "/api/devices/{device}/proxy", lambda tunnel: tunnel.stack.process),
+    "fast": Way(lambda tunnel: tunnel.public, "/d/{device}", lambda tunnel: tunnel.daemon),
+}
+"""What is held on one of them is held on all: a further way is one more line here."""
+EVERY_WAY: Final = ["stand-in", *WAYS]
+"""With them the API before a daemon that the tests play."""
 
 
 @dataclass
