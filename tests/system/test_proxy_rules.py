@@ -124,7 +124,7 @@ def test_what_an_answer_may_not_say_is_dropped_and_ours_is_added(lane: Lane) -> 
 
 
 def test_each_field_of_an_answer_passes_or_does_not(lane: Lane) -> None:
-    """The list of api.md, name by name. What of ours stands under a name that is dropped does not say what the box said."""
+    """The list of api.md, name by name. Ours may stand under a name that is dropped, but not with what the box said."""
     said = [name.decode() for name in (*PASSES, *DROPPED) if name not in (b"Content-Type", b"Date", b"Server")]
     lane.box.on("/all", lambda peer: peer.answer(b"", "200 OK", *[f"{name}: boxes" for name in said]))
     got = lane.ask("GET", "/all")
