@@ -9,10 +9,10 @@ KIB: Final = 1024
 MIB: Final = 1024 * 1024
 FILLING: Final = 64 * KIB - 256
 """Data that goes into one message beside its headers. A buffer of a whole 64 KiB went out as one message and another
-of 12 bytes, which cost as much as the first (docs/performance.md)."""
+of 12 bytes, which cost as much as the first (benchmarks/NOTES.md)."""
 AHEAD: Final = 2 * FILLING
 """How far a stream's sender may run ahead of the wire, and so what a pump reads at once: with less, writer and pump
-wait for each other after each message (docs/performance.md). Both together hold no more than 256 KiB of a stream."""
+wait for each other after each message (benchmarks/NOTES.md). Both together hold no more than 256 KiB of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
