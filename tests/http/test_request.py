@@ -35,7 +35,8 @@ def test_the_whole_head() -> None:
     assert sent == (
         b"GET /a%2Fb/?b=1 HTTP/1.1\r\nHost: cloud\r\nAccept: */*\r\nX-Twice: 1\r\nx-twice: 2\r\nX_Under_Score: 3\r\n"
         b"X-Empty: \r\nX-Bytes: \xe4\xff\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n"
-        b"X-Forwarded-Host: cloud\r\nX-Request-ID: req_1\r\ntraceparent: 00-aa-bb-01\r\n\r\n"
+        b"X-Forwarded-Host: cloud\r\nX-Forwarded-Prefix: " + MOUNT + b"\r\nX-Request-ID: req_1\r\n"
+        b"traceparent: 00-aa-bb-01\r\n\r\n"
     )
 
 

@@ -192,6 +192,22 @@ def test_where_a_box_leads_lies_below_the_prefix(lane: Lane) -> None:
     assert not got.all("www-authenticate")
 
 
+def test_where_a_client_leads_is_told_as_the_box_knows_it(lane: Lane) -> None:
+    """`Destination` of WebDAV, which a client makes of the URLs that it sees."""
+    own = f"127.0.0.1:{lane.port}"
+    for said, seen in (
+        (f"http://{own}{lane.prefix}/new%2F/b?c", "/new%2F/b?c"),
+        (f"https://{own.upper()}{lane.prefix}", "/"),
+        (f"{lane.prefix}/new", "/new"),
+        ("http://other.example/new", "http://other.example/new"),
+    ):
+        got = lane.ask("MOVE", "/old", f"Destination: {said}")
+        assert ["Destination", seen] in got.json["fields"]
+    for outside in (f"http://{own}/api/auth/me", "/new", f"{lane.prefix}x/new", f"http://{own}{lane.prefix}/../x"):
+        assert lane.ask("COPY", "/old", f"Destination: {outside}").code == "BAD_REQUEST"
+    assert ["destination", "/new"] in lane.ask("POST", "/old", "destination: /new").json["fields"]  # no WebDAV
+
+
 @pytest.mark.parametrize("climbs", ["../../api/auth/me", "/../x/%2e%2e/api/auth/me", "http://{host}/..\\api/auth/me"])
 def test_where_a_box_leads_does_not_climb_out_of_the_prefix(lane: Lane, climbs: str) -> None:
     """With 307 a viewer's own `fetch` would take its method, body and credential to another route of ours."""

@@ -54,7 +54,8 @@ def test_request_fields_pass_and_ours_are_added(lane: Lane) -> None:
     got = lane.ask(
         "GET", "/f", REQUEST_ID, "X-Two: a", "X-Two: b", "Accept: text/x-odd", "X_Under: 1", "Accept-Encoding: br",
         "Cookie: a=b", "Proxy-Authorization: x", "X-Device-Id: " + lane.device_id,
-        "X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6", "Connection: close, X-Drop", "X-Drop: 1", "TE: trailers",
+        "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Prefix: /evil", "Forwarded: for=6.6.6.6",
+        "Connection: close, X-Drop", "X-Drop: 1", "TE: trailers",
         "traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         close=False,
     )  # fmt: skip
@@ -67,6 +68,7 @@ def test_request_fields_pass_and_ours_are_added(lane: Lane) -> None:
     assert ("host", f"127.0.0.1:{lane.port}") in fields
     assert ("x-forwarded-for", "127.0.0.1") in fields
     assert ("x-forwarded-proto", "http") in fields
+    assert [value for name, value in fields if name == "x-forwarded-prefix"] == [lane.prefix]
     for gone in ("authorization", "cookie", "proxy-authorization", "x-device-id", "forwarded", "x-drop", "te"):
         assert gone not in names
     (trace,) = [value for name, value in fields if name == "traceparent"]

@@ -36,6 +36,8 @@ REFRESH: Final = 13
 CACHE_CONTROL: Final = 14
 VARY: Final = 15
 SEC_WEBSOCKET: Final = 16  # passes with a 101 alone
+DESTINATION: Final = 17
+X_FORWARDED_PREFIX: Final = 18
 
 _HOP_BY_HOP: Final = {
     b"connection": CONNECTION,
@@ -60,6 +62,8 @@ _REQUEST: Final = _HOP_BY_HOP | {
     b"x-forwarded-for": X_FORWARDED_FOR,
     b"x-forwarded-proto": X_FORWARDED_PROTO,
     b"x-forwarded-host": X_FORWARDED_HOST,
+    b"x-forwarded-prefix": X_FORWARDED_PREFIX,
+    b"destination": DESTINATION,
 }
 
 # What a box may say on the site's origin, by api.md, "What the proxy must get right". Whatever is not named speaks for

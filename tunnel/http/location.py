@@ -1,4 +1,4 @@
-"""Where an answer of a box may lead whoever asked for it: on our origin nowhere but to the box itself.
+"""Where a box may lead whoever asked for it, on our origin nowhere but to the box itself; and the way back.
 
 A client that follows a redirect sends its method, body and credential along while the origin stays the same, so what a
 box says in `Location` must not reach other routes of ours. URLs are read here as browsers read them (WHATWG, "URL"),
@@ -12,7 +12,7 @@ from ipaddress import AddressValueError, IPv6Address
 from typing import Final, NamedTuple
 
 from tunnel.contract.authority import same_host
-from tunnel.http.target import split_query
+from tunnel.http.target import box_path, split_query
 
 _TRIMMED: Final = bytes(range(0x21))
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*):")
@@ -24,6 +24,7 @@ _SINGLE_DOT = re.compile(rb"(?:\.|%2e)\Z", re.IGNORECASE)
 _HOST = re.compile(rb"([A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,9}))?\Z")
 _ENDS_IN_NUMBER = re.compile(rb"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?\Z", re.IGNORECASE)
 _IPV4 = re.compile(rb"(?:0|[1-9][0-9]{0,2})(?:\.(?:0|[1-9][0-9]{0,2})){3}\Z")
+_SAID = re.compile(rb"(?:(?:(https?):)?//([^/?#]+))?(/.*)?\Z", re.IGNORECASE | re.DOTALL)
 _PATH_FOR_PATH: Final = ((b"api", b"cameras"), (b"api", b"inference"), (b"ws",))
 """What is a box's where there is no mount: the first segments of its paths."""
 
@@ -66,6 +67,24 @@ def place(url: bytes, shown: Shown) -> bytes:
         if cleaned[:1] not in (b"/", b"\\"):
             cleaned = b"/" + cleaned
     return _placed(url, cleaned, shown)
+
+
+def destination(url: bytes, *, mount: bytes, home: bytes, hosts: tuple[bytes, ...]) -> bytes:
+    """A URL that a client says (`Destination`, RFC 4918 section 10.3), as the box knows it: the way back of `place`.
+
+    What names another host passes as it is: the box says what it thinks of that. Raises ProxyError 400 for what lies on
+    our host and is not this box's.
+    """
+    match = _SAID.match(url)
+    if match is None or not url:
+        return url
+    scheme, authority, rest = match.groups()
+    if authority is not None and not any(same_host(scheme or b"", authority, host) for host in hosts if host):
+        return url
+    path, behind = _cut(rest or b"/", _PATH_END)
+    if not mount and home and _is_below(path, home):
+        mount = home
+    return box_path(path, mount) + behind
 
 
 def _placed(url: bytes, reference: bytes, shown: Shown) -> bytes:

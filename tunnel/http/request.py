@@ -15,6 +15,7 @@ from tunnel.http.errors import ProxyError, bad_request, too_large
 from tunnel.http.fields import (
     CONNECTION,
     CONTENT_LENGTH,
+    DESTINATION,
     DROP,
     EXPECT,
     FORWARDED,
@@ -26,6 +27,7 @@ from tunnel.http.fields import (
     UPGRADE,
     X_FORWARDED_FOR,
     X_FORWARDED_HOST,
+    X_FORWARDED_PREFIX,
     X_FORWARDED_PROTO,
     Field,
     list_members,
@@ -33,6 +35,7 @@ from tunnel.http.fields import (
 )
 from tunnel.http.heads import METHODS, RequestHead
 from tunnel.http.limits import LIMITS, Limits
+from tunnel.http.location import destination
 from tunnel.http.target import OwnParams, box_path, split_query, split_target
 
 CHUNKED: Final = -1
@@ -40,6 +43,8 @@ CHUNKED: Final = -1
 
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """RFC 9110 §9.2.2."""
+
+_MOVING: Final = frozenset({b"COPY", b"MOVE"})
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
@@ -96,7 +101,10 @@ class ProxyRequest(NamedTuple):
 class _Draft:
     """What one pass over the fields finds."""
 
-    __slots__ = ("coding", "connection", "expect", "forwarded", "host", "length", "proto", "shown_host", "upgrade")
+    __slots__ = (
+        "coding", "connection", "destination", "expect", "forwarded", "host", "length", "prefix", "proto", "shown_host",
+        "upgrade",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.host: bytes | None = None
@@ -108,9 +116,12 @@ class _Draft:
         self.forwarded: list[bytes] = []
         self.proto: bytes | None = None
         self.shown_host: bytes | None = None
+        self.prefix = b""
+        self.destination: list[Field] = []
 
-    def take(self, rule: int, value: bytes, *, trusted: bool) -> bool:
+    def take(self, rule: int, field: Field, *, trusted: bool) -> bool:
         """Note a field with a meaning; whether it also passes on as it is."""
+        value = field[1]
         if rule == HOST:
             if self.host is not None:
                 raise bad_request("two Host fields")
@@ -129,6 +140,8 @@ class _Draft:
             self.upgrade.append(value)
         elif rule == EXPECT:
             self.expect = value.rstrip(b" \t").lower()
+        elif rule == DESTINATION:
+            self.destination.append(field)
         elif trusted:
             return self._take_forwarded(rule, value)
         return False
@@ -140,7 +153,18 @@ class _Draft:
             self.proto = value
         elif rule == X_FORWARDED_HOST:
             self.shown_host = value
+        elif rule == X_FORWARDED_PREFIX:
+            self.prefix = value.strip(b" \t").rstrip(b"/")
         return rule == FORWARDED
+
+    def placed(self, method: bytes, via: Via, hosts: tuple[bytes, ...]) -> list[Field]:
+        """`Destination` as the box knows it; to other methods than WebDAV's it may mean anything. Raises 400."""
+        if method not in _MOVING:
+            return self.destination
+        return [
+            (name, destination(value.rstrip(b" \t"), mount=via.mount, home=via.home, hosts=hosts))
+            for name, value in self.destination
+        ]
 
     def body_length(self, *, http11: bool, limit: int) -> int:
         """Bytes of body or CHUNKED. Raises 400 for any doubt about where it ends (RFC 9112 §6), 413 over `limit`."""
@@ -219,11 +243,14 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         rule = find(name)
         if rule is None:
             rule = REQUEST_RULES.learn(name)
-        if rule == PASS or (rule != DROP and draft.take(rule, field[1], trusted=via.trusted)):
+        if rule == PASS or (rule != DROP and draft.take(rule, field, trusted=via.trusted)):
             passed.append(field)
 
     length = draft.body_length(http11=request.http11, limit=limits.request_body)
     host = _host(draft, http11=request.http11)
+    hosts = (host,) if draft.shown_host is None else (host, draft.shown_host)
+    if draft.destination:
+        passed += draft.placed(request.method, via, hosts)
     options = list_members(draft.connection)
     nominated = set(options) - NOT_NOMINABLE
     if nominated:
@@ -240,6 +267,7 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
     after = [
         b"X-Forwarded-Proto: " + (draft.proto or via.scheme.encode("latin-1")),
         b"X-Forwarded-Host: " + (draft.shown_host or host),
+        *_prefix(draft.prefix + via.mount),
         b"X-Request-ID: ",
     ]
     ready = ProxyRequest(
@@ -252,7 +280,7 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         request.http11,
         b"close" not in options if request.http11 else b"keep-alive" in options,
         request.method in IDEMPOTENT,
-        (host,) if draft.shown_host is None else (host, draft.shown_host),
+        hosts,
     )
     return Prepared(before, after, _link(upgrade, via), ready)
 
@@ -290,6 +318,10 @@ def _framing(length: int, method: bytes) -> tuple[bytes, ...]:
     if length or method in (b"POST", b"PUT", b"PATCH"):
         return (b"Content-Length: %d" % length,)
     return ()
+
+
+def _prefix(prefix: bytes) -> tuple[bytes, ...]:
+    return (b"X-Forwarded-Prefix: " + prefix,) if prefix else ()
 
 
 def _link(upgrade: bytes, via: Via) -> list[bytes]:
