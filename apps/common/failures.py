@@ -60,7 +60,7 @@ def domain_error(exc: BaseException) -> DomainError:
 
 
 def unavailable(exc: BaseException) -> DomainError | None:
-    """The 503 for an `exc` that means that PostgreSQL, Redis or the storage is down; None for any other exception."""
+    """The 503 for an `exc` that means that PostgreSQL or Redis is down or overloaded; None for any other exception."""
     state = getattr(exc.__cause__, "sqlstate", None)
     if isinstance(exc, InterfaceError) or (isinstance(exc, InternalError) and state == _READ_ONLY):
         return DomainError("DATABASE_UNAVAILABLE")
