@@ -31,7 +31,7 @@ SECTIONS: Final[list[dict[str, Any]]] = [
             _item("Devices", "developer_board", "devices_device_changelist"),
             _item("Accelerators", "memory", "devices_accelerator_changelist"),
             _item("Models", "neurology", "model_registry_aimodel_changelist"),
-            _item("Deployments", "deployed_code_update", "model_registry_deployment_changelist"),
+            _item("Deployments", "deployed_code_update", "deployments_deployment_changelist"),
             _item("Clusters", "lan", "clusters_cluster_changelist"),
             _item("Device events", "history", "devices_deviceevent_changelist"),
         ],

@@ -55,6 +55,7 @@ INSTALLED_APPS = [
     "apps.pairing",
     "apps.devices",
     "apps.model_registry",
+    "apps.deployments",
     "apps.clusters",
     "apps.converter",
     "apps.proxy",

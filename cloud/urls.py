@@ -1,12 +1,16 @@
 """The URL map: each app mounts its own routes."""
 
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 
 from apps.common.routes import KeptRoutes
 
+# Links and bookmarks of the release before, whose deployments were a part of `model_registry`.
+_MOVED = RedirectView.as_view(url="/admin/deployments/deployment/%(rest)s", query_string=True)
+
 _ROUTES = [
+    re_path(r"^admin/model_registry/deployment/(?P<rest>.*)$", _MOVED),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),  # the one route whose own form has the slash
     path("", include("apps.accounts.api.urls")),
@@ -16,7 +20,7 @@ _ROUTES = [
     path("", include("apps.pairing.api.urls")),
     path("", include("apps.devices.api.urls")),
     path("", include("apps.model_registry.api.urls")),
-    path("", include("apps.model_registry.api.deployment_urls")),
+    path("", include("apps.deployments.api.urls")),
     path("", include("apps.storage.api.urls")),
     path("", include("apps.clusters.api.urls")),
     path("", include("apps.converter.api.urls")),

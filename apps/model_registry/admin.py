@@ -8,7 +8,6 @@ from django.contrib import admin
 from unfold.decorators import display
 
 from apps.common.admin import ReadOnlyAdmin
-from apps.model_registry import deployment_admin as deployment_admin  # Django looks for pages here
 from apps.model_registry.models import AIModel
 
 

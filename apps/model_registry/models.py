@@ -6,8 +6,7 @@ from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 
 from apps.common.models import BaseModel
-from apps.model_registry.deployment_models import Deployment as Deployment  # Django looks for tables here
-from apps.model_registry.finalization_models import Finalization as Finalization  # and here
+from apps.model_registry.finalization_models import Finalization as Finalization  # Django looks for tables here
 
 LIVE = models.Q(deleted_at=None)
 

@@ -8,8 +8,7 @@ from django.utils import timezone
 from procrastinate import RetryStrategy
 from procrastinate.contrib.django import app
 
-from apps.model_registry import deployment_tasks as deployment_tasks  # procrastinate looks for jobs here
-from apps.model_registry import finalization_tasks as finalization_tasks  # and here
+from apps.model_registry import finalization_tasks as finalization_tasks  # procrastinate looks for jobs here
 from apps.model_registry import services, upkeep
 from apps.storage import services as storage
 

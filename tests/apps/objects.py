@@ -7,8 +7,8 @@ from apps.accounts.models import Passkey, User, UserIdentity
 from apps.clusters import services as clusters
 from apps.common.actor import Actor
 from apps.converter.models import Conversion
+from apps.deployments import services
 from apps.devices.models import Device
-from apps.model_registry import deployments
 from apps.model_registry.models import AIModel
 from apps.pairing import services as pairing
 from apps.storage import services as storage
@@ -35,7 +35,7 @@ def make_all(owner: User) -> dict[str, dict[str, str]]:
         owner=owner, name="m", version="1", filename="m.nef", size=1, sha256="0" * 64, status="ready",
         object_key=object_key,
     )  # fmt: skip
-    deployment = deployments.begin_deployment(
+    deployment = services.begin_deployment(
         actor=SYSTEM, owner_id=owner.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
     )
     passkey_on(owner)

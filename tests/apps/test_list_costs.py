@@ -15,8 +15,9 @@ from apps.clusters.models import Cluster, ClusterMember
 from apps.common.actor import Actor
 from apps.common.ids import uuid7
 from apps.converter.models import Conversion
+from apps.deployments.models import Deployment
 from apps.devices.models import Accelerator, Device, DeviceEvent
-from apps.model_registry.models import AIModel, Deployment
+from apps.model_registry.models import AIModel
 from apps.pairing import services as pairing
 from apps.webhooks.models import Webhook, WebhookDelivery
 from tests.apps.conftest import Api, login_as

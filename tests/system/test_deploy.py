@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cloud.supervisor import plan as plans
-from tests.apps.model_registry.box import ModelBox
+from tests.apps.deployments.box import ModelBox
 from tests.conftest import Started
 from tests.system.before import agent_before
 from tests.system.many import online

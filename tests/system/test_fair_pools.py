@@ -1,6 +1,6 @@
 """One user takes all that can be had of a pool that all users share; another's calls go on. From outside.
 
-Deployments and deliveries to webhooks have the same rule in the worker: `test_deploy_run.py`, `test_delivery.py`.
+Deployments and deliveries to webhooks have the same rule in the worker: `test_transfer.py`, `test_delivery.py`.
 """
 
 from __future__ import annotations

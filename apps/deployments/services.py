@@ -1,7 +1,7 @@
-"""What changes a deployment: asking for one, calling it off, and what its worker writes.
+"""What changes a deployment: asking for one, cancelling it, and what its worker writes.
 
-How the bytes travel is `deployment_run`'s. Each write of a worker names the `run` that it claimed and changes nothing
-if another has it by now, or if the deployment is over: of two workers one is heard, and a cancel is never undone.
+The bytes are sent by `transfer`. `run` is a fencing token: each write of a worker names the one that it claimed, and
+changes nothing if another worker has claimed the deployment since, or if it is over.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from procrastinate.contrib.django import app as jobs
 from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
+from apps.deployments.models import ACTIVE, Deployment, DeploymentStatus
 from apps.devices.models import Device
-from apps.model_registry.deployment_models import ACTIVE, Deployment, DeploymentStatus
 from apps.model_registry.models import AIModel, ModelStatus
 from apps.model_registry.selectors import readable_by
 from apps.webhooks.models import Event
 from apps.webhooks.services import emit
 
 TASK: Final = "model_registry.deploy"
+"""The job's name in the queue. The release before had it from the app that deployments were in, and its workers run
+beside ours. Ours know `NEXT_TASK` too, so that the next release may queue that."""
+NEXT_TASK: Final = "deployments.deploy"
 ONE_ACTIVE: Final = "deployments_one_active"
 STALE: Final = dt.timedelta(seconds=10)
-"""A worker that was not heard of for so long (it beats every second) has lost its deployment to another. PostgreSQL's
-clock tells when it was and how long that is: those of the hosts may be further apart."""
+"""How long after its last heartbeat (one a second) a worker loses its deployment. Both times are by PostgreSQL's clock:
+those of the hosts may be further apart."""
 RESCUED_AT_ONCE: Final = 100
 
 
@@ -43,7 +46,7 @@ def begin_deployment(
     now: dt.datetime,
     force: bool = False,
 ) -> Deployment:
-    """Queue a model for a device of the owner; a worker begins at once, and waits while the device is offline.
+    """Queue a model for a device of the owner; a worker begins at once, or once the device is online.
 
     Raises DomainError NOT_FOUND for what is not the owner's (built-in models are everybody's), INVALID_STATE for a
     model that is not ready or, without `force`, is for other chips than the device has, CONFLICT (`details.deployment`)
@@ -108,7 +111,7 @@ def _queue(actor: Actor, owner_id: uuid.UUID, model: AIModel, device: Device, no
 
 @transaction.atomic
 def cancel_deployment(*, actor: Actor, owner_id: uuid.UUID, deployment_id: uuid.UUID, now: dt.datetime) -> Deployment:
-    """Call it off; its worker stops within two seconds. One that is cancelled already stays so.
+    """Cancel a deployment; its worker stops within two seconds. One that is cancelled already stays so.
 
     Raises DomainError NOT_FOUND, INVALID_STATE for one that is done or failed.
     """
@@ -124,19 +127,12 @@ def cancel_deployment(*, actor: Actor, owner_id: uuid.UUID, deployment_id: uuid.
     return deployment
 
 
-# --- the worker's -----------------------------------------------------------------------------------------------------
-def owner_of(deployment_id: uuid.UUID) -> uuid.UUID | None:
-    """Whose it is; None: there is none that is under way."""
-    return Deployment.objects.filter(id=deployment_id, status__in=ACTIVE).values_list("owner_id", flat=True).first()
+# --- what a worker writes ---------------------------------------------------------------------------------------------
+def claim_deployment(*, deployment_id: uuid.UUID, run: int, now: dt.datetime) -> Deployment | None:
+    """Claim the deployment for this worker: its row with a new `run`, and with its model, device and owner.
 
-
-def waiting_of(owner_id: uuid.UUID) -> int:
-    """How many of the owner's wait for a worker or for their device."""
-    return Deployment.objects.filter(owner_id=owner_id, status=DeploymentStatus.QUEUED).count()
-
-
-def claim(*, deployment_id: uuid.UUID, run: int, now: dt.datetime) -> Deployment | None:
-    """Take it, if `run` is still its; None: another has it, or it is over. The row with its model, device, owner."""
+    None if `run` is no longer the deployment's, or if it is over.
+    """
     mine = Deployment.objects.filter(id=deployment_id, run=run, status__in=ACTIVE)
     if not mine.update(run=F("run") + 1, status=DeploymentStatus.SENDING, beat_at=Now(), updated_at=now):
         return None
@@ -144,19 +140,21 @@ def claim(*, deployment_id: uuid.UUID, run: int, now: dt.datetime) -> Deployment
     return Deployment.objects.select_related("model", "device", "owner").filter(id=deployment_id, run=run + 1).first()
 
 
-def beat(*, deployment_id: uuid.UUID, run: int, bytes_done: int, confirmed: int, moved: bool, now: dt.datetime) -> bool:
-    """Say that its worker lives, and how far it is. One statement.
+def record_progress(
+    *, deployment_id: uuid.UUID, run: int, bytes_done: int, confirmed: int, moved: bool, now: dt.datetime
+) -> bool:
+    """The worker's heartbeat, and how far it is, in one statement. `moved`: bytes left since the last one.
 
-    False: it must stop, for another has it, it is over, or its model, its device or its owner's account is gone.
+    False: the worker must stop. Another has the deployment, it is over, or its model, device or account is gone.
     """
     facts: dict[str, Any] = {"beat_at": Now(), "bytes_done": bytes_done, "confirmed": confirmed, "updated_at": now}
     if moved:
         facts |= {"moved_at": now, "error_code": "", "error_message": ""}
-    still = _held(deployment_id, run).filter(model__deleted_at=None, device__deleted_at=None, owner__is_active=True)
+    still = _claimed(deployment_id, run).filter(model__deleted_at=None, device__deleted_at=None, owner__is_active=True)
     return bool(still.update(**facts))
 
 
-def release(
+def requeue_deployment(
     *,
     deployment_id: uuid.UUID,
     run: int,
@@ -167,9 +165,12 @@ def release(
     seconds: int,
     now: dt.datetime,
 ) -> bool:
-    """Give it back to the queue for `seconds`, with what it waits for. False: another has it, or it is over."""
+    """Put the deployment back into the queue for `seconds`, with the error that it waits for to pass.
+
+    False: another worker has it, or it is over.
+    """
     with transaction.atomic():
-        released = _held(deployment_id, run).update(
+        released = _claimed(deployment_id, run).update(
             status=DeploymentStatus.QUEUED,
             beat_at=None,
             bytes_done=confirmed,
@@ -184,10 +185,13 @@ def release(
     return bool(released)
 
 
-def hand_on(*, deployment_id: uuid.UUID, run: int, confirmed: int, now: dt.datetime) -> bool:
-    """Give it to another worker at once: this one ends. False: another has it, or it is over."""
+def hand_over_deployment(*, deployment_id: uuid.UUID, run: int, confirmed: int, now: dt.datetime) -> bool:
+    """Put the deployment back into the queue for any other worker, since this one ends.
+
+    False: another worker has it, or it is over.
+    """
     with transaction.atomic():
-        released = _held(deployment_id, run).update(
+        released = _claimed(deployment_id, run).update(
             status=DeploymentStatus.QUEUED, beat_at=None, bytes_done=confirmed, confirmed=confirmed, updated_at=now
         )
         if released:
@@ -195,7 +199,7 @@ def hand_on(*, deployment_id: uuid.UUID, run: int, confirmed: int, now: dt.datet
     return bool(released)
 
 
-def finish(
+def finish_deployment(
     *,
     deployment_id: uuid.UUID,
     run: int,
@@ -204,9 +208,9 @@ def finish(
     code: str = "",
     message: str = "",
 ) -> bool:
-    """It is done or has failed. False: another has it, or it was over."""
+    """Write that the deployment is done or has failed. False: another worker has it, or it was over."""
     with transaction.atomic():
-        deployment = _held(deployment_id, run).select_for_update(no_key=True).first()
+        deployment = _claimed(deployment_id, run).select_for_update(no_key=True).first()
         if deployment is None:
             return False
         if status == DeploymentStatus.DONE:
@@ -215,18 +219,18 @@ def finish(
     return True
 
 
-def wait_for_place(*, deployment_id: uuid.UUID, run: int, seconds: int) -> None:
-    """This process carries as many as it may: the job comes again."""
+def retry_later(*, deployment_id: uuid.UUID, run: int, seconds: int) -> None:
+    """Queue the job anew for in `seconds`: this process has as many deployments under way as it may."""
     _defer(deployment_id, run=run, seconds=seconds)
 
 
-def rescue(*, now: dt.datetime) -> int:
-    """Queue again what a worker left behind that was killed. Safe on every host; returns how many."""
+def rescue_deployments(*, now: dt.datetime) -> int:
+    """Queue again the deployments whose worker was killed; returns how many. Safe on several hosts at once."""
     rescued = 0
     stale = Deployment.objects.filter(status=DeploymentStatus.SENDING, beat_at__lt=Now() - STALE).order_by("beat_at")
     for deployment_id, run in list(stale.values_list("id", "run")[:RESCUED_AT_ONCE]):
         with transaction.atomic():
-            left = _held(deployment_id, run).filter(beat_at__lt=Now() - STALE)
+            left = _claimed(deployment_id, run).filter(beat_at__lt=Now() - STALE)
             if left.update(status=DeploymentStatus.QUEUED, run=F("run") + 1, beat_at=None, updated_at=now):
                 _defer(deployment_id, run=run + 1, seconds=0)
                 rescued += 1
@@ -234,12 +238,12 @@ def rescue(*, now: dt.datetime) -> int:
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
-def _held(deployment_id: uuid.UUID, run: int) -> QuerySet[Deployment]:
+def _claimed(deployment_id: uuid.UUID, run: int) -> QuerySet[Deployment]:
     return Deployment.objects.filter(id=deployment_id, run=run, status=DeploymentStatus.SENDING)
 
 
 def _end(deployment: Deployment, status: DeploymentStatus, code: str, message: str, now: dt.datetime) -> None:
-    """Of a locked one: write its end and tell the owner's webhooks, in the caller's transaction."""
+    """Write the end of a locked deployment, and queue it for the owner's webhooks, in the caller's transaction."""
     deployment.status, deployment.finished_at, deployment.beat_at = status, now, None
     deployment.error_code, deployment.error_message = code, message[:500]
     deployment.save(

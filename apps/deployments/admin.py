@@ -8,7 +8,7 @@ from django.contrib import admin
 from unfold.decorators import display
 
 from apps.common.admin import ReadOnlyAdmin
-from apps.model_registry.deployment_models import Deployment
+from apps.deployments.models import Deployment
 
 
 @admin.register(Deployment)

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from apps.model_registry.api import deployment_views as views
+from apps.deployments.api import views
 
 urlpatterns = [
     path("api/models/<str:id>/deploy", views.DeployView.as_view()),

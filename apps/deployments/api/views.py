@@ -13,9 +13,9 @@ from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
 from apps.common.fields import UuidField
 from apps.common.responses import ok
 from apps.common.schema import describe
-from apps.model_registry import deployment_selectors, deployments
-from apps.model_registry.api.deployment_serializers import DeployBody, DeploymentSerializer, shown
-from apps.model_registry.deployment_models import Deployment, DeploymentStatus
+from apps.deployments import selectors, services
+from apps.deployments.api.serializers import DeployBody, DeploymentSerializer, shown
+from apps.deployments.models import Deployment, DeploymentStatus
 from apps.model_registry.models import AIModel
 from apps.model_registry.selectors import model_of
 
@@ -32,7 +32,7 @@ class DeployView(ApiView):
     def post(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Send the model to a device, which may be offline for now. It is done in the background: look at the answer's
         `id` again."""
-        deployment = deployments.begin_deployment(
+        deployment = services.begin_deployment(
             actor=self.actor,
             owner_id=self.user.pk,
             model_id=self.target.id,
@@ -55,7 +55,7 @@ class DeploymentsView(ApiView):
     @describe("Deployments", answer=DeploymentSerializer, many=True)
     def get(self, request: Request) -> Response:
         """Own deployments, finished ones too."""
-        rows = deployment_selectors.filter_deployments(
+        rows = selectors.filter_deployments(
             self.user.pk,
             model_id=self.query.get("model_id"),
             device_id=self.query.get("device_id"),
@@ -68,7 +68,7 @@ class DeploymentView(ApiView):
     target: Deployment
 
     def load(self, request: Request, **kwargs: str) -> Deployment:
-        return deployment_selectors.deployment_of(self.user.pk, id_or_404(kwargs["id"]))
+        return selectors.deployment_of(self.user.pk, id_or_404(kwargs["id"]))
 
     @describe("Deployments", answer=DeploymentSerializer)
     def get(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
@@ -78,7 +78,7 @@ class DeploymentView(ApiView):
     @describe("Deployments", errors=("INVALID_STATE",))
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name (api.md)
         """Cancel it: two seconds later no byte is sent. A later deployment goes on from what arrived."""
-        deployments.cancel_deployment(
+        services.cancel_deployment(
             actor=self.actor, owner_id=self.user.pk, deployment_id=self.target.id, now=timezone.now()
         )
         return ok(None)

@@ -7,7 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from apps.common.fields import UuidField
-from apps.model_registry.deployment_models import Deployment, DeploymentStatus
+from apps.deployments.models import Deployment, DeploymentStatus
 
 
 class DeployBody(serializers.Serializer[Any]):

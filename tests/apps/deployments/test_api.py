@@ -11,9 +11,9 @@ from procrastinate.contrib.django.models import ProcrastinateJob
 from apps.accounts.models import User
 from apps.audit.models import AuditEvent
 from apps.common.actor import Actor
+from apps.deployments import services
+from apps.deployments.models import Deployment, DeploymentStatus
 from apps.devices.models import Accelerator, Device
-from apps.model_registry import deployments
-from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 from apps.model_registry.models import AIModel
 from apps.webhooks.models import WebhookDelivery
 from apps.webhooks.services import create_webhook
@@ -38,7 +38,7 @@ def device(alice):
 
 @pytest.fixture
 def deployment(alice, model, device):
-    return deployments.begin_deployment(
+    return services.begin_deployment(
         actor=Actor.system("tests"), owner_id=alice.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
     )
 
@@ -152,7 +152,7 @@ def test_cancelling(deployment, alice, alice_api):
     assert AuditEvent.objects.filter(action="deployment.cancel").count() == 1
     told = WebhookDelivery.objects.get()
     assert told.event == "deployment.finished"
-    assert deployments.claim(deployment_id=deployment.pk, run=0, now=timezone.now()) is None
+    assert services.claim_deployment(deployment_id=deployment.pk, run=0, now=timezone.now()) is None
 
 
 @pytest.mark.parametrize("status", [DeploymentStatus.DONE, DeploymentStatus.FAILED])
@@ -215,11 +215,11 @@ def test_the_admin_shows_them_and_changes_nothing(deployment):
     User.objects.create_superuser("root@example.com", "correct horse battery")
     client = Client()
     assert client.login(username="root@example.com", password="correct horse battery")
-    assert "queued" in client.get("/admin/model_registry/deployment/").content.decode().lower()
-    page = client.get(f"/admin/model_registry/deployment/{deployment.pk}/change/")
+    assert "queued" in client.get("/admin/deployments/deployment/").content.decode().lower()
+    page = client.get(f"/admin/deployments/deployment/{deployment.pk}/change/")
     assert page.status_code == 200
     assert f"{deployment.created_at:%Y-%m-%d %H:%M:%S} queued" in page.content.decode()  # its title: no ids
-    assert client.get("/admin/model_registry/deployment/add/").status_code == 403
+    assert client.get("/admin/deployments/deployment/add/").status_code == 403
 
 
 # --- chips ------------------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from django.utils import timezone
 from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.common.actor import Actor
+from apps.deployments import selectors, services, transfer
+from apps.deployments.models import Deployment, DeploymentStatus
 from apps.devices.models import Device
-from apps.model_registry import deployment_run, deployments
-from apps.model_registry.deployment_models import Deployment, DeploymentStatus
 from apps.model_registry.models import AIModel
-from tests.apps.model_registry.box import ModelBox
+from tests.apps.deployments.box import ModelBox
 from tests.apps.model_registry.kit import ready
 from tests.apps.proxy.kit import until
 from tests.apps.proxy.stack import put_online
@@ -42,7 +42,7 @@ def daemon(box: ModelBox) -> Iterator[StandInDaemon]:
 def deployment(alice, local) -> Deployment:
     model = ready(alice.pk, data=DATA)
     device = Device.objects.create(owner=alice, name="box", epoch=1)
-    return deployments.begin_deployment(
+    return services.begin_deployment(
         actor=Actor.system("tests"), owner_id=alice.pk, model_id=model.pk, device_id=device.pk, now=timezone.now()
     )
 
@@ -55,7 +55,7 @@ def online(deployment: Deployment, daemon: StandInDaemon) -> str:
 def turn(deployment: Deployment, leaving=lambda: False) -> Deployment:
     """One turn, by the run that is its now."""
     deployment.refresh_from_db()
-    deployment_run.run(deployment_id=deployment.pk, turn=deployment.run, leaving=leaving)
+    transfer.continue_deployment(deployment_id=deployment.pk, run=deployment.run, stopping=leaving)
     deployment.refresh_from_db()
     return deployment
 
@@ -82,7 +82,7 @@ def test_it_goes_on_where_it_broke_off(deployment, online, box):
     assert len(jobs()) == 2
     assert jobs()[1].args["run"] == waits.run
     assert jobs()[1].scheduled_at is not None
-    Deployment.objects.update(attempts=deployment_run.ATTEMPTS - 1)
+    Deployment.objects.update(attempts=transfer.ATTEMPTS - 1)
     box.cut_at = 900_000  # it came on, so the failures are counted anew
     assert (turn(deployment).status, deployment.attempts, deployment.confirmed) == ("queued", 1, 700_000)
     done = turn(deployment)
@@ -93,7 +93,7 @@ def test_it_goes_on_where_it_broke_off(deployment, online, box):
 
 
 def test_it_goes_out_in_parts(deployment, online, box, monkeypatch):
-    monkeypatch.setattr(deployment_run, "PART", 1 << 20)
+    monkeypatch.setattr(transfer, "PART", 1 << 20)
     assert turn(deployment).status == "done"
     assert box.ranges == [f"bytes 0-1048575/{len(DATA)}", f"bytes 1048576-2097151/{len(DATA)}"]
     assert box.kept == DATA
@@ -141,22 +141,22 @@ def test_a_box_that_refuses(deployment, online, box, status):
 def test_a_box_that_may_take_it_later(deployment, online, box, status):
     box.status = status
     assert turn(deployment).status == "queued"
-    Deployment.objects.update(attempts=deployment_run.ATTEMPTS - 1)
+    Deployment.objects.update(attempts=transfer.ATTEMPTS - 1)
     assert turn(deployment).status == "failed"
 
 
 def held(box: ModelBox, deployment: Deployment, meanwhile, monkeypatch, leaving=lambda: False) -> Deployment:
     """A turn that stands still amid its bytes until `meanwhile` was done; each look is one at the database then."""
     box.hold_at(100_000)
-    monkeypatch.setattr(deployment_run, "BEAT_SECONDS", 0.0)
-    beat, changed = deployments.beat, []
+    monkeypatch.setattr(transfer, "BEAT_SECONDS", 0.0)
+    beat, changed = services.record_progress, []
 
     def first_change(**facts):
         if box.between.is_set() and not changed:
             changed.append(meanwhile())
         return beat(**facts)
 
-    monkeypatch.setattr(deployments, "beat", first_change)
+    monkeypatch.setattr(services, "record_progress", first_change)
     turn(deployment, leaving)
     box.go_on()
     until(lambda: not box.live, 30)  # what was held has ended, and writes nothing more
@@ -165,7 +165,7 @@ def held(box: ModelBox, deployment: Deployment, meanwhile, monkeypatch, leaving=
 
 def test_cancelling_stops_it_amid_its_bytes(deployment, online, box, monkeypatch, alice):
     def cancel():
-        deployments.cancel_deployment(
+        services.cancel_deployment(
             actor=Actor.system("t"), owner_id=alice.pk, deployment_id=deployment.pk, now=timezone.now()
         )
 
@@ -216,66 +216,66 @@ def test_whose_clock_is_off_does_not_matter(deployment, off, whose):
     """Neither a worker that beats loses its deployment, nor does one that was killed keep it."""
     now = timezone.now()
     theirs, others = (now + off, now) if whose == "the worker's" else (now, now + off)
-    mine = deployments.claim(deployment_id=deployment.pk, run=0, now=theirs)
+    mine = services.claim_deployment(deployment_id=deployment.pk, run=0, now=theirs)
     assert mine is not None
-    assert deployments.rescue(now=others) == 0
-    unheard_for(deployments.STALE)
+    assert services.rescue_deployments(now=others) == 0
+    unheard_for(services.STALE)
     held = {"deployment_id": mine.pk, "run": mine.run}
-    assert deployments.beat(**held, bytes_done=1, confirmed=0, moved=True, now=theirs)
-    assert deployments.rescue(now=others) == 0
-    unheard_for(deployments.STALE)
-    assert deployments.rescue(now=others) == 1
+    assert services.record_progress(**held, bytes_done=1, confirmed=0, moved=True, now=theirs)
+    assert services.rescue_deployments(now=others) == 0
+    unheard_for(services.STALE)
+    assert services.rescue_deployments(now=others) == 1
 
 
 def test_of_two_workers_one_is_heard(deployment):
     now = timezone.now()
-    mine = deployments.claim(deployment_id=deployment.pk, run=0, now=now)
+    mine = services.claim_deployment(deployment_id=deployment.pk, run=0, now=now)
     assert mine is not None
-    assert deployments.claim(deployment_id=deployment.pk, run=0, now=now) is None
-    assert deployments.rescue(now=now) == 0
-    unheard_for(deployments.STALE)
-    assert deployments.rescue(now=now) == 1
-    assert deployments.rescue(now=now) == 0
+    assert services.claim_deployment(deployment_id=deployment.pk, run=0, now=now) is None
+    assert services.rescue_deployments(now=now) == 0
+    unheard_for(services.STALE)
+    assert services.rescue_deployments(now=now) == 1
+    assert services.rescue_deployments(now=now) == 0
     late = {"deployment_id": mine.pk, "run": mine.run}
-    assert not deployments.beat(**late, bytes_done=1, confirmed=0, moved=True, now=now)
-    assert not deployments.finish(**late, status=DeploymentStatus.DONE, now=now)
-    assert not deployments.hand_on(**late, confirmed=0, now=now)
+    assert not services.record_progress(**late, bytes_done=1, confirmed=0, moved=True, now=now)
+    assert not services.finish_deployment(**late, status=DeploymentStatus.DONE, now=now)
+    assert not services.hand_over_deployment(**late, confirmed=0, now=now)
     deployment.refresh_from_db()
     assert (deployment.status, deployment.run) == ("queued", 2)
     assert jobs()[-1].args["run"] == 2
-    assert deployments.claim(deployment_id=deployment.pk, run=2, now=now) is not None
+    assert services.claim_deployment(deployment_id=deployment.pk, run=2, now=now) is not None
 
 
 def test_more_than_there_are_places_wait(deployment, online, box):
     owner = str(deployment.owner_id)
-    held = [deployment_run._places.enter(owner) for _ in range(deployment_run.AT_ONCE)]
+    held = [transfer._places.enter(owner) for _ in range(transfer.AT_ONCE)]
     try:
         assert held == [True, True, True, False], "the last place is for another"
         assert turn(deployment).status == "queued"
     finally:
         for _ in range(sum(held)):
-            deployment_run._places.leave(owner)
+            transfer._places.leave(owner)
     assert jobs()[-1].scheduled_at is not None
     assert turn(deployment).status == "done"
 
 
 def test_boxes_of_one_owner_that_hang_hold_up_nobody_else(deployment, online, box, bob):
-    held = [deployment_run._places.enter(str(bob.pk)) for _ in range(deployment_run.AT_ONCE)]
+    held = [transfer._places.enter(str(bob.pk)) for _ in range(transfer.AT_ONCE)]
     try:
         assert turn(deployment).status == "done"
     finally:
         for _ in range(sum(held)):
-            deployment_run._places.leave(str(bob.pk))
+            transfer._places.leave(str(bob.pk))
 
 
 def test_the_more_wait_the_more_seldom_each_looks_for_a_place(deployment, online, box, monkeypatch):
-    monkeypatch.setattr(deployment_run._places, "enter", lambda owner, seconds: False)
-    monkeypatch.setattr(deployments, "waiting_of", lambda owner_id: 60)
+    monkeypatch.setattr(transfer._places, "enter", lambda owner, seconds: False)
+    monkeypatch.setattr(selectors, "count_queued", lambda owner_id: 60)
     began = timezone.now()
     turn(deployment)
     assert jobs()[-1].scheduled_at - began > dt.timedelta(seconds=14)
     monkeypatch.undo()
-    assert deployments.waiting_of(deployment.owner_id) == 1
+    assert selectors.count_queued(deployment.owner_id) == 1
 
 
 def test_what_the_box_has_of_another_size_is_sent_anew(deployment, online, box):

@@ -1,0 +1,3 @@
+from tests.apps.stores import local, store
+
+__all__ = ["local", "store"]
