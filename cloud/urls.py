@@ -1,7 +1,7 @@
 """The URL map: each app mounts its own routes."""
 
 from django.contrib import admin
-from django.urls import include, path, re_path
+from django.urls import include, path
 from django.views.generic import RedirectView
 
 from apps.common.routes import KeptRoutes
@@ -10,7 +10,8 @@ from apps.common.routes import KeptRoutes
 _MOVED = RedirectView.as_view(url="/admin/deployments/deployment/%(rest)s", query_string=True)
 
 _ROUTES = [
-    re_path(r"^admin/model_registry/deployment/(?P<rest>.*)$", _MOVED),
+    path("admin/model_registry/deployment/", _MOVED, {"rest": ""}),
+    path("admin/model_registry/deployment/<path:rest>", _MOVED),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),  # the one route whose own form has the slash
     path("", include("apps.accounts.api.urls")),

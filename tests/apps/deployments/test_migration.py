@@ -119,9 +119,7 @@ def test_jobs_have_the_names_that_workers_of_the_release_before_know(known: str,
     assert jobs.tasks[known] is jobs.tasks[queued]
 
 
-def test_the_admins_old_addresses_lead_to_the_new_ones(db: None) -> None:
-    answer = Client().get("/admin/model_registry/deployment/0198c0de/change/?status=queued")
-    assert (answer.status_code, answer["Location"]) == (
-        302,
-        "/admin/deployments/deployment/0198c0de/change/?status=queued",
-    )
+@pytest.mark.parametrize("rest", ["", "?status=queued", "0198c0de/change/?status=queued"])
+def test_the_admins_old_addresses_lead_to_the_new_ones(db: None, rest: str) -> None:
+    answer = Client().get(f"/admin/model_registry/deployment/{rest}")
+    assert (answer.status_code, answer["Location"]) == (302, f"/admin/deployments/deployment/{rest}")
