@@ -122,14 +122,16 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 cursor.execute("SET statement_timeout = 0")
 
     def set_lock_timeout(self, milliseconds: float) -> None:
-        """Of this session, until it is closed or this is called again. Behind a pooler a patient one has none."""
+        """Set the lock timeout of this session, until it is closed or this is called again. Behind a pooler a patient
+        session has none."""
         if self.settings_dict["DISABLE_SERVER_SIDE_CURSORS"]:
             return
         with self.cursor() as cursor:
             cursor.execute(f"SET lock_timeout = {milliseconds:.0f}")
 
     def takes_writes(self) -> bool:
-        """Asks the server. One that is read-only is left: the next connection may be to another. Raises Error."""
+        """Ask the server whether it takes writes. If it is read-only, its connection is dropped: the next one may reach
+        another server. Raises Error."""
         with self.cursor() as cursor:
             cursor.execute("SELECT current_setting('transaction_read_only')")
             read_only = cursor.fetchone() == ("on",)
@@ -145,7 +147,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
 
 def _reset(connection: DeadlineConnection) -> bool:
-    """Brings a connection back to autocommit; whether that worked."""
+    """Bring a connection back to autocommit. Returns whether that worked."""
     try:
         if connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             return False
@@ -156,7 +158,7 @@ def _reset(connection: DeadlineConnection) -> bool:
 
 
 def limits_of(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Milliseconds for a statement and for a lock.
+    """The timeouts of a statement and of a lock, in milliseconds.
 
     An alive server cancels just before the client's deadline, so that only a dead one runs into it.
     """

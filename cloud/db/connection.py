@@ -63,13 +63,13 @@ class DeadlineConnection(LimitedConnection, psycopg.Connection[Any]):
 
     deadline: float | None = None
     on_no_answer: Callable[[], None] | None = None
-    """Told when a deadline has passed, before NoAnswer is raised."""
+    """Called when a deadline has passed, before NoAnswer is raised."""
     on_writes_refused: Callable[[], None] | None = None
-    """Told when the server takes no writes, before its error is raised."""
+    """Called when the server refuses a write, before its error is raised."""
     generation: int = 0
-    """Of the pool's, when it was made."""
+    """The pool's generation when this connection was made."""
     born: float = 0.0
-    """When it was made (monotonic clock)."""
+    """When the connection was made (monotonic seconds)."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """As psycopg's; without a `timeout` of the caller's own, the deadline bounds it. Raises NoAnswer."""
@@ -97,7 +97,7 @@ class DeadlineConnection(LimitedConnection, psycopg.Connection[Any]):
             self.cursor_factory = limited
 
     def is_quiet(self) -> bool:
-        """Whether it lies idle as it should, without asking the server.
+        """Whether the idle connection is unbroken, found without asking the server.
 
         A server that has gone, or that has something to say to an idle connection, makes its socket readable.
         """

@@ -27,7 +27,7 @@ _AT_ONCE_SECONDS: Final = 0.25
 UNWRITABLE_SECONDS: Final = 5.0
 """A server that refused a write counts as one that takes none for this long."""
 LIFETIME_SECONDS: Final = 3600.0
-"""A connection is not given out again after this long: memory of the server's process, changed addresses."""
+"""A connection older than this is not given out again: its server process may have grown, its address changed."""
 
 
 class FailedFast(psycopg.OperationalError):
@@ -43,7 +43,7 @@ class PoolExhausted(psycopg.OperationalError):
 
 
 class Pool:
-    """At most `high` connections at once; `low` idle ones are kept, and those above for IDLE_SECONDS.
+    """A pool of at most `high` connections. `low` idle ones are kept for good, those above that for IDLE_SECONDS.
 
     Args:
         connect: makes one; raises psycopg.OperationalError.
@@ -126,7 +126,7 @@ class Pool:
         return connection
 
     def _connect_or_wait(self, until: float) -> DeadlineConnection:
-        """A server that refuses may be one that restarts: it is asked again for a moment."""
+        """Connect. A server that refuses may be restarting, so it is tried again until `until` (monotonic)."""
         while True:
             began = time.monotonic()
             try:
@@ -140,17 +140,18 @@ class Pool:
 
     @property
     def writable(self) -> bool:
-        """False for a while after the server has refused a write."""
+        """Whether the server is believed to take writes: False for some seconds after it has refused one."""
         return time.monotonic() >= self._unwritable_until
 
     def writes_refused(self) -> None:
-        """The server takes no writes: another one may by now, so no connection to this one is used again."""
+        """Report that the server refused a write. No connection to it is used again, since another server may be the
+        primary by now."""
         self._unwritable_until = time.monotonic() + UNWRITABLE_SECONDS
         with self._lock:
             self._generation += 1
         self.forget_idle()
 
     def no_answer(self) -> None:
-        """The server is gone or frozen: fail fast for a while, and start afresh afterwards."""
+        """Report that the server did not answer: calls fail at once for a while, and idle connections are closed."""
         self.breaker.trip()
         self.forget_idle()

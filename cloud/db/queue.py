@@ -20,7 +20,7 @@ from cloud.db.connection import SESSION_LIMITS, LimitedConnection, local_limits,
 
 
 class QueueConnection(LimitedConnection, psycopg.AsyncConnection[Any]):
-    """One that has its limits once it is connected, the pool's and the one that listens alike."""
+    """A connection of the worker (one of the pool's, or the one that listens) that has its timeouts once connected."""
 
     @classmethod
     async def connect(  # type: ignore[override]  # one argument more

@@ -1,6 +1,6 @@
-"""When a worker of the API takes connections: not while another one holds fewer, nor without descriptors.
+"""When a worker of the API accepts connections: not while another worker holds fewer, nor without descriptors.
 
-It knows the workers' board and gunicorn's loop, and nothing of what a connection is.
+It knows the workers' scoreboard and gunicorn's loop, and nothing of what a connection is.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ _BOARD: Final = Board()  # made in the master, which imports this before it fork
 
 
 class SharingWorker(StoppingWorker):
-    """The stopping worker's loop; whoever accepts asks `gives_way` first and tells what came of it.
+    """A `StoppingWorker` that shares new connections with the other workers.
 
-    The main thread's alone.
+    The code that accepts calls `gives_way` first, then `saw_none`, `cannot_take` or `count` with the outcome. Used by
+    the main thread alone.
     """
 
     place: Place | None = None
-    """None where all places were taken, and from the worker's end on."""
+    """This worker's row on the scoreboard. None if no row was free, and once the worker ends."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.place = _BOARD.place(time.monotonic())
         self._notified = 0.0
         self._accept_again = 0.0
-        """When connections may be taken again, on the monotonic clock; 0 unless they may not be."""
+        """Monotonic time until which no connection is accepted; 0: there is no such pause."""
 
     def run(self) -> None:
         """Serve until the worker stops."""
@@ -42,7 +43,7 @@ class SharingWorker(StoppingWorker):
             self._tell_absent()
 
     def notify(self) -> None:
-        """Tell the master that we live: once a second, not at every event."""
+        """Tell the master and the scoreboard that this worker lives; at most once a second, not at every event."""
         now = time.monotonic()
         if now - self._notified >= 1.0:
             self._notified = now
@@ -51,25 +52,31 @@ class SharingWorker(StoppingWorker):
             super().notify()
 
     def gives_way(self) -> bool:
-        """Whether what waits at the listener is left to another worker, for now."""
+        """Whether this worker leaves the connections that wait at the listener to another one for now.
+
+        If so, it accepts none for LEAVE_SECONDS.
+        """
         if self.place is None or not self.place.gives_way(self.nr_conns, time.monotonic()):
             return False
         self._take_none_for(LEAVE_SECONDS)
         return True
 
     def saw_none(self) -> None:
-        """Nothing waits at the listener."""
+        """Report that no connection waits at the listener."""
         if self.place is not None:
             self.place.none_waits()
 
     def cannot_take(self) -> None:
-        """The system refused the connection that waits: it is asked again soon; nobody leaves one to this worker."""
+        """Report that accept failed for want of descriptors or memory.
+
+        This worker tries again after 0.1 s; until then the other workers leave no connection to it.
+        """
         if self.place is not None:
             self.place.leave()
         self._take_none_for(_OUT_OF_FILES_SECONDS)
 
     def count(self, more: int) -> None:
-        """So many connections more, which the other workers see."""
+        """Add `more` (may be negative) to the number of connections that this worker holds, and publish it."""
         self.nr_conns += more
         if self.place is not None:
             self.place.tell(self.nr_conns)
@@ -84,13 +91,13 @@ class SharingWorker(StoppingWorker):
         self.set_accept_enabled(False)
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """As the loop, which asks before each turn of the loop; but not while none may be taken."""
+        """As gunicorn's, which calls this before each turn of the loop; but never enables accepting during a pause."""
         if not self.alive:
             self._tell_absent()
         super().set_accept_enabled(enabled and not self._accept_again)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """As gunicorn, but no longer than until connections may be taken again. In seconds."""
+        """As gunicorn's, for `timeout` seconds at most, but no longer than until accepting may go on."""
         if self._accept_again:
             left = self._accept_again - time.monotonic()
             if left <= 0:
@@ -102,7 +109,10 @@ class SharingWorker(StoppingWorker):
         super().wait_for_and_dispatch_events(timeout)
 
     def _look(self, place: Place) -> None:
-        """Whether what was left to another worker waits still: if the listener has something, `accept` is called."""
+        """Find out whether connections that were left to another worker still wait, and note it if none does.
+
+        The listener is polled without waiting; gunicorn calls `accept` if a connection waits.
+        """
         place.asked = False
         super().wait_for_and_dispatch_events(0.0)
         if not place.asked:

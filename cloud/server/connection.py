@@ -23,7 +23,7 @@ class ApiParser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
         self.unreader = BodyUnreader(source)
 
     def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
-        """As gunicorn, which sets the socket's timeout for it twice a request, though most have no body."""
+        """As gunicorn's, but touches the socket's timeout only if the request has a body."""
         if self.mesg is not None and not self.mesg.body_to_come:
             return True
         return bool(super().finish_body(deadline, max_bytes))
@@ -38,6 +38,6 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.initialized = True
         self.parser = ApiParser(cfg, sock, client)
         self.waits: Waiting | None = None
-        """Where the main thread holds it, watched by the poller; None while it is a thread's."""
+        """The main thread's list in which the connection waits for the poller; None while a thread serves it."""
         self.reset = False
-        """To be closed by a reset: an answer was cut."""
+        """True: close it by a reset, because an answer was cut."""

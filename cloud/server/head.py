@@ -79,7 +79,7 @@ def refusal_headers(refusal: Refusal, body: bytes, request_id: str) -> list[tupl
 
 
 def refusal_of(error: Exception) -> Refusal | None:
-    """What a parser's error means in the public API's codes; None for one that is no fault of the client."""
+    """The refusal for an error of the parser; None for an error that is not the client's fault."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, (parse_errors.InvalidResponseHeader, parse_errors.InvalidResponseHeaderName)):
@@ -122,7 +122,7 @@ class HeadGate:
 
     @property
     def begun(self) -> bool:
-        """Whether a byte of a request came."""
+        """Whether the first byte of a request has arrived."""
         return bool(self._buffer)
 
     @property
@@ -136,7 +136,7 @@ class HeadGate:
         return more
 
     def feed(self, data: bytes) -> bool:
-        """Take bytes; whether the connection is a thread's business now (`ready`, or `refusal` is set)."""
+        """Add received bytes. Returns whether a thread should serve the connection (`ready`, or `refusal` is set)."""
         buffer: bytes | bytearray = data
         if self._buffer:  # in pieces: a bytearray grows without being copied for each of them
             buffer = self._buffer if isinstance(self._buffer, bytearray) else bytearray(self._buffer)

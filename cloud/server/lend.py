@@ -25,12 +25,13 @@ class Takeover:
         self._response = response
         self.sock = sock
         self.open = False
-        """Taken and not given back: whoever would write to the connection must `cut` it instead."""
+        """True while the view holds the connection: code that wants to write to it must call `cut` instead."""
 
     def take(self) -> bytes:
-        """Whatever was read behind the request's head, raw. From here on `wsgi.input` is empty.
+        """Take the connection over. Returns the raw bytes that were read behind the request's head.
 
-        The worker sends no `100 Continue` any more, and drains nothing of the request after the view.
+        From here on `wsgi.input` is empty, and the worker sends no `100 Continue` and drains nothing of the request
+        after the view.
         """
         self.open = True
         self._request.body = Body(LengthReader(self._request.unreader, 0))

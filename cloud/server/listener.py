@@ -33,7 +33,7 @@ def server_ends() -> bool:
 
 
 class _Bound:
-    """Of a gunicorn socket: it is bound and does not listen; the master's `close` says that the server ends."""
+    """Mixin of gunicorn's sockets: bound, but not listening; `close` in the master tells that the whole server ends."""
 
     server: Any = None
     pid = 0

@@ -77,18 +77,18 @@ def _fresh_folder() -> Path | None:
 
 
 def begin_to_count() -> None:
-    """In a worker: its own files of what it counts."""
+    """Let a worker count in files of its own; called in its process."""
     importlib.import_module("apps.common.metrics").allocate()  # it reads the folder's name as it is loaded
 
 
 def forget_worker(pid: int) -> None:
-    """What a worker held it holds no more; what it has counted stays."""
+    """Drop the gauges of a worker that has ended; what it counted stays."""
     if folder := os.environ.get(_FOLDER, ""):
         for file in Path(folder).glob(f"gauge_live*_{pid}.db"):
             file.unlink(missing_ok=True)
 
 
 def clean_up() -> None:
-    """Removes what `prepare` made."""
+    """Remove the folder that `prepare` made."""
     if folder := os.environ.pop(_FOLDER, ""):
         shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,7 @@ class BodyFault(OSError):
 
 
 class StrictChunks(ChunkedReader):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's reader of chunks, which would wait for the end of a line that ended with a bare LF long ago."""
+    """gunicorn's reader of chunks, but strict: a line that ends with a bare LF is a fault. gunicorn would wait on."""
 
     def __init__(self, request: Request, unreader: Any) -> None:
         super().__init__(request, unreader)
@@ -89,7 +89,7 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         self._begun = False
         self._started = 0.0
         self._slots: Slots | None = None
-        """In this read: where it holds a slot, and the socket's timeout is changed."""
+        """The pool in which this read holds a slot; None: no slot, and the socket's timeout is as it was."""
         self._address = str(request.peer_addr[0]) if isinstance(request.peer_addr, tuple) else ""
         self._idle_timeout = sock.gettimeout()
         self.came = 0
@@ -102,7 +102,8 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         return b"" if self._length == 0 else bytes(super().read(size))
 
     def about_to_wait(self) -> None:
-        """Before each recv: most bodies came with their head and need none. Raises BodyFault, TimeoutError."""
+        """Take a slot and set the socket's timeout; called before each recv, which most bodies do not need, since they
+        came with their head. Raises BodyFault if no slot comes free, TimeoutError if the body's time is over."""
         if self._slots is None:
             asked = time.monotonic()
             wanted = self.upload_slots if self._is_upload() else self.slots
@@ -122,7 +123,7 @@ class WatchedBody(Body):  # type: ignore[misc]  # gunicorn has no types
         return until if self.drain_until is None else min(until, self.drain_until)
 
     def _is_upload(self) -> bool:
-        """Not the rest of one that the view did not want."""
+        """Whether the body is an upload that the view reads (and not the rest of one that it left unread)."""
         return self.drain_until is None and bool(self._request.path.startswith(UPLOADS))
 
     def _read_reader(self, size: int) -> bytes:

@@ -26,7 +26,7 @@ class Slots:
         return f"<Slots {self._shares!r} waiting={self._waiting}>"
 
     def enter(self, address: str) -> bool:
-        """Take a slot, to be given back by `leave`; False: none came free in PATIENCE_SECONDS, or too many wait."""
+        """Take a slot, to be given back by `leave`. False: none came free in PATIENCE_SECONDS, or too many wait."""
         network = client_network(address)
         with self._given_back:
             if self._shares.take(network):
@@ -40,7 +40,7 @@ class Slots:
                 self._waiting -= 1
 
     def leave(self, address: str) -> None:
-        """Give it back."""
+        """Give the slot back."""
         with self._given_back:
             self._shares.give_back(client_network(address))
             self._given_back.notify_all()

@@ -35,7 +35,7 @@ class StoppingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stopping = False
-        """Told to end with the whole server; `alive` says until when everything is still taken."""
+        """True once the worker ends with the whole server; while `alive` is true too, it still accepts everything."""
         self._told_at: float | None = None
         self._ends_at: float | None = None
 
@@ -61,7 +61,7 @@ class StoppingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
         self._finish()
 
     def _listen(self) -> None:
-        """From here on callers come. What is set up before is set up for them."""
+        """Begin to listen: everything that requests need is set up by now."""
         if self._told_at is not None:
             return  # the server ended while this worker was loading
         try:
@@ -79,7 +79,7 @@ class StoppingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
         return min(TURN_SECONDS, max(0.0, until - time.monotonic()))
 
     def _step(self) -> None:
-        """One step further towards the end, if it is time."""
+        """Take the next step of the stop, if it is due."""
         if self._told_at is None:
             return
         now = time.monotonic()

@@ -1,6 +1,6 @@
-"""The threads of the API's worker. They know no sockets and no HTTP: what is given to them is handed on.
+"""The thread pool of the API's worker. It knows no sockets and no HTTP.
 
-In the place of an executor, whose futures, locks and callbacks cost a tenth of a small request.
+It stands in for an executor, whose futures, locks and callbacks cost a tenth of a small request.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class Crew:
-    """Up to `size` threads that do `work` with what is given, in the order given; started as they are needed.
+    """At most `size` threads, started as they are needed, that call `work` with each item in the order of `give`.
 
     Args:
-        work: called in a thread with what was given; must not raise.
+        work: called in a thread with one item; must not raise.
     """
 
     def __init__(self, size: int, work: Callable[[Any], None]) -> None:
@@ -25,11 +25,11 @@ class Crew:
         self._lock = threading.Lock()
         self._started = 0
         self._idle = 0
-        """Threads that wait, less those that something was given for already. It counts too many once all are started
-        and something had to wait for one of them; from then on it means nothing."""
+        """Idle threads, less the items that were queued for them already. Used only to decide whether to start another
+        thread; once all are started and an item had to wait, the number is too high and no longer used."""
 
     def give(self, item: Any) -> None:
-        """From any thread."""
+        """Queue an item; a thread takes it, a new one if none is idle. May be called from any thread."""
         self._given.put(item)
         with self._lock:
             if self._idle:
@@ -42,7 +42,8 @@ class Crew:
         threading.Thread(target=self._run, name=f"request-{number}").start()
 
     def shutdown(self, wait: bool = False) -> None:  # noqa: ARG002 - an executor's; gunicorn never waits
-        """Each thread ends when it has nothing to do. As of an executor; takes no lock, since a signal may call it."""
+        """Let each thread end once the queue is empty. It has an executor's signature. It takes no lock, since a signal
+        handler may call it."""
         for _ in range(self._size):
             self._given.put(None)
 

@@ -1,4 +1,4 @@
-"""Who waits for what, and until when, among the connections of the API's worker. It knows nothing of a connection."""
+"""Lists of waiting connections of the API's worker, ordered by deadline. They know nothing of a connection."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Waiting:
         return len(self._until)
 
     def add(self, conn: Any, until: float) -> None:
-        """Until must not be before that of the last one added."""
+        """Add a connection with its deadline (monotonic), which must not be earlier than that of the last one added."""
         self._until[conn] = until
 
     def remove(self, conn: Any) -> bool:
-        """Whether it was waiting here."""
+        """Remove a connection. Returns whether it was in the list."""
         return self._until.pop(conn, None) is not None
 
     def oldest(self) -> Any:
-        """The one that waits longest."""
+        """The connection that has waited longest; None if the list is empty."""
         return next(iter(self._until), None)
 
     def expired(self, now: float) -> list[Any]:
-        """Those whose deadline has passed; they stay until removed."""
+        """The connections whose deadline has passed. They stay in the list until they are removed."""
         late = []
         for conn, until in self._until.items():
             if until > now:
@@ -39,10 +39,10 @@ class Waiting:
         return late
 
     def cap(self, until: float) -> None:
-        """No deadline later than this."""
+        """Bring all deadlines that are later than `until` forward to it."""
         for conn, own in self._until.items():
             self._until[conn] = min(own, until)
 
     def all(self) -> list[Any]:
-        """A copy."""
+        """A copy of the list, in order."""
         return list(self._until)

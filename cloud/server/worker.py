@@ -33,14 +33,14 @@ from cloud.server.waiting import Waiting
 from tunnel.contract import request_id_from
 
 IO_SECONDS: Final = 60.0
-"""To hand one piece of an answer to a client; one that takes longer is gone for us."""
+"""Seconds to send one piece of an answer; a client that takes longer is given up."""
 LINGER_SECONDS: Final = 2.0
-"""After the last answer the client's rest is read away this long, so that no reset overtakes the answer."""
+"""Seconds for which the rest of a client's bytes is read away after the last answer, so that no reset overtakes it."""
 DRAIN_SECONDS: Final = 2.0
 _READ: Final = 64 * 1024
 _ACCEPTS: Final = 32  # connections taken in one turn of the loop
 _BODIES: Final = 1024
-"""Bodies gathered at once, of 64 KiB each at most; over it the one that takes longest goes."""
+"""Small bodies (64 KiB at most) that are gathered at once; beyond it the one that has taken longest is dropped."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -48,19 +48,19 @@ class ApiWorker(SharingWorker):
     """The worker class; `worker_class = "cloud.server.worker.ApiWorker"`."""
 
     head_seconds = 10.0
-    """For a whole head, from its first byte or, on a new connection, from accept."""
+    """Seconds for a whole request head, counted from its first byte or, on a new connection, from accept."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lock = threading.Lock()
-        """Held to change what waits and what the poller watches: a thread puts its connection back by itself."""
+        """Guards the waiting lists and the poller, since threads put their connections back themselves."""
         self._heads = Waiting()  # a request begun, or a new connection
         self._bodies = Waiting()  # the head is whole, and of a small body the rest is to come
         self._idle = Waiting()  # kept alive between requests
         self._lingering = Waiting()  # answered and half-closed
 
     def init_process(self) -> None:
-        """In the worker's process, before it serves."""
+        """Called by gunicorn in the worker's process, before it serves."""
         share = max(1, self.cfg.threads // 4)
         WatchedBody.slots, WatchedBody.upload_slots = Slots(share, shared=True), Slots(share, shared=False)
         super().init_process()
@@ -73,29 +73,29 @@ class ApiWorker(SharingWorker):
             self.tpool.shutdown(wait=False)
 
     def get_thread_pool(self) -> Crew:
-        """What gunicorn keeps as `tpool`."""
+        """The thread pool that gunicorn keeps as `tpool`."""
         return Crew(self.cfg.threads, self._serve)
 
     def enqueue_req(self, conn: Connection) -> None:
-        """The connection is a thread's business now."""
+        """Hand the connection to a thread."""
         self.tpool.give(conn)
 
     # --- the main thread: from accept to a whole head -----------------------------------------------------------------
     def accept(self, listener: socket.socket) -> None:
-        """Take what waits at the listener. Over `worker_connections` idle ones give way."""
+        """Accept what waits at the listener. Beyond `worker_connections`, idle connections are closed for newcomers."""
         for _ in range(_ACCEPTS):
             if self.gives_way() or not self._accept_one(listener) or not self._make_room():
                 return
 
     def take_all(self, listener: socket.socket) -> None:
-        """As the worker ends: everything that waits at the listener, whatever others hold."""
+        """Accept everything that waits at the listener, without regard to other workers; called as the worker ends."""
         for _ in range(self.cfg.backlog + 1):
             if not self._accept_one(listener):
                 return
             self._make_room()
 
     def _accept_one(self, listener: socket.socket) -> bool:
-        """Whether there was one."""
+        """Accept one connection. Returns whether there was one."""
         try:
             sock, address = listener.accept()
         except BlockingIOError:
@@ -112,9 +112,9 @@ class ApiWorker(SharingWorker):
         return True
 
     def _make_room(self) -> bool:
-        """Where every place is taken, the one that is idle longest goes, else the one whose body takes longest.
+        """Where every place is taken, close the connection that idles longest, else the one whose body takes longest.
 
-        Whether there is room for another.
+        Returns whether there is room for another connection.
         """
         if self.nr_conns < self.worker_connections:
             return True
@@ -127,7 +127,7 @@ class ApiWorker(SharingWorker):
         return idle is not None or slow is not None
 
     def _await_request(self, conn: Connection) -> None:
-        """A request may begin, or go on: read what is there already, the rest as it comes."""
+        """Wait for a request, or the rest of one: read what has arrived, and the rest as it arrives."""
         if conn.gate.head_came:
             self._await_body(conn)
         else:
@@ -144,7 +144,8 @@ class ApiWorker(SharingWorker):
             self._refuse_late(slow)
 
     def _wait(self, conn: Connection, where: Waiting, seconds: float) -> None:
-        """By whatever thread has the connection, which is the main thread's from here. Raises OSError, ValueError."""
+        """Put a connection on a waiting list; called by the thread that has it, and the main thread's from then on.
+        Raises OSError, ValueError."""
         with self._lock:  # in it the clock is read too: deadlines are added in their order
             if where is self._idle and not self.alive:
                 seconds = LINGER_SECONDS
@@ -161,7 +162,7 @@ class ApiWorker(SharingWorker):
             self.poller.unregister(conn.sock)
 
     def _readable(self, conn: Connection, _sock: Any) -> None:
-        """A waiting connection has bytes, or its client left."""
+        """Handle a waiting connection that is readable: bytes arrived, or its client left."""
         if conn.waits is None:
             return  # dropped for a newcomer since the poller told of it, or a thread is just putting it back
         try:
@@ -193,9 +194,9 @@ class ApiWorker(SharingWorker):
 
     # --- the main thread: after a thread had the connection -----------------------------------------------------------
     def finish_request(self, conn: Connection, early: bytes | None) -> None:
-        """Go on with what a thread could not put back itself; `early`: the next request's beginning, None: it ends.
+        """Continue with a connection that a thread could not put back itself. Never waits for the client.
 
-        Nothing here waits for the client.
+        `early`: the first bytes of the next request; None: the connection ends.
         """
         try:
             conn.sock.setblocking(False)
@@ -230,7 +231,7 @@ class ApiWorker(SharingWorker):
             self._drop(conn)
 
     def _ask_for_progress(self, conn: Connection) -> None:
-        """A body whose time is over gets more of it as long as it comes at the least rate."""
+        """Give a late body more time if enough of it has arrived for the lowest allowed rate; else refuse it."""
         if conn.gate.gathered() < WatchedBody.grace_seconds * UPLOAD_MIN_RATE:
             self._refuse_late(conn)
             return
@@ -254,7 +255,7 @@ class ApiWorker(SharingWorker):
         self._log_refusal(conn, refusal, request_id)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close what was idle too long; all of it when the worker ends; one more where every place is taken."""
+        """Close connections that idled too long, all idle ones when the worker ends, and one where no place is free."""
         with self._lock:
             over = self._idle.all() if force else self._idle.expired(time.monotonic())
         for conn in over:
@@ -262,14 +263,17 @@ class ApiWorker(SharingWorker):
         self._make_room()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """The worker stops: idle connections and heads not yet begun go soon, or the grace would be theirs."""
+        """As the worker stops, let idle connections and heads that have not begun end before the grace is over."""
         with self._lock:
             self._idle.cap(deadline)
             self._heads.cap(deadline)
 
     # --- a worker's thread --------------------------------------------------------------------------------------------
     def _serve(self, conn: Connection) -> None:
-        """One request, after which the connection waits for the next one. The main thread is woken only to end it."""
+        """Serve one request in a thread, then put the connection back to wait for the next one.
+
+        The main thread is woken only to end a connection.
+        """
         try:
             keep = self.handle(conn)
         except BaseException as error:  # noqa: BLE001 - as an executor: no request ends the thread that serves others
@@ -287,7 +291,7 @@ class ApiWorker(SharingWorker):
         self.method_queue.defer(self.finish_request, conn, early)
 
     def handle(self, conn: Connection) -> bool:
-        """One request, its head being whole. Whether the connection stays."""
+        """Serve one request whose head is whole. Returns whether the connection stays open."""
         conn.sock.settimeout(IO_SECONDS)
         refusal, head = conn.gate.refusal, conn.gate.take()
         if refusal is not None:
@@ -308,7 +312,7 @@ class ApiWorker(SharingWorker):
             return False
 
     def handle_request(self, req: ApiRequest, conn: Connection) -> bool:
-        """Run the app. Whether the connection may stay. Raises OSError of the client's connection."""
+        """Run the app. Returns whether the connection may stay open. Raises OSError of the client's connection."""
         started = time.monotonic()
         self.cfg.pre_request(self, req)
         resp, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, response_class=ApiResponse)
@@ -350,7 +354,7 @@ class ApiWorker(SharingWorker):
                 body.close()
 
     def _failed(self, conn: Connection, req: ApiRequest, resp: ApiResponse, error: Exception) -> bool:
-        """The app raised. What was not begun is told; what was begun is cut by a reset, never ended cleanly."""
+        """Handle an exception of the app: an answer that has not begun becomes a 500; one that has, is reset."""
         facts = _named(req.request_id)
         if resp.client_gone:
             conn.reset = True
@@ -368,7 +372,7 @@ class ApiWorker(SharingWorker):
         return self._refuse(conn, refusal, req.request_id, head_only=req.method == "HEAD")
 
     def _drained(self, conn: Connection, req: ApiRequest) -> bool:
-        """Whether the request's body is out of the way of the next request."""
+        """Read the rest of the request's body away. Returns whether the connection can carry another request."""
         if req.body_in_the_way:
             return False
         if isinstance(req.body, WatchedBody):
