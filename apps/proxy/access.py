@@ -29,7 +29,7 @@ from tunnel.contract import LOGIN_PREFIX, Authorized, AuthorizeRequest, hash_tok
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Who reaches what: the user, the login's token hash (empty for the static user), where the tunnel is."""
+    """An allowed caller: the user, the login's token hash (empty for the static user), and where the tunnel is."""
 
     user_id: uuid.UUID
     login: str
@@ -37,7 +37,7 @@ class Reach:
 
 
 def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
-    """The answer for an allowed caller. Raises DomainError. Spends a ticket last of all."""
+    """Decide whether the caller may reach the device. Spends a ticket last of all. Raises DomainError for a refusal."""
     if ask["kind"] == "ticket":
         reach = _by_ticket(ask, now)
     else:
@@ -131,7 +131,7 @@ def _check_origin(ask: AuthorizeRequest) -> None:
 
 # --- tickets ----------------------------------------------------------------------------------------------------------
 def ticket_holder(text: str, *, now: dt.datetime) -> tuple[User, tickets.Ticket]:
-    """Whose ticket it is, unspent. Raises UNAUTHENTICATED: unknown, spent, over, or made by a login that is over."""
+    """The user of an unspent ticket. Raises UNAUTHENTICATED: unknown, spent, expired, or its login is over."""
     ticket = tickets.find(text)
     if ticket is None:
         raise DomainError("UNAUTHENTICATED", _("The ticket is unknown, spent or too old; ask for a new one."))
@@ -141,7 +141,8 @@ def ticket_holder(text: str, *, now: dt.datetime) -> tuple[User, tickets.Ticket]
 
 
 def device_of_ticket(ticket: tickets.Ticket, named: str | None) -> str:
-    """The ticket's device, if the request names that or none. Raises FORBIDDEN for another, NOT_FOUND for no id."""
+    """The ticket's device, which the request may name or leave out. Raises FORBIDDEN for another device, NOT_FOUND for
+    a text that is no id."""
     if named:
         asked = as_uuid(named)
         if asked is None:
@@ -158,7 +159,7 @@ def check_path(ticket: tickets.Ticket, path: bytes) -> None:
 
 
 def spend_ticket(ticket: tickets.Ticket) -> None:
-    """Use it up. Raises UNAUTHENTICATED for all but one of those that try."""
+    """Spend the ticket. Of callers that do so at once one succeeds; the others get UNAUTHENTICATED."""
     if not tickets.spend(ticket):
         raise DomainError("UNAUTHENTICATED", _("The ticket is spent; ask for a new one."))
 

@@ -13,7 +13,7 @@ from django.http import StreamingHttpResponse
 
 from apps.tunnels.forwarder import AnswerHead, Field, Forward
 
-_LIST: Final = "vary"  # middleware reads it to add to it, so the box's must not be there by name alone
+_LIST: Final = "vary"  # middleware reads its value to add to it, so the box's value must be there too
 _OPENER: Final = "cross-origin-opener-policy"
 _SERVERS: Final = frozenset(
     {"content-length", "transfer-encoding", "connection", "x-request-id", "content-type", _LIST, _OPENER}
@@ -22,7 +22,7 @@ _SERVERS: Final = frozenset(
 
 
 class BoxAnswer(StreamingHttpResponse):
-    """Holds middleware's headers; the box's own are known by name only, so that nobody adds a second one."""
+    """The response that holds middleware's headers. It knows the box's fields by name only, so that none is doubled."""
 
     def __init__(self, forward: Forward, head: AnswerHead, done: Callable[[], None]) -> None:
         self._taken: frozenset[str] = frozenset()
@@ -33,13 +33,13 @@ class BoxAnswer(StreamingHttpResponse):
         self._taken = frozenset(name.decode("latin-1").lower() for name, _ in head.fields) - {_LIST}
 
     def has_header(self, header: str) -> bool:
-        """Whether the box or a middleware set it."""
+        """Whether the box or a middleware set the header."""
         return header.lower() in self._taken or super().has_header(header)
 
     __contains__ = has_header
 
     def get(self, header: str, alternate: Any = None) -> Any:
-        """A header of ours. One of the box's reads as empty, which is not None: middleware leaves it alone."""
+        """The value of a header that middleware set. A field of the box reads as "", not None: middleware leaves it."""
         if header.lower() in self._taken and not super().has_header(header):
             return ""
         return super().get(header, alternate)
@@ -55,12 +55,12 @@ class BoxAnswer(StreamingHttpResponse):
         yield from ()
 
     def abandon(self) -> None:
-        """Another answer takes this one's place: the server writes it on the connection, which is given back."""
+        """Give this answer up, since another one takes its place: the connection goes back to the server for that."""
         self._forward.refuse("INTERNAL_ERROR")
         self._let_go()
 
     def close(self) -> None:
-        """Called by the server in any case."""
+        """End the exchange; called by the server in any case."""
         super().close()
         self._let_go()
 

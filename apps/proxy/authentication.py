@@ -13,7 +13,7 @@ from apps.tunnels.forwarder import own_params
 
 
 class TicketAuthentication(BaseAuthentication):
-    """`request.auth` is the Ticket, unspent. Looked at on GET alone, and only where no `Authorization` was sent."""
+    """Authenticates by `?ticket=`, on GET alone, without `Authorization`; `request.auth` is the unspent Ticket."""
 
     def authenticate(self, request: Request) -> tuple[User, Ticket] | None:
         if request.method != "GET" or request.META.get("HTTP_AUTHORIZATION", "").strip():

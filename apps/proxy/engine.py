@@ -1,4 +1,4 @@
-"""What a process needs one of to carry exchanges: the gate, the watchdog, the limits; and how one request runs.
+"""How one proxied request runs, and what a process has one of for that: the gate, the watchdog, the limits.
 
 It joins a Django request (`raw`), a route and a `Forward`, and knows no URLs.
 """
@@ -48,17 +48,17 @@ _LINE: Final = HotLog("visiona.forward")
 CLIENT_CLOSED: Final = 499
 """The status in logs for a client that left before its answer; nobody receives it (nginx's convention)."""
 ADMISSION_SECONDS: Final = 0.2
-"""In which an admission that has raised a device's epoch has also written the registry."""
+"""Seconds within which an admission that has raised a device's epoch has written the registry too."""
 ANY_EPOCH: Final = 1 << 62
-"""Of an exchange that waits for its device's next admission: whichever that is, it is no reason to end it."""
+"""The epoch of an exchange that waits for its device's next admission: no admission is a reason to end it."""
 H_SERVED_BY: Final = "X-VisionA-Device-Id"
-"""Which member of a cluster answered."""
+"""The response header that names the member of a cluster which answered."""
 _ENDLESS: Final = (b"multipart/x-mixed-replace", b"text/event-stream")
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The process's own."""
+    """What carries the exchanges of this process; there is one a process."""
 
     gate: Gate
     watchdog: Watchdog
@@ -70,7 +70,7 @@ _making = threading.Lock()
 
 
 def engine() -> Engine:
-    """The process's one, made at the first proxied request, after the worker forked."""
+    """The process's engine, made at the first proxied request, after the worker forked."""
     with _making:  # two made at once would each watch only their own exchanges
         return _engine()
 
@@ -119,8 +119,11 @@ def check(running: list[Running]) -> None:
 
 
 def _bases(anew: set[str], epochs: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """What the registry says of devices that were admitted anew. An admission raises the epoch first and writes the
-    registry a moment later: where only the first is done, it is asked once more."""
+    """Device → (epoch, base) of devices that were admitted anew, as the registry has them.
+
+    An admission raises the epoch in the table first and writes the registry a moment later: for devices of which only
+    the first is done, the registry is asked once more.
+    """
     found = registry.bases(anew)
     behind = {device for device, (epoch, _base) in found.items() if epoch < epochs[device]}
     if behind:
@@ -130,7 +133,7 @@ def _bases(anew: set[str], epochs: Mapping[str, int]) -> dict[str, tuple[int, in
 
 
 def _handed_over(mine: int, epoch: int, known: tuple[int, int] | None) -> bool:
-    """Whether the registry says of the admission of `epoch` that streams of `mine` may go on."""
+    """Whether streams of the epoch `mine` may go on beside the admission of `epoch`, by the registry's word `known`."""
     return known is not None and known[0] >= epoch and mine >= known[1]
 
 
@@ -159,16 +162,16 @@ def tidy(now: float) -> int:
 
 
 class Others(Protocol):
-    """Who else may take a request whose device failed (`apps.clusters.dispatcher`)."""
+    """The other devices that may take a request whose device failed (`apps.clusters.dispatcher`)."""
 
     def next(self, code: str) -> Entry | None:
-        """The next one after a failure; None: nobody is left. Raises the errors of Redis."""
+        """The next device after a failure with `code`; None: no device is left. Raises the errors of Redis."""
 
     def answered(self) -> None:
-        """The device began to answer."""
+        """Report that the device began to answer."""
 
     def over(self, code: str = "") -> None:
-        """The request is over, with the code of what failed at the last. Idempotent."""
+        """Report that the request is over; `code` is that of the last failure, empty if there was none. Idempotent."""
 
 
 def forward(
@@ -187,12 +190,12 @@ def forward(
     """Carry the request to the device of `route` and answer with what its box says.
 
     Args:
-        target: in the place of the raw one.
+        target: the target for the box; None: the request's own.
         mount: the raw prefix that the box does not see.
         upgrade: the request must be one for an upgrade; it is passed on as such.
-        admit: the last word before the request goes out, when all else has been checked (a ticket is spent).
-        others: who takes it if the device fails; the answer names the one that did by H_SERVED_BY. It is told `over`
-            once the answer is; where this raises, by the caller.
+        admit: called as the last check before the request goes out; it spends a ticket.
+        others: the devices that take the request if this one fails; the answer names the one that did by H_SERVED_BY.
+            `others.over` is called once the answer is over; where this function raises, the caller has to do it.
 
     Raises DomainError.
     """
@@ -249,7 +252,7 @@ def forward(
 
 
 def _turning(running: Running, others: Others) -> Callable[[str], Route | None]:
-    """Asks `others` for the next device, and has the watchdog look at that one from then on."""
+    """A function that asks `others` for the next device and lets the watchdog check that device from then on."""
 
     def turn(code: str) -> Route | None:
         entry = others.next(code)
@@ -262,7 +265,7 @@ def _turning(running: Running, others: Others) -> Callable[[str], Route | None]:
 
 
 def _head(own: Engine, running: Running, forwarded: Forward, request: HttpRequest) -> AnswerHead | None:
-    """The answer's head; None: the client left. Raises DomainError."""
+    """Wait for the answer's head; None: the client left. Raises DomainError."""
     try:
         answer = forwarded.to_head()
         if _endless(answer) and not own.gate.claim_long(running):
@@ -284,7 +287,7 @@ def _head(own: Engine, running: Running, forwarded: Forward, request: HttpReques
 
 
 def _endless(answer: AnswerHead) -> bool:
-    """Whether the answer is known to go on until somebody leaves: it is one of the long ones from its first byte."""
+    """Whether the answer is one without an end (by its type), which counts as a long exchange from its first byte."""
     return any(
         name.lower() == b"content-type" and value.strip().lower().startswith(_ENDLESS) for name, value in answer.fields
     )
@@ -302,7 +305,7 @@ def _located(error: ProxyError, device_id: str) -> ProxyError:
 
 
 def refusal(error: ProxyError) -> DomainError:
-    """The same fault as the control plane tells it."""
+    """The DomainError with the same code and details as `error`."""
     return DomainError(error.code, details=error.details, retry_after=error.retry_after)
 
 

@@ -1,4 +1,4 @@
-"""What proxied routes need around their views: a `Host` as boxes take it, and nobody lost on the way back."""
+"""Middleware for proxied routes: any `Host` that a box takes is let in; a box's dropped answer is closed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class HostMiddleware(CommonMiddleware):
 
 
 class CarriedMiddleware:
-    """Outermost: what it returns is what the server writes, so a box's answer that is not it will never be closed.
+    """Outermost middleware. It closes a box's answer that another middleware replaced, which the server never would.
 
     Without it the stream, the client's socket and a place in the gate would be held until the garbage collector comes.
     """

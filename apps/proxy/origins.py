@@ -1,7 +1,7 @@
-"""Which pages may use what a browser sends without our headers: tickets and WebSockets (api.md, "Tickets").
+"""Which pages may use tickets and WebSockets, which a browser sends without asking by CORS (api.md, "Tickets").
 
-A browser asks nobody before it opens a WebSocket or loads an image, and no CORS answer keeps the page from it; only the
-`Origin` header tells. It knows settings and text, no request.
+A browser opens a WebSocket or loads an image without a preflight, and no CORS field keeps a page from the answer; only
+the `Origin` header tells whose page it is. This module knows settings and text, no request.
 """
 
 from __future__ import annotations

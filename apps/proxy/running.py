@@ -24,8 +24,9 @@ logger = structlog.get_logger(__name__)
 
 LONG_SECONDS: Final = 5.0
 STALL_SECONDS: Final = 0.5
-"""All room taken and nobody came or went for this long: who asks then is refused at once. While exchanges come and go
-a request waits its turn, which takes milliseconds; those that wait hold the threads that are left, so not for long."""
+"""If all room is taken and no exchange began or ended for this long, the next request is refused at once. While
+exchanges come and go a request waits for its turn, which takes milliseconds; waiting requests hold the threads that
+are left, so they may not wait for long."""
 ENTRY_SECONDS: Final = 2.0
 """The longest wait for room in any case."""
 WATCH_SECONDS: Final = 2.0
@@ -35,7 +36,7 @@ LONG_POOL: Final = "long_exchanges"
 
 
 class Running:
-    """One exchange under way. `login` is the login session's token hash, empty without one (static user)."""
+    """One exchange in flight. `login` is the login session's token hash, empty for the static user."""
 
     __slots__ = ("_gate", "_verdict", "login", "long", "started", "target", "user_id")
 
@@ -60,7 +61,7 @@ class Running:
         return self._verdict
 
     def end(self, code: str) -> None:
-        """End it within `forwarder_stream.TICK`. From any thread; the first code stays."""
+        """Have the exchange end with `code`, within `forwarder_stream.TICK`. From any thread; the first code counts."""
         self._verdict = self._verdict or code
 
 
@@ -79,13 +80,13 @@ class Gate:
         return f"<Gate {len(self._running)}/{self._threads.limit} long={long.taken}/{long.limit}>"
 
     def running(self) -> list[Running]:
-        """A snapshot of those under way."""
+        """A snapshot of the exchanges in flight."""
         with self._changed:
             return list(self._running)
 
     @contextmanager
     def held(self, running: Running) -> Iterator[None]:
-        """`enter`, and `leave` if the block raises: who takes over the exchange leaves by itself."""
+        """`enter`; `leave` only if the block raises: otherwise whoever carries the exchange on calls `leave`."""
         self.enter(running)
         try:
             yield
@@ -94,7 +95,7 @@ class Gate:
             raise
 
     def enter(self, running: Running) -> None:
-        """Take a thread's worth of room. Raises DomainError OVERLOADED."""
+        """Take room for one exchange (one thread). Raises DomainError OVERLOADED."""
         owner, asked = running.user_id, time.monotonic()
         with self._changed:
             while (may_turn_long := self._long.may_take(owner)) and not self._threads.may_take(owner):
@@ -108,7 +109,7 @@ class Gate:
             self._running.add(running)
 
     def claim_long(self, running: Running) -> bool:
-        """Count it among the long ones: at 5 s, or earlier if its answer is known to have no end. False: no room."""
+        """Count the exchange as a long one: after LONG_SECONDS, or at once if its answer has no end. False: no room."""
         with self._changed:
             if not running.long and running in self._running:
                 if not self._long.take(running.user_id):
@@ -119,7 +120,7 @@ class Gate:
             return True
 
     def leave(self, running: Running) -> bool:
-        """Give the room back; whether it held any: again changes nothing."""
+        """Give the room back. Returns whether the exchange held any: a second call changes nothing."""
         with self._changed:
             held = running in self._running
             if held:
@@ -161,7 +162,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """An exchange began."""
+        """Report that an exchange began."""
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
@@ -194,7 +195,7 @@ class Watchdog:
                 self._work.set()
 
     def _round(self) -> bool:
-        """Whether there will be something to look at again. A check that fails does not keep it from tidying."""
+        """Check and tidy once. Returns whether another round is needed. A check that fails does not prevent tidying."""
         running = self._snapshot()
         try:
             if running:

@@ -22,12 +22,12 @@ from apps.tunnels.forwarder import AnswerHead, Buffer
 logger = structlog.get_logger(__name__)
 
 SCAN_PATH: Final = b"/api/devices/scan"
-"""At the cloud as at the box."""
+"""The path of a scan, the same at the cloud and at the box."""
 MAX_BYTES: Final = 1 << 20
 
 
 class ScanTap:
-    """Keeps the body of a good JSON answer up to MAX_BYTES, and stores what it names before the client has its end."""
+    """Copies the body of a good JSON answer up to MAX_BYTES, and stores its accelerators before the client has all."""
 
     def __init__(self, device: Device) -> None:
         self._device = device

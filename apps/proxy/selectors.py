@@ -25,14 +25,14 @@ def route_of(device_id: str) -> Route | None:
 
 
 def as_route(entry: Entry) -> Route:
-    """What the forwarder needs of a registry entry."""
+    """The route to the device of a registry entry, as the forwarder takes it."""
     return Route(entry.device_id, entry.node_url, entry.session, entry.epoch, moving=entry.moving)
 
 
 def login_and_entry(
     token_hash: str, device_id: str, *, now: dt.datetime
 ) -> tuple[sessions.LoginSession | None, Entry | None]:
-    """The login, used, and where the device's tunnel is: one call to Redis. Raises its errors."""
+    """The login, whose idle time begins anew, and where the tunnel is: one call to Redis. Raises its errors."""
     pipe = redis.client().pipeline(transaction=False)
     read_login = sessions.use_in(pipe, token_hash, now=now)
     read_entry = registry.lookup_in(pipe, device_id)
@@ -58,5 +58,5 @@ def local_address(device_id: str) -> str:
 
 
 def live_logins(token_hashes: Iterable[str]) -> set[str]:
-    """Those logins that are not over; a running exchange counts as their use. One call to Redis."""
+    """The logins that are still alive, of those given; their idle time begins anew. One call to Redis."""
     return sessions.use_hashes(set(token_hashes), now=timezone.now())

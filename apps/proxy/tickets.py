@@ -57,7 +57,7 @@ def issue(
 
 
 def find(text: str) -> Ticket | None:
-    """The ticket, unspent; None for one that is unknown, spent or over. Raises the errors of Redis."""
+    """Look a ticket up without spending it; None: unknown, spent or expired. Raises the errors of Redis."""
     key = _KEY + hash_token(text)
     fields = cast("dict[str, str]", redis.client().hgetall(key))
     if not fields:
@@ -66,5 +66,5 @@ def find(text: str) -> Ticket | None:
 
 
 def spend(ticket: Ticket) -> bool:
-    """Use it up; whether this call was the one that did. Raises the errors of Redis."""
+    """Spend the ticket. Returns whether this call was the one that did. Raises the errors of Redis."""
     return bool(redis.client().delete(ticket.key))

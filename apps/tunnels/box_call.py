@@ -32,7 +32,7 @@ class Call:
     body: Iterable[bytes] = ()
     length: int = 0
     sent: Callable[[int], None] | None = None
-    """Told how many bytes of the body have left this process, after each write."""
+    """Called after each write with the number of body bytes that have left this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class CallFailed(Exception):
 
 
 class Until:
-    """A Control that ends a call at a moment (monotonic seconds) with TUNNEL_TIMEOUT."""
+    """A Control that ends a call with TUNNEL_TIMEOUT at a given time (monotonic seconds)."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -149,7 +149,7 @@ class _Conversation:
         return self._limits.head_seconds if self._exchange.answer is None else self._limits.idle_seconds
 
     def _refill(self) -> None:
-        """Take pieces of the body while little waits to be sent."""
+        """Take more pieces of the body from its iterator while little is queued to be sent."""
         while self._left and self._outbox.size < HIGH_WATER and not self._deaf:
             piece = next(self._body, b"")
             if not piece or len(piece) > self._left:

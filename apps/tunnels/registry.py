@@ -56,7 +56,7 @@ class Session:
     agent: str = ""
     features: tuple[str, ...] = ()
     handover: str = ""
-    """The session at a daemon that drains that it takes over from."""
+    """The session, at a daemon that drains, that this one takes over from; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +334,7 @@ def _entries(flat: Sequence[Any]) -> dict[str, Entry]:
 
 
 def epochs(devices: Iterable[str]) -> dict[str, int]:
-    """Of each device that the registry knows, online or ended: the highest epoch that it was told."""
+    """Device → the highest epoch that the registry knows of it, online or ended. Unknown devices are left out."""
     wanted = list(devices)
     pipe = redis.client().pipeline(transaction=False)
     for device in wanted:
@@ -344,7 +344,7 @@ def epochs(devices: Iterable[str]) -> dict[str, int]:
 
 
 def bases(devices: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Of each online device: the epoch that the registry knows, and the oldest whose streams may go on."""
+    """Device → (epoch, oldest epoch whose streams may go on), for those of the devices that are online."""
     wanted = list(devices)
     pipe = redis.client().pipeline(transaction=False)
     for device in wanted:
@@ -366,7 +366,7 @@ def sessions_of(node: str) -> dict[str, str]:
 
 
 def whole_sessions(node: str) -> dict[str, str]:
-    """As `sessions_of`, of those that can be found by their device and by their user as well."""
+    """As `sessions_of`, but only the sessions that can be found by their device and by their user as well."""
     held = sessions_of(node)
     lacking: set[str] = set()
     pairs = list(held.items())
@@ -405,5 +405,5 @@ def pending_closes(node: str) -> list[Pending]:
 
 
 def forget_close(node: str, session: str) -> None:
-    """The session was closed: its node need not be told."""
+    """Drop a noted close, since the session was closed: its node need not be told."""
     redis.client().hdel(f"{PREFIX}closing:{node}", session)

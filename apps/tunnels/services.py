@@ -30,11 +30,11 @@ PENDING_AT_ONCE: Final = 32
 INVALIDATE_BUDGET_SECONDS: Final = 1.0
 """How long a caller waits for daemons to drop authorisations; their time to live covers the rest."""
 PING_SECONDS: Final = 2.0
-"""How long an agent has for a sign of life (data.md, "Redeeming a pairing token")."""
+"""Seconds that an agent has for a sign of life (data.md, "Redeeming a pairing token")."""
 PINGS_AT_ONCE: Final = 32
-"""Of more at once the others count as not asked: a call that admits agents may not last longer for it."""
+"""Agents that one call pings at most; others count as not asked, since the call, which admits agents, has to end."""
 _CALLS_AT_ONCE: Final = 8
-"""To one daemon."""
+"""Calls that run at once to one daemon."""
 _THREADS: Final = 64
 
 
@@ -77,7 +77,7 @@ def close(held: Sequence[Held], *, code: int, reason: str, request_id: str = "")
 def _close(
     held: Sequence[Held], code: int, reason: str, request_id: str, *, beside: Sequence[tuple[str, _Call]]
 ) -> int:
-    """As `close`; `beside` are calls that share the time."""
+    """As `close`. `beside` are further calls, made in the same time."""
     registry.request_close(held, code=code, reason=reason)
     reachable = [item for item in held if item.node_url]
     calls = [(item.node_url, partial(_close_one, item, code, reason, request_id)) for item in reachable]
