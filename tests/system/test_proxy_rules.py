@@ -335,6 +335,29 @@ def test_the_first_byte_is_out_as_soon_as_it_is_in(lane: Lane, kind: str) -> Non
         until(lambda: b"0\r\n\r\n" in wire.buffer or wire.more())
 
 
+SHARING = {"fast"}
+"""The ways on which viewers of one camera share what the box sends."""
+
+
+def test_whoever_asks_for_all_of_a_stream_is_a_viewer_as_others_are(lane: Lane) -> None:
+    """`Range: bytes=0-` is what ffmpeg and OpenCV send, whatever they open."""
+    go_on = threading.Event()
+
+    def camera(peer: Peer) -> None:
+        peer.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n")
+        peer.sock.sendall(b"--b\r\nContent-Length: 5\r\n\r\nframe\r\n--b\r\n")
+        assert go_on.wait(WAIT)
+
+    lane.box.on("/camera", camera)
+    with lane.wire() as first, lane.wire() as second, lane.wire() as third:
+        for wire, fields in ((first, ["Range: bytes=0-"]), (second, []), (third, ["range:  Bytes = 0-"])):
+            wire.send(lane.head("GET", "/camera", *fields))
+            assert wire.read_head().status == 200
+            until(lambda: b"frame" in wire.buffer or wire.more())  # noqa: B023 - used at once
+        assert len(lane.box.heads) == (1 if lane.name in SHARING else 3)
+        go_on.set()
+
+
 def test_both_directions_at_once(lane: Lane) -> None:
     def mirror(peer: Peer) -> None:
         peer.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -53,6 +53,7 @@ from tunnel.http.exchange import CONTINUE as CONTINUE
 from tunnel.http.exchange import UNREAD_FROM as UNREAD_FROM
 from tunnel.http.exchange import Exchange as Exchange
 from tunnel.http.fields import Field as Field
+from tunnel.http.fields import is_no_range as is_no_range
 from tunnel.http.heads import METHODS as METHODS
 from tunnel.http.heads import RequestHead as RequestHead
 from tunnel.http.heads import RequestParser as RequestParser

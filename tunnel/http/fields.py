@@ -164,6 +164,11 @@ def without(fields: Iterable[Field], names: set[bytes]) -> list[Field]:
     return [field for field in fields if field[0].lower() not in names]
 
 
+def is_no_range(value: bytes) -> bool:
+    """Whether a `Range` asks for all there is: players and viewers (ffmpeg, OpenCV) always send `bytes=0-`."""
+    return not value or value.replace(b" ", b"").lower() == b"bytes=0-"
+
+
 NOT_NOMINABLE: Final = frozenset(
     {b"close", b"keep-alive", b"upgrade", b"host", b"content-length", b"transfer-encoding"}
 )

@@ -53,7 +53,7 @@ _ANY_BODY: Final = Limits(request_body=1 << 62)
 """Before it is known how large a body may be."""
 
 Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
-"""(client, what was asked, exchange, grant, request id): may take a GET without range or body over, or not (None)."""
+"""(client, what was asked, exchange, grant, request id): may take over a GET of the whole, or not (None)."""
 
 
 class FastLane:

@@ -9,7 +9,7 @@ from typing import Final
 
 from tunnel.contract import AuthorizeRequest
 from tunnel.contract.authority import percent_encoded
-from tunnel.http import ProxyError, RequestHead, is_device_id, own_params
+from tunnel.http import ProxyError, RequestHead, is_device_id, is_no_range, own_params
 from tunnel.runtime.fast_auth import key_of
 
 NOBODY: Final = "00000000-0000-0000-0000-000000000000"
@@ -105,7 +105,7 @@ class Asked:
     @property
     def sharable(self) -> bool:
         """Whether it may be one of many on the same answer, as far as its method and fields say."""
-        return self.head.method == b"GET" and not self.said.values[7] and not self.upgrade
+        return self.head.method == b"GET" and is_no_range(self.said.values[7]) and not self.upgrade
 
     def request(self, node: str, address: str, request_id: str) -> AuthorizeRequest:
         """The question to Django."""
