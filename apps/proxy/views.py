@@ -40,6 +40,17 @@ _MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
 _CLUSTER_MOUNT = re.compile(rb"/api/clusters/[^/?]+/proxy(?=[/?]|\Z)")
 
 
+def is_for_websocket(request: Request) -> bool:
+    """Whether it asks to be upgraded to a WebSocket; of another protocol (h2c) nobody knows what it lets through."""
+    meta = request.META
+    asked: str = meta.get("HTTP_UPGRADE", "")  # of hardly any: so it is looked at first, and not by way of `headers`
+    if not asked or asked.strip().lower() != "websocket":
+        return False
+    if request.method != "GET" or meta.get("SERVER_PROTOCOL") == "HTTP/1.0":
+        return False
+    return "upgrade" in {option.strip() for option in meta.get("HTTP_CONNECTION", "").lower().split(",")}
+
+
 class ProxyView(APIView):
     """Every method goes to the box. The order of refusals is api.md's: 401, 405, 404, then what `tunnel.http` says."""
 
@@ -48,6 +59,10 @@ class ProxyView(APIView):
     throttle_scope = "PROXY"
     methods: frozenset[str] | None = None
     """The methods that are passed on; None: any."""
+    switches = True
+    """Whether a request for a WebSocket may become one."""
+    upgrade = False
+    """Whether this one is to."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """DRF's life of a request, without its choice of a handler by method."""
@@ -66,10 +81,16 @@ class ProxyView(APIView):
         return self.response
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Credential (401), then method (405)."""
+        """Credential (401), method (405), then which page asks (403), where no CORS answer keeps it from reading ours.
+
+        So it is with tickets; and with WebSockets, for which browsers ask no page for its leave.
+        """
         super().initial(request, *args, **kwargs)
         if self.methods is not None and request.method not in self.methods:
             raise MethodNotAllowed(request.method or "")
+        self.upgrade = self.switches and is_for_websocket(request)
+        if self.ticket is not None or self.upgrade:
+            origins.require_allowed(request.headers.get("Origin", ""), request.META.get("HTTP_HOST", ""))
 
     def check_throttles(self, request: Request) -> None:
         """Counts the call for its user, where the look-up of the credential has not. Raises RATE_LIMITED."""
@@ -106,7 +127,6 @@ class ProxyView(APIView):
         path: bytes | None = None,
         mount: bytes = b"",
         tap: Tap | None = None,
-        upgrade: bool = False,
     ) -> HttpResponseBase:
         """Run it as the request's user. `path` replaces the raw target; `mount` is what the box does not see."""
         raw_path = raw.raw_target(request) if path is None else path
@@ -118,7 +138,7 @@ class ProxyView(APIView):
             target=raw_path,
             mount=mount,
             tap=tap,
-            upgrade=upgrade,
+            upgrade=self.upgrade,
             admit=self._admission(raw_path.partition(b"?")[0][len(mount) :] or b"/"),
         )
 
@@ -141,15 +161,6 @@ class BrowserView(ProxyView):
     """A proxy view that takes tickets."""
 
     authentication_classes = (TicketAuthentication, LoginTokenAuthentication)
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """After these: which page asks (403), where no CORS answer keeps it from reading ours."""
-        super().initial(request, *args, **kwargs)
-        if self.ticket is not None or self.websocket:
-            origins.require_allowed(request.headers.get("Origin", ""), request.META.get("HTTP_HOST", ""))
-
-    websocket = False
-    """Whether browsers open it as a WebSocket, which asks no page for its leave."""
 
 
 @proxied("Cameras", "A camera of the box, path for path", parameters=DEVICE, tickets=True)
@@ -196,6 +207,7 @@ class ClusterProxyView(ProxyView):
                 user_id=str(self.user.pk),
                 login=self._login(),
                 mount=match.group(),
+                upgrade=self.upgrade,
                 others=dispatcher,
             )
         except BaseException as error:
@@ -208,6 +220,7 @@ class ScanView(ProxyView):
     """`/api/devices/scan`: the box's own answer, unchanged; the accelerators in it are stored."""
 
     methods = frozenset({"GET", "POST"})
+    switches = False
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
         named = request.GET.getlist("device_id")
@@ -233,14 +246,11 @@ class SocketView(BrowserView):
     """`/ws/*`: WebSockets, path for path; whatever asks for no upgrade to one is told so."""
 
     methods = frozenset({"GET"})
-    websocket = True
 
     def forward(self, request: HttpRequest, **kwargs: str) -> HttpResponseBase:
-        options = {option.strip() for option in request.headers.get("Connection", "").lower().split(",")}
-        # WebSocket alone: of another protocol (h2c) nobody here knows what it lets through.
-        if "upgrade" not in options or request.headers.get("Upgrade", "").strip().lower() != "websocket":
+        if not self.upgrade:
             raise DomainError("UPGRADE_REQUIRED")
-        return self.carry(request, self.chosen(request), upgrade=True)
+        return self.carry(request, self.chosen(request))
 
     def handle_exception(self, exc: Exception) -> Response:
         response = super().handle_exception(exc)

@@ -13,6 +13,7 @@ import pytest
 from tests.apps.proxy.kit import Box, Got, Peer, until
 from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in, put_online
 from tests.apps.proxy.stand_in import StandInDaemon
+from tests.system.ws_kit import WS, echo, receive
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
@@ -100,6 +101,19 @@ def test_a_location_gets_the_clusters_prefix(cluster: Cluster) -> None:
     (member,) = cluster.add(1)
     member.box.on("/go", lambda peer: peer.answer(b"", "302 Found", "Location: /there"))
     assert cluster.ask("GET", "/go").one("location") == f"{cluster.prefix}/there"
+
+
+def test_a_websocket_passes_and_its_member_is_busy_with_it(cluster: Cluster) -> None:
+    first, second = cluster.add(1, 1)
+    for member in (first, second):
+        member.box.on("/ws", echo)
+    with cluster.lane.wire() as wire:
+        wire.send(cluster.lane.head("GET", "/ws", *WS, prefix=cluster.prefix) + b"x")
+        got = wire.read_head()
+        assert got.status == 101
+        assert receive(wire, 1) == b"x"
+        other = ({first.device, second.device} - {got.one("x-visiona-device-id")}).pop()
+        assert [served_by(cluster.ask("GET", "/x")) for _ in range(3)] == [other] * 3
 
 
 def test_one_that_is_busy_is_passed_by(cluster: Cluster) -> None:

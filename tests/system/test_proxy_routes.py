@@ -129,12 +129,6 @@ def test_what_asks_for_no_upgrade_is_told_so(lane: Lane) -> None:
     assert (got.status, got.code, got.one("upgrade")) == (426, "UPGRADE_REQUIRED", "websocket")
 
 
-def test_an_upgrade_under_the_proxy_reaches_the_box_as_a_plain_request(lane: Lane) -> None:
-    got = lane.ask("GET", "/x", "Upgrade: websocket", "Connection: Upgrade, close", close=False)
-    names = [name.lower() for name, _ in got.json["fields"]]
-    assert "upgrade" not in names
-
-
 def test_a_box_cannot_switch_unasked(lane: Lane, box: Box, daemon: StandInDaemon) -> None:
     def switch(peer: Peer) -> None:
         peer.sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: odd\r\nConnection: Upgrade\r\n\r\nbytes")

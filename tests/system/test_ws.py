@@ -107,6 +107,37 @@ def test_the_box_may_refuse_the_handshake(lane: Lane) -> None:
     assert (got.status, got.reason, got.body, got.one("x-why")) == (403, "Nope", b"not here", "because")
 
 
+def test_an_upgrade_passes_under_every_prefix(lane: Lane) -> None:
+    ways = [(lane.prefix, "/deep/echo"), (lane.prefix, "/ws/echo")]
+    if lane.name != "fast":  # which has no such routes
+        ways += [("", "/api/cameras/0/ws"), ("", "/api/inference/ws")]
+    for prefix, path in ways:
+        lane.box.on(path, echo)
+        with lane.wire() as wire:
+            wire.send(lane.head("GET", path, *WS, prefix=prefix) + b"early")
+            assert wire.read_head().status == 101, path
+            assert receive(wire, 5) == b"early"
+            wire.sock.shutdown(socket.SHUT_WR)
+            assert (wire.wait_end(), wire.buffer) == ("closed", b"bye")
+        with lane.wire() as wire:  # which any page could open, if it were not asked where it comes from
+            wire.send(lane.head("GET", path, *WS, "Origin: http://evil.example", prefix=prefix))
+            assert wire.read_head().status == 403
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("Connection: Upgrade, close", "Upgrade: h2c"), ("Connection: Upgrade, close", "Upgrade: websocket, h2c"),
+        ("Connection: close", "Upgrade: websocket"), ("Connection: Upgrade, close",),
+    ],
+)  # fmt: skip
+def test_what_is_no_upgrade_to_websocket_passes_as_a_plain_request(lane: Lane, fields: tuple[str, ...]) -> None:
+    got = lane.ask("GET", "/x", *fields, close=False)
+    names = {name.lower() for name, _ in got.json["fields"]}
+    assert (got.status, names & {"upgrade", "connection"}) == (200, set())
+    assert lane.ask("POST", "/x", *WS, "Content-Length: 0", close=False).status == 200  # nor by another method
+
+
 # --- refusals before the upgrade --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "fields",
