@@ -55,7 +55,7 @@ class Running:
 
     @property
     def ended(self) -> str:
-        """The error code for which it must end now, empty: go on. Asked by the exchange's own thread."""
+        """The error code with which the exchange must end now; empty: go on. Read by its own thread."""
         if not self.long and time.monotonic() - self.started > LONG_SECONDS and not self._gate.claim_long(self):
             self._verdict = self._verdict or "OVERLOADED"
         return self._verdict
