@@ -13,13 +13,14 @@ import trio
 from dotenv import dotenv_values
 
 from tunnel import __version__
-from tunnel.config import TunnelConfig, load
 from tunnel.contract import BY_NAME, PREFIX, SettingError
+from tunnel.daemon.config import TunnelConfig, load
+from tunnel.daemon.node import Daemon
+from tunnel.daemon.ports import PortInUse, Ports, bind
+from tunnel.daemon.prefork import INTERRUPT, Workers, bind_all
 from tunnel.logs import JsonLog, capture_libraries
-from tunnel.runtime.daemon import Daemon, PortInUse, Ports, bind
-from tunnel.runtime.descriptors import raise_limit
-from tunnel.runtime.garbage import calm_collector, keep_memory
-from tunnel.runtime.workers import INTERRUPT, Workers, bind_all
+from tunnel.net.descriptors import raise_limit
+from tunnel.net.memory import calm_collector, keep_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

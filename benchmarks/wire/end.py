@@ -19,11 +19,14 @@ import trio
 
 from benchmarks.processes import memory, reset_peak
 from benchmarks.wire.sockets import bound_buffers
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import TunnelError
+from tunnel.mux.stream import Stream
+from tunnel.net.memory import calm_collector, keep_memory
+from tunnel.net.sockets import ByteStream, accept, listen
+from tunnel.protocol.core import Role
 from tunnel.protocol.limits import SessionConfig
-from tunnel.runtime.connection import Connection, Role, Stream, TunnelError
-from tunnel.runtime.garbage import calm_collector, keep_memory
-from tunnel.runtime.sockets import ByteStream, accept, listen
-from tunnel.runtime.transport import HandshakeError, client_transport, server_transport
+from tunnel.websocket.handshake import HandshakeError, client_transport, server_transport
 
 BLOCK: Final = bytes(128 * 1024)
 _LONGEST_LINE: Final = 64 * 1024

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from benchmarks.processes import BenchError
 from tunnel.protocol.frames import DATA, FIN, HEADER, HEADER_SIZE, RST, SYN, WINDOW_UPDATE, encode_header
-from tunnel.runtime.wire import Wire
+from tunnel.websocket.codec import Wire
 
 MESSAGE: Final = 64 * 1024  # bytes of a message, as the contract has it
 _LENGTH16, _LENGTH64 = Struct("!BBH"), Struct("!BBQ")

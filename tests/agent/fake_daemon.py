@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import trio
 
 from tunnel.contract import error_envelope
+from tunnel.mux.connection import Connection
+from tunnel.net.sockets import ByteStream, accept, listen
 from tunnel.protocol.core import Role
 from tunnel.protocol.limits import SessionConfig
-from tunnel.runtime.connection import Connection
-from tunnel.runtime.sockets import ByteStream, accept, listen
-from tunnel.runtime.transport import HandshakeError, server_transport
+from tunnel.websocket.handshake import HandshakeError, server_transport
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tests.agent.fake_daemon import Admit, FakeDaemon, Refuse, fake_daemon
 from tunnel.agent.backoff import Backoff
 from tunnel.agent.runner import Agent
 from tunnel.agent.settings import load
-from tunnel.runtime.connection import Connection
+from tunnel.mux.connection import Connection
 
 TOKEN = "vAc_" + "7" * 32
 FIRST = Admit((("X-VisionA-Device-Id", "device"), ("X-VisionA-Tunnel-Session", "first")))

@@ -23,7 +23,7 @@ from tunnel.agent.credentials import Credentials
 from tunnel.agent.dial import DialError
 from tunnel.agent.link import Admission, Link, RefusedError
 from tunnel.agent.settings import AgentSettings, load
-from tunnel.runtime import transport
+from tunnel.websocket import handshake as transport
 
 AT, LATER = "Wed, 01 Jan 2020 00:00:00 GMT", "Wed, 01 Jan 2020 00:00:03 GMT"
 TOKEN, SESSION = "vAc_" + "1" * 32, "vAs_" + "3" * 32

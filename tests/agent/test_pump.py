@@ -14,10 +14,12 @@ import trio.testing
 from tunnel.agent import pump
 from tunnel.agent.addresses import LocalAddress
 from tunnel.agent.pump import Counters, carry
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import SessionEnded, StreamReset
+from tunnel.mux.stream import Stream
 from tunnel.protocol.core import Role
-from tunnel.runtime.connection import Connection, SessionEnded, Stream, StreamReset
-from tunnel.runtime.transport import StreamTransport
-from tunnel.runtime.wire import Wire
+from tunnel.websocket.codec import Wire
+from tunnel.websocket.transports import StreamTransport
 
 Server = Callable[[trio.SocketStream], Awaitable[None]]
 

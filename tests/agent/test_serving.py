@@ -17,7 +17,7 @@ from tunnel.agent import logs
 from tunnel.agent.demo.box import Box
 from tunnel.agent.runner import Agent
 from tunnel.agent.settings import load
-from tunnel.runtime.connection import Connection
+from tunnel.mux.connection import Connection
 
 TOKEN = "vAc_" + "1" * 32
 

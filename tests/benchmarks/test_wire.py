@@ -14,7 +14,7 @@ from benchmarks.wire.rogue import chopped, ends, ids, message, messages, rapid_r
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind, RemoteProtocolError
 from tunnel.protocol.session import Session
-from tunnel.runtime.wire import Wire
+from tunnel.websocket.codec import Wire
 
 WINDOW = 256 * 1024
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tunnel.contract import BY_NAME, PREFIX, read_settings
-from tunnel.runtime import daemon
+from tunnel.daemon import node as daemon
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "compose.yaml").read_text()

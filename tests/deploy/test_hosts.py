@@ -11,7 +11,7 @@ import psutil
 import pytest
 from django.http.request import split_domain_port, validate_host
 
-from tunnel.adapters.http_client import Origin
+from tunnel.daemon.control.http_client import Origin
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tunnel.contract import BY_NAME, PREFIX, read_settings
-from tunnel.runtime import daemon
+from tunnel.daemon import node as daemon
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 DOCUMENTS: list[dict[str, Any]] = [

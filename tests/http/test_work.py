@@ -23,9 +23,10 @@ from tunnel.http import ExchangeError, ProxyError, RequestParser, ResponseReader
 from tunnel.http.body import ChunkedReader, FramingError
 from tunnel.http.fanout import Fanout
 from tunnel.http.parts import Cutter, EventCutter, PartCutter
+from tunnel.mux.transport import TransportProtocolError
 from tunnel.protocol.errors import RemoteProtocolError
-from tunnel.runtime.transport import HandshakeError, HandshakeRefused, client_transport
-from tunnel.runtime.wire import TransportProtocolError, Wire
+from tunnel.websocket.codec import Wire
+from tunnel.websocket.handshake import HandshakeError, HandshakeRefused, client_transport
 
 MIB: Final = 1 << 20
 WORD: Final = 1024  # bytes that are looked through or copied at the price of a call

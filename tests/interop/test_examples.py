@@ -19,7 +19,7 @@ from tests.interop.agents import AgentProcess, agent_process
 from tests.interop.go_build import build
 from tunnel.agent.demo.box import Box
 from tunnel.agent.demo.inference import BLOCK
-from tunnel.runtime.connection import Connection
+from tunnel.mux.connection import Connection
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 TOKEN = "vAc_" + "7" * 32

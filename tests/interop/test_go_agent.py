@@ -15,9 +15,11 @@ import trio
 
 from tests.agent.fake_daemon import Admit, FakeDaemon, Refuse, fake_daemon
 from tests.interop.agents import AgentProcess, agent_process
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import TunnelError
+from tunnel.mux.stream import Stream
 from tunnel.protocol.core import Role
 from tunnel.protocol.limits import SessionConfig
-from tunnel.runtime.connection import Connection, Stream, TunnelError
 
 pytestmark = pytest.mark.interop
 MIB = 1 << 20

@@ -7,7 +7,7 @@ import trio
 
 from tests.runtime.daemonworld import World
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, box, fast_world
-from tunnel.runtime.connection import Connection
+from tunnel.mux.connection import Connection
 
 PATH = f"GET /d/{DEVICE}/cameras/0/stream"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\nX-Camera: 7\r\n"

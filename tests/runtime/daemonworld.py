@@ -12,13 +12,15 @@ from typing import Any
 import orjson
 import trio
 
-from tunnel.config import TunnelConfig
+from tunnel.daemon.config import TunnelConfig
+from tunnel.daemon.node import Daemon
+from tunnel.daemon.ports import bind
 from tunnel.logs import JsonLog
+from tunnel.mux.connection import Connection
+from tunnel.mux.stream import Stream
+from tunnel.net.sockets import ByteStream, accept, listen
 from tunnel.protocol.core import Role
-from tunnel.runtime.connection import Connection, Stream
-from tunnel.runtime.daemon import Daemon, bind
-from tunnel.runtime.sockets import ByteStream, accept, listen
-from tunnel.runtime.transport import HandshakeError, client_transport
+from tunnel.websocket.handshake import HandshakeError, client_transport
 
 SECRET = "a-secret-of-the-tests"
 TOKEN = "vAs_" + "0" * 32

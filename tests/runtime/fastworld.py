@@ -12,8 +12,9 @@ import orjson
 import trio
 
 from tests.runtime.daemonworld import SECRET, TOKEN, World, dial, parse, read_all, world
-from tunnel.runtime.connection import Connection, Stream
-from tunnel.runtime.sockets import ByteStream
+from tunnel.mux.connection import Connection
+from tunnel.mux.stream import Stream
+from tunnel.net.sockets import ByteStream
 
 DEVICE = "0190a0a0-0000-7000-8000-00000000000a"
 LOGIN = "vAu_" + "a" * 32

@@ -1,4 +1,4 @@
-"""Transports in memory: two ends of a byte pipe that behave as `tunnel.runtime.transport.Transport` says."""
+"""Transports in memory: two ends of a byte pipe that behave as `tunnel.websocket.handshake.Transport` says."""
 
 import random
 from collections.abc import AsyncIterator
@@ -6,7 +6,11 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from tunnel.runtime.connection import Connection, Role, SessionConfig, Stream, TunnelError
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import TunnelError
+from tunnel.mux.stream import Stream
+from tunnel.protocol.core import Role
+from tunnel.protocol.limits import SessionConfig
 
 
 class PipeTransport:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.daemonworld import TOKEN, World, parse
-from tunnel.runtime.transport import HandshakeRefused
+from tunnel.websocket.handshake import HandshakeRefused
 
 
 async def refused(w: World, token: str = TOKEN, **more: Any) -> HandshakeRefused:

@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import OTHER, TOKEN, World, echo, world
+from tunnel.daemon import internal
+from tunnel.daemon.lane.authorizer import Grant
 from tunnel.http import ProxyError
-from tunnel.runtime import internal
-from tunnel.runtime.fast_auth import Grant
-from tunnel.runtime.transport import HandshakeRefused
+from tunnel.websocket.handshake import HandshakeRefused
 
 UNAUTHENTICATED = {"status": 401, "code": "UNAUTHENTICATED", "message": "no"}
 

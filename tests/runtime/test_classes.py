@@ -9,7 +9,11 @@ import trio
 from trio.testing import MockClock
 
 from tests.runtime.mux_pipes import PipeTransport, transport_pair
-from tunnel.runtime.connection import Connection, Role, SessionConfig, Stream, TunnelError
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import TunnelError
+from tunnel.mux.stream import Stream
+from tunnel.protocol.core import Role
+from tunnel.protocol.limits import SessionConfig
 
 LINK = 16 << 20  # bytes a second, each way
 DELAY = 0.005

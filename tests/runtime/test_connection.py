@@ -1,4 +1,4 @@
-"""`tunnel.runtime.connection`: the life of a session under Trio, with transports in memory and a clock that jumps."""
+"""`tunnel.mux.connection`: the life of a session under Trio, with transports in memory and a clock that jumps."""
 
 import hashlib
 import random
@@ -9,16 +9,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.protocol.lab import ACK, FIN, RST, SYN, Frame, decode, ping, window
 from tests.runtime.mux_pipes import against_raw, connected, echo_forever, transport_pair, wait_idle
-from tunnel.runtime.connection import (
-    Connection,
-    GoingAway,
-    OpenTimeout,
-    Role,
-    SessionConfig,
-    Stream,
-    StreamRefused,
-    TooManyStreams,
-)
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import GoingAway, OpenTimeout, StreamRefused, TooManyStreams
+from tunnel.mux.stream import Stream
+from tunnel.protocol.core import Role
+from tunnel.protocol.limits import SessionConfig
 
 # Opening
 

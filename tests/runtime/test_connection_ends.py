@@ -6,14 +6,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.protocol.lab import FIN, RST, SYN, decode, goaway, window
 from tests.runtime.mux_pipes import against_raw, connected, transport_pair, wait_idle
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import OpenTimeout, SessionEnded
+from tunnel.mux.transport import TransportProtocolError
+from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind
-from tunnel.runtime.connection import (
-    Connection,
-    OpenTimeout,
-    Role,
-    SessionEnded,
-)
-from tunnel.runtime.transport import TransportProtocolError
 
 
 async def test_an_idle_session_pings_and_lives(autojump_clock: MockClock) -> None:

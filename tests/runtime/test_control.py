@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from tunnel.adapters import calls, http_client
 
 from tests.tls import make_authority
-from tunnel.adapters import calls, http_client
-from tunnel.adapters.control import ControlPlane, ControlUnavailable
-from tunnel.adapters.http_client import MAX_BODY, MAX_HEAD, Origin
-from tunnel.adapters.places import Places
 from tunnel.contract import AuthorizeRequest, Credential, Crowded, Heartbeat
+from tunnel.daemon.control.client import ControlPlane, ControlUnavailable
+from tunnel.daemon.control.http_client import MAX_BODY, MAX_HEAD, Origin
+from tunnel.net.places import Places
 
 ASKED = AuthorizeRequest(
     node="n", kind="bearer", token="t", device="", method="GET", path="/", websocket=False, origin="", host="",
@@ -181,7 +181,7 @@ async def test_each_kind_of_call_has_connections_of_its_own() -> None:
 
 
 async def test_more_than_the_queue_holds_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.adapters.control._QUEUE", 3)
+    monkeypatch.setattr("tunnel.daemon.control.client._QUEUE", 3)
 
     async def never(head: bytes) -> bytes:
         await trio.sleep_forever()

@@ -7,7 +7,7 @@ import pytest
 
 _ASK = """
 import resource
-from tunnel.runtime.descriptors import raise_limit
+from tunnel.net.descriptors import raise_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, 512))
 print(raise_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """

@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import OTHER, TOKEN, dial, echo, parse, read_all, world
-from tunnel.runtime import departures
-from tunnel.runtime.transport import HandshakeRefused
+from tunnel.daemon.agents import drain as departures
+from tunnel.websocket.handshake import HandshakeRefused
 
 
 async def test_streams_in_flight_finish_and_nothing_new_begins() -> None:
@@ -78,7 +78,7 @@ async def test_a_second_request_cuts_the_grace_short() -> None:
 
 
 async def test_a_second_request_does_not_wait_for_django_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.daemon._GOODBYE_SECONDS", 1000.0)
+    monkeypatch.setattr("tunnel.daemon.node._GOODBYE_SECONDS", 1000.0)
     async with world(drain_seconds=1000) as w:
         await w.agent()
         w.control.frozen = True
@@ -211,7 +211,9 @@ async def test_who_has_knocked_is_let_in_and_nobody_after_that() -> None:
 
 
 async def test_many_tunnels_go_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.departures._TURN_SECONDS", 0.5)  # a machine that stalls for long looks the same
+    monkeypatch.setattr(
+        "tunnel.daemon.agents.drain._TURN_SECONDS", 0.5
+    )  # a machine that stalls for long looks the same
     async with world(drain_seconds=20.0) as w:
         agents = [(await w.agent(f"vAs_{number:032d}"))[0] for number in range(9)]
         await w.until(lambda: len(w.daemon.sessions) == 9)

@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import World, echo, world
-from tunnel.runtime.connection import Stream
-from tunnel.runtime.exchanges import Ledger
-from tunnel.runtime.sockets import ByteStream
+from tunnel.daemon.relay.access_log import Ledger
+from tunnel.mux.stream import Stream
+from tunnel.net.sockets import ByteStream
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

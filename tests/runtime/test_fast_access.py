@@ -11,9 +11,10 @@ import trio
 
 from tests.runtime.daemonworld import OTHER, World
 from tests.runtime.fastworld import DEVICE, LOGIN, Got, Visitor, Wire, box, fast_world, invalidate, ok
-from tunnel.runtime import fast_grants, fast_watch
-from tunnel.runtime.fast_quick import Quick
-from tunnel.runtime.fast_types import Run
+from tunnel.daemon.lane import grants as fast_grants
+from tunnel.daemon.lane import reauthorize as fast_watch
+from tunnel.daemon.lane.fast_path import Quick
+from tunnel.daemon.lane.interfaces import Run
 
 UNKNOWN = {"status": 401, "code": "UNAUTHENTICATED", "message": "unknown"}
 

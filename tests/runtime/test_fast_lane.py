@@ -17,8 +17,8 @@ import trio.testing
 
 from tests.runtime.daemonworld import OTHER, World
 from tests.runtime.fastworld import DEVICE, LOGIN, Handler, Visitor, Wire, box, fast_world, ok
+from tunnel.daemon.lane.lane import FastLane
 from tunnel.http import PROBE_SECONDS, ProxyError
-from tunnel.runtime.fast import FastLane
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -13,9 +13,10 @@ import trio
 from tests.runtime.daemonworld import World
 from tests.runtime.fastworld import DEVICE, LOGIN, Visitor, Wire, box, fast_world, ok
 from tests.runtime.quickworld import ANSWER, met
-from tunnel.runtime.connection import Connection, Stream
-from tunnel.runtime.fast_poll import AVAILABLE
-from tunnel.runtime.transport import SocketTransport
+from tunnel.mux.connection import Connection
+from tunnel.mux.stream import Stream
+from tunnel.net.poller import AVAILABLE
+from tunnel.websocket.transports import SocketTransport
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="without epoll no request is served the short way")
 GET, POST = f"GET /d/{DEVICE}/x", f"POST /d/{DEVICE}/x"

@@ -11,10 +11,10 @@ import trio
 
 from tests.runtime.daemonworld import World, world
 from tests.runtime.fastworld import DEVICE, Visitor, box, fast_world, ok
-from tunnel.runtime.fast_types import NotOpened
-from tunnel.runtime.remote import RemoteNodes, RemoteRefused, RemoteStream
-from tunnel.runtime.remote_line import RemoteLine
-from tunnel.runtime.sockets import ByteStream
+from tunnel.daemon.upstream.interfaces import NotOpened
+from tunnel.daemon.upstream.remote import RemoteLine
+from tunnel.daemon.upstream.remote_stream import RemoteNodes, RemoteRefused, RemoteStream
+from tunnel.net.sockets import ByteStream
 
 AWAY = {"node_url": "", "session": "", "moving": True, "ttl": 0.0}
 UNTIL = 20.0

@@ -10,8 +10,9 @@ import trio
 
 from tests.runtime.daemonworld import TOKEN, World
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, fast_world, ok
+from tunnel.mux.connection import Connection
+from tunnel.mux.stream import Stream
 from tunnel.protocol.limits import SessionConfig
-from tunnel.runtime.connection import Connection, Stream
 
 UNANSWERED = SessionConfig().max_unacked
 BODY = b"0123456789"

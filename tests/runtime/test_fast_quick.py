@@ -9,7 +9,7 @@ import trio
 
 from tests.runtime.fastworld import DEVICE, LOGIN, Got, Visitor, Wire, box, fast_world, invalidate, ok
 from tests.runtime.quickworld import ANSWER, GET, met, met_world, quick, scripted, silent
-from tunnel.runtime import fast_client
+from tunnel.daemon.lane import client as fast_client
 
 OTHER = "vAu_" + "b" * 32
 
@@ -214,7 +214,7 @@ async def test_what_takes_its_time_can_still_be_ended_and_told() -> None:
 
 
 async def test_an_answer_that_does_not_come_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.fast_quick._OLD_SECONDS", 0.0)
+    monkeypatch.setattr("tunnel.daemon.lane.fast_path._OLD_SECONDS", 0.0)
     gone: list[str] = []
     async with met_world(lambda wire: silent(wire, 3, gone), answer_seconds=0.2) as (_, visitor):
         assert (await visitor.ask(GET)).code == "TUNNEL_TIMEOUT"
@@ -342,7 +342,7 @@ async def test_a_drain_ends_connections_that_rest() -> None:
 
 
 async def test_without_the_poller_all_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.fast.AVAILABLE", False)
+    monkeypatch.setattr("tunnel.daemon.lane.lane.AVAILABLE", False)
     async with met_world(ok(b"x")) as (w, visitor):
         for _ in range(3):
             assert (await visitor.ask(GET)).body == b"x"
@@ -372,11 +372,11 @@ async def test_a_bug_before_anything_is_sent_leaves_the_request_to_the_long_way(
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patch:
-            patch.setattr("tunnel.runtime.fast.FastLane.here", broken)
+            patch.setattr("tunnel.daemon.lane.lane.FastLane.here", broken)
             assert (await visitor.ask(GET)).body == b"x"
         assert w.logged("request_crashed")
         with monkeypatch.context() as patch:
-            patch.setattr("tunnel.runtime.fast_client.Client.served_by", broken)
+            patch.setattr("tunnel.daemon.lane.client.Client.served_by", broken)
             await visitor.send(GET)
             assert await visitor.end() == "reset"
         async with Visitor(w) as other:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 
-from tunnel.runtime.garbage import keep_memory, return_memory
+from tunnel.net.memory import keep_memory, return_memory
 
 
 def test_what_the_c_library_cannot_do_is_told_and_no_fault() -> None:

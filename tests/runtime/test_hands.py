@@ -18,12 +18,12 @@ import trio.testing
 
 from tests.runtime.daemonworld import OTHER, World, world
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, box, ok
-from tunnel.config import Family
+from tunnel.daemon.config import Family
+from tunnel.daemon.http.accept import HttpServer
+from tunnel.daemon.lane.fd_passing import AVAILABLE, DATA_MAX, Handed, Hands
+from tunnel.daemon.lane.migration import Wander, as_bytes, give
 from tunnel.http import LIMITS, ProxyError, RequestHead, RequestParser
 from tunnel.logs import JsonLog
-from tunnel.runtime.fast_wander import Wander, as_bytes, give
-from tunnel.runtime.hands import AVAILABLE, DATA_MAX, Handed, Hands
-from tunnel.runtime.server import HttpServer
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the kernel spreads connections on Linux only")
 
@@ -149,7 +149,7 @@ async def test_another_user_gives_and_gets_nothing(monkeypatch: pytest.MonkeyPat
     async with brothers() as these:
         client, accepted = socket.socketpair()
         with client, accepted:
-            monkeypatch.setattr("tunnel.runtime.hands.os.geteuid", lambda: 4_000_000)
+            monkeypatch.setattr("tunnel.daemon.lane.fd_passing.os.geteuid", lambda: 4_000_000)
             for _ in range(5):
                 assert not these.give(accepted)
                 await trio.testing.wait_all_tasks_blocked(0.01)

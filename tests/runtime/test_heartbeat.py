@@ -10,10 +10,10 @@ import trio
 import trio.testing
 
 from tests.runtime.daemonworld import OTHER, TOKEN, Control, reply, world
-from tunnel.adapters.control import ControlPlane, ControlUnavailable
 from tunnel.contract import TunnelEvent
+from tunnel.daemon.control.client import ControlPlane, ControlUnavailable
+from tunnel.daemon.control.events import BATCH, Outbox
 from tunnel.logs import JsonLog
-from tunnel.runtime.outbox import BATCH, Outbox
 
 
 async def test_it_is_ready_after_the_first_accepted_heartbeat_only() -> None:

@@ -7,8 +7,10 @@ import trio
 import trio.testing
 
 from tests.runtime.mux_pipes import PipeTransport, connected
-from tunnel.runtime.connection import Connection, Stream, TunnelError
-from tunnel.runtime.fast_poll import AVAILABLE, Poller
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import TunnelError
+from tunnel.mux.stream import Stream
+from tunnel.net.poller import AVAILABLE, Poller
 
 WORD = b"GET / HTTP/1.1\r\n\r\n"
 

@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import OTHER, SECRET, TOKEN, dial, echo, parse, read_all, world
-from tunnel.runtime.connection import Stream, StreamReset
-from tunnel.runtime.internal import _is_loopback
+from tunnel.daemon.internal import _is_loopback
+from tunnel.mux.errors import StreamReset
+from tunnel.mux.stream import Stream
 
 
 async def test_bytes_go_both_ways_and_half_closes_pass() -> None:
@@ -324,7 +325,7 @@ async def test_facts_pages_and_closing_of_sessions() -> None:
 
 @pytest.mark.parametrize("there", [True, False], ids=["lives", "gone without a word"])
 async def test_a_sign_of_life_is_asked_of_the_agent(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.internal._PING_SECONDS", 30.0 if there else 0.2)
+    monkeypatch.setattr("tunnel.daemon.internal._PING_SECONDS", 30.0 if there else 0.2)
     async with world() as w:
         agent, _ = await w.agent(run=there)
         session = w.daemon.sessions.all()[0].id

@@ -13,11 +13,12 @@ import trio.testing
 from tests.runtime.daemonworld import OTHER, TOKEN, World, dial, echo, read_all, world
 from tests.runtime.test_transport import dial as dial_transport
 from tests.runtime.test_transport import serving
+from tunnel.daemon.http import accept as server
+from tunnel.mux.connection import Connection
+from tunnel.mux.stream import Stream
+from tunnel.mux.transport import Transport
 from tunnel.protocol.core import Role
 from tunnel.protocol.session import Session
-from tunnel.runtime import server
-from tunnel.runtime.connection import Connection, Stream
-from tunnel.runtime.transport import Transport
 
 
 async def still_fine(w: World, device: str) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from tunnel.agent import dial
 from tunnel.agent.addresses import Endpoint
-from tunnel.runtime import sockets
+from tunnel.net import sockets
 
 GIVEN_UP_AFTER = 45
 """Seconds of silence, at the daemon's end; the agent promises to notice within 40 (tunnel.md, "The agent")."""

@@ -7,7 +7,7 @@ import trio
 
 from tests.runtime.daemonworld import World
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, box, fast_world
-from tunnel.runtime.connection import Connection
+from tunnel.mux.connection import Connection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 STREAMS = 4

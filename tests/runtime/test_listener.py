@@ -11,8 +11,8 @@ import trio.testing
 
 from tests.runtime.daemonworld import OTHER, SECRET, TOKEN, Control, dial, echo, parse, read_all, world
 from tests.runtime.refusals import code_of, refused
-from tunnel.runtime.connection import StreamRefused
-from tunnel.runtime.transport import HandshakeRefused
+from tunnel.mux.errors import StreamRefused
+from tunnel.websocket.handshake import HandshakeRefused
 
 BEARER = [("Authorization", f"Bearer {TOKEN}")]
 UPGRADE = [

@@ -8,11 +8,12 @@ import trio.testing
 
 from tests.runtime.daemonworld import OTHER, TOKEN, dial, parse, read_all, world
 from tests.runtime.refusals import code_of, refused
-from tunnel.config import TunnelConfig, load
 from tunnel.contract import SettingError
-from tunnel.runtime.agent_head import agent_of, client_address, local_of
-from tunnel.runtime.http1 import Request
-from tunnel.runtime.server import Slots
+from tunnel.daemon.agents.head import agent_of, local_of
+from tunnel.daemon.config import TunnelConfig, load
+from tunnel.daemon.http.accept import Slots
+from tunnel.daemon.http.forwarded import client_address
+from tunnel.daemon.http.messages import Request
 
 
 async def test_a_dripping_head_is_408() -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tunnel.runtime.life import Life
-from tunnel.runtime.pace import WEIGHED, Pace
-from tunnel.runtime.sockets import Socket
+from tunnel.mux.liveness import Life
+from tunnel.mux.pacing import WEIGHED, Pace
+from tunnel.net.sockets import Socket
 
 KIB = 1024
 MOST = 64 * KIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.runtime.peek import LIMIT, RequestPeek
+from tunnel.http.sniffer import LIMIT, RequestPeek
 
 HEAD = b"GET /a/b?token=secret HTTP/1.1\r\nHost: box\r\nX-Request-ID: req_1.2-3\r\nAccept: */*\r\n\r\n"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tunnel.registry import Registry
+from tunnel.daemon.agents.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import SECRET, TOKEN, World, echo, world
-from tunnel.runtime import remote
-from tunnel.runtime.connection import Stream, StreamReset
-from tunnel.runtime.remote import RemoteNodes, RemoteRefused, RemoteStream
-from tunnel.runtime.sockets import ByteStream, accept, listen, tune
+from tunnel.daemon.upstream import remote_stream as remote
+from tunnel.daemon.upstream.remote_stream import RemoteNodes, RemoteRefused, RemoteStream
+from tunnel.mux.errors import StreamReset
+from tunnel.mux.stream import Stream
+from tunnel.net.sockets import ByteStream, accept, listen, tune
 
 
 async def opened(w: World, *, session: str = "", secret: str = SECRET, seconds: float = 5.0) -> RemoteStream:

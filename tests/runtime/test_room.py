@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.runtime.room import Room
+from tunnel.daemon.http.capacity import Room
 
 AGENTS, HERE, THERE = "192.0.2.1", "192.0.2.2", "2001:db8:0:1::1"
 

@@ -104,7 +104,7 @@ async def test_an_answer_that_is_none_of_these_goes_to_the_first_and_the_others_
 
 
 async def test_nobody_waits_long_for_an_answer_that_may_be_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.share_run.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("tunnel.daemon.share.exchange.WAIT_SECONDS", 0.2)
     async with camera() as (w, show, _), AsyncExitStack() as stack:
         for _ in range(2):
             await watch(stack, w, f"GET /d/{DEVICE}/plain")

@@ -13,8 +13,8 @@ from tests.runtime.cameraworld import PATH, Camera, metric, part, views, watch
 from tests.runtime.daemonworld import World, world
 from tests.runtime.fastworld import DEVICE, Handler, Visitor, Wire, box
 from tunnel.contract import H_SHARE, H_TUNNEL_SESSION
-from tunnel.runtime.connection import Connection
-from tunnel.runtime.share_run import Watched
+from tunnel.daemon.share.exchange import Watched
+from tunnel.mux.connection import Connection
 
 HOLDER, OTHER = 0, 1
 
@@ -22,8 +22,8 @@ HOLDER, OTHER = 0, 1
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine nobody goes alone because the test is late."""
-    for module in ("share_run", "share_lent"):
-        monkeypatch.setattr(f"tunnel.runtime.{module}.WAIT_SECONDS", 1e9)
+    for module in ("exchange", "peer"):
+        monkeypatch.setattr(f"tunnel.daemon.share.{module}.WAIT_SECONDS", 1e9)
 
 
 @asynccontextmanager
@@ -122,7 +122,7 @@ async def test_a_viewer_that_reads_nothing_there_holds_nobody_up() -> None:
 async def test_another_answer_goes_to_the_first_and_the_others_ask_for_themselves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tunnel.runtime.remote_line._REUSE_SECONDS", 1e9)
+    monkeypatch.setattr("tunnel.daemon.upstream.remote._REUSE_SECONDS", 1e9)
     show = Camera()
     line = f"GET /d/{DEVICE}/plain"
     async with daemons(show) as (worlds, _), AsyncExitStack() as stack:
@@ -219,7 +219,7 @@ async def test_an_end_is_the_same_for_the_viewers_there(how: str) -> None:
 
 
 async def test_nobody_there_waits_long_for_an_answer_that_may_be_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.share_lent.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("tunnel.daemon.share.peer.WAIT_SECONDS", 0.2)
     show = Camera()
     async with daemons(show) as (worlds, _), AsyncExitStack() as stack:
         for at in (HOLDER, OTHER):

@@ -162,7 +162,7 @@ async def test_one_of_two_who_takes_nothing_of_what_is_not_shared_is_cut_off() -
 
 
 async def test_what_is_kept_of_a_devices_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnel.runtime.share.HELD_BYTES", 2_900_000)
+    monkeypatch.setattr("tunnel.daemon.share.shares.HELD_BYTES", 2_900_000)
     async with source(b"b") as (w, camera), AsyncExitStack() as stack:
         eyes = []
         for n in range(3):

@@ -7,9 +7,9 @@ import trio
 
 from tests.runtime.cameraworld import PATH, Eye, camera, views, watch
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, box, fast_world
+from tunnel.daemon.upstream.local import LocalLine
 from tunnel.http import ProxyError
-from tunnel.runtime.connection import Stream
-from tunnel.runtime.fast_line import LocalLine
+from tunnel.mux.stream import Stream
 
 
 async def test_a_viewer_whose_login_ends_leaves_alone() -> None:

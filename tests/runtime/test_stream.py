@@ -1,4 +1,4 @@
-"""`tunnel.runtime.stream`: what Trio expects of a stream, kept by ours."""
+"""`tunnel.mux.stream`: what Trio expects of a stream, kept by ours."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -8,8 +8,9 @@ import trio
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 from tests.runtime.mux_pipes import connected
+from tunnel.mux.errors import StreamReset
+from tunnel.mux.stream import Stream
 from tunnel.protocol.limits import FILLING
-from tunnel.runtime.connection import Stream, StreamReset
 
 
 @asynccontextmanager

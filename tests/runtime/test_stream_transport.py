@@ -6,9 +6,11 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.runtime import transport as t
-from tunnel.runtime.connection import Connection, Role, SessionConfig
-from tunnel.runtime.wire import Wire
+from tunnel.mux.connection import Connection
+from tunnel.protocol.core import Role
+from tunnel.protocol.limits import SessionConfig
+from tunnel.websocket import handshake as t
+from tunnel.websocket.codec import Wire
 
 
 class Slow:

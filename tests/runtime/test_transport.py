@@ -24,9 +24,10 @@ from tests.runtime.transport_kit import (
     serving,
     serving_raw,
 )
-from tunnel.runtime import transport as t
-from tunnel.runtime.sockets import ByteStream, accept, listen
-from tunnel.runtime.wire import TransportProtocolError, Wire
+from tunnel.mux.transport import TransportProtocolError
+from tunnel.net.sockets import ByteStream, accept, listen
+from tunnel.websocket import handshake as t
+from tunnel.websocket.codec import Wire
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -10,9 +10,9 @@ import trio
 import trio.testing
 
 from tests.runtime.transport_kit import beside_a_raw_peer, masked
-from tunnel.runtime import transport as t
-from tunnel.runtime.sockets import ByteStream
-from tunnel.runtime.wire import Wire
+from tunnel.net.sockets import ByteStream
+from tunnel.websocket import handshake as t
+from tunnel.websocket.codec import Wire
 
 
 @pytest.fixture

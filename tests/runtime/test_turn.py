@@ -10,9 +10,9 @@ import trio
 
 from tests.runtime.fastworld import DEVICE, Visitor, box, fast_world
 from tests.runtime.fastworld import Wire as BoxWire
-from tunnel.runtime.turn import LEAST, MOST, SECONDS, Turn
-from tunnel.runtime.websocket import SocketTransport, StreamTransport
-from tunnel.runtime.wire import Wire
+from tunnel.net.turn import LEAST, MOST, SECONDS, Turn
+from tunnel.websocket.codec import Wire
+from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 QUICK, SLOW = 1e-9, 1e-6  # seconds a byte
 
@@ -59,7 +59,7 @@ def masked(payload: bytes) -> bytes:
 async def test_a_transport_takes_less_at_once_of_what_costs_more(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is the test's: each byte costs as long as it says."""
     now, cost = 0.0, SLOW
-    monkeypatch.setattr("tunnel.runtime.websocket.thread_time", lambda: now)
+    monkeypatch.setattr("tunnel.websocket.transports.thread_time", lambda: now)
     ours, theirs = socket.socketpair()
     with theirs:
         ours.setblocking(False)

@@ -13,11 +13,11 @@ from trio.testing import MockClock
 from tests.runtime.daemonworld import OTHER, TOKEN, echo, world
 from tests.runtime.mux_pipes import PipeTransport, transport_pair
 from tests.runtime.test_isolation import still_fine
+from tunnel.mux.connection import Connection
+from tunnel.net.watchdog import Schedule, Watchdog
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind
 from tunnel.protocol.frames import ACK, HEADER, PING, SYN
-from tunnel.runtime.connection import Connection
-from tunnel.runtime.watchdog import Schedule, Watchdog
 
 # The schedule
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol
 
-from tunnel.runtime.wire import MAX_FRAME, TransportProtocolError, Wire
+from tunnel.mux.transport import TransportProtocolError
+from tunnel.websocket.codec import MAX_FRAME, Wire
 
 KEY = b"\x11\x22\x33\x44"
 BINARY, CONT, TEXT, CLOSE, PING, PONG = 2, 0, 1, 8, 9, 10

@@ -11,12 +11,15 @@ import pytest
 import trio
 
 from tests.tls import Authority, make_authority
+from tunnel.mux.connection import Connection
+from tunnel.mux.transport import Transport
+from tunnel.mux.write_progress import Writing
+from tunnel.net.sockets import acknowledged, tune, unsent
+from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind
-from tunnel.runtime.connection import Connection, Role, SessionConfig
-from tunnel.runtime.sockets import acknowledged, tune, unsent
-from tunnel.runtime.transport import SocketTransport, StreamTransport, Transport
-from tunnel.runtime.wire import Wire
-from tunnel.runtime.writing import Writing
+from tunnel.protocol.limits import SessionConfig
+from tunnel.websocket.codec import Wire
+from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 
 class Line:

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import trio
 import trio.testing
 
-from tunnel.runtime import transport as t
-from tunnel.runtime.sockets import ByteStream, accept, listen
-from tunnel.runtime.wire import Wire
+from tunnel.net.sockets import ByteStream, accept, listen
+from tunnel.websocket import handshake as t
+from tunnel.websocket.codec import Wire
 
 SERVER_HEADERS = [("X-VisionA-Device-Id", "d1")]
 Serve = Callable[[t.Transport], Awaitable[None]]

@@ -22,7 +22,9 @@ import trio
 from tests.agent.fake_daemon import Admit, FakeDaemon, Refuse, fake_daemon
 from tests.interop.agents import AgentProcess, agent_process
 from tunnel.agent.demo.box import Box
-from tunnel.runtime.connection import Connection, Stream, TunnelError
+from tunnel.mux.connection import Connection
+from tunnel.mux.errors import TunnelError
+from tunnel.mux.stream import Stream
 
 pytestmark = pytest.mark.system
 PAIRING, SESSION = "vAc_" + "1" * 32, "vAs_" + "3" * 32

@@ -16,9 +16,9 @@ import pytest
 import trio
 
 from tests.runtime.daemonworld import SECRET, TOKEN, Control, dial, parse, read_all
+from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role
-from tunnel.runtime.connection import Connection
-from tunnel.runtime.transport import client_transport
+from tunnel.websocket.handshake import client_transport
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]

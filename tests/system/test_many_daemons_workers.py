@@ -21,9 +21,9 @@ import trio
 from tests.runtime.daemonworld import SECRET, Control, dial, parse, read_all
 from tests.runtime.fastworld import DEVICE, Visitor, Wire, ok
 from tests.system.test_daemon import environment, free_port
+from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role
-from tunnel.runtime.connection import Connection
-from tunnel.runtime.transport import client_transport
+from tunnel.websocket.handshake import client_transport
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 

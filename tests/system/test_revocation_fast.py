@@ -24,7 +24,8 @@ from tests.system.many import agent
 from tests.system.many import end as end_agents
 from tests.system.stack import Stack, eventually, run_stack, standing_still
 from tests.system.ws_kit import WS, echo, receive
-from tunnel.runtime import fast, fast_watch
+from tunnel.daemon.lane import lane as fast
+from tunnel.daemon.lane import reauthorize as fast_watch
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 

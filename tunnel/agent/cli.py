@@ -23,7 +23,7 @@ from tunnel.agent.settings import AgentSettings
 from tunnel.agent.verdict import EXIT_OK, EXIT_USAGE
 from tunnel.agent.version import VERSION
 from tunnel.contract import SettingError
-from tunnel.runtime.garbage import calm_collector, return_memory
+from tunnel.net.memory import calm_collector, return_memory
 
 EXIT_CODES: Final = """\b
 Exit codes:

@@ -32,7 +32,8 @@ from tunnel.contract import (
     SESSION_PREFIX,
     token_prefix,
 )
-from tunnel.runtime.transport import HandshakeError, HandshakeRefused, Transport, client_transport
+from tunnel.mux.transport import Transport
+from tunnel.websocket.handshake import HandshakeError, HandshakeRefused, client_transport
 
 DIAL_SECONDS: Final = 15.0
 UPGRADE_SECONDS: Final = 30.0

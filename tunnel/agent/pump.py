@@ -18,8 +18,8 @@ from typing import Final, Protocol
 import trio
 
 from tunnel.agent.addresses import LocalAddress
-from tunnel.runtime.peek import RequestPeek
-from tunnel.runtime.sockets import FLUSH_SECONDS, ByteStream, tune
+from tunnel.http.sniffer import RequestPeek
+from tunnel.net.sockets import FLUSH_SECONDS, ByteStream, tune
 
 READ_BYTES: Final = 128 * 1024
 CONNECT_SECONDS: Final = 5.0
@@ -29,7 +29,7 @@ so that the daemon can take the answer before it learns that nobody wants the re
 
 
 class TunnelStream(Protocol):
-    """What is used of `tunnel.runtime.stream.Stream`."""
+    """What is used of `tunnel.mux.stream.Stream`."""
 
     listener: Callable[[], None] | None
 

@@ -38,12 +38,12 @@ from tunnel.agent.settings import AgentSettings, read_pairing_token
 from tunnel.agent.verdict import EXIT_OK, EXIT_REFUSED, Verdict, after_close
 from tunnel.agent.version import VERSION
 from tunnel.contract import CLOSE_ABUSE, CLOSE_DISABLED, CLOSE_REPLACED, CLOSE_REVOKED, CLOSE_SHUTDOWN
+from tunnel.mux.connection import Connection
+from tunnel.mux.stream import Stream
+from tunnel.mux.transport import Transport
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind
 from tunnel.protocol.limits import SessionConfig
-from tunnel.runtime.connection import Connection
-from tunnel.runtime.stream import Stream
-from tunnel.runtime.transport import Transport
 
 STORE_AGAIN_SECONDS: Final = 30.0
 TOKEN_LOOK_SECONDS: Final = 5.0

@@ -13,10 +13,10 @@ from unittest.mock import Mock
 import pytest
 
 from apps.proxy import engine, running
-from tunnel.config import TunnelConfig, load
 from tunnel.contract import SETTINGS, read_settings
+from tunnel.daemon.config import TunnelConfig, load
+from tunnel.daemon.lane.lane import FastLane
 from tunnel.http import LIMITS, Limits
-from tunnel.runtime.fast import FastLane
 
 GIB = 1 << 30
 OF_AN_EXCHANGE: dict[str, tuple[str, str, float]] = {

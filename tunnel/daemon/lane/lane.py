@@ -1,0 +1,442 @@
+"""The fast lane: `/d/{device_id}/{path}` and `/ws/*` on the daemon's public port. Contract: docs/fast-lane.md.
+
+Puts together who may (`fast_auth`), the client's connection (`fast_client`), the exchange (`fast_run`) and the streams
+(`fast_line`), and watches over all of them. What a proxied exchange is lives in `tunnel.http`, for both lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, Final
+
+import trio
+from prometheus_client.core import Metric
+
+from tunnel.contract import language_of
+from tunnel.daemon.agents.handshakes import Arrivals
+from tunnel.daemon.agents.registry import Registry
+from tunnel.daemon.agents.session import TunnelSession
+from tunnel.daemon.config import TunnelConfig
+from tunnel.daemon.control.client import ControlPlane
+from tunnel.daemon.http.capacity import Room
+from tunnel.daemon.http.forwarded import Proxies
+from tunnel.daemon.http.messages import HSTS
+from tunnel.daemon.lane.authorizer import Authorizer, Grant, concerns
+from tunnel.daemon.lane.client import Agents, Client, push_out
+from tunnel.daemon.lane.cors import Cors
+from tunnel.daemon.lane.counters import Tally
+from tunnel.daemon.lane.exchange import Carried
+from tunnel.daemon.lane.fast_path import Quick
+from tunnel.daemon.lane.fd_passing import Hands
+from tunnel.daemon.lane.head_cache import Memo
+from tunnel.daemon.lane.ids import Ids
+from tunnel.daemon.lane.interfaces import Plain, Remote, Run
+from tunnel.daemon.lane.reauthorize import Watch
+from tunnel.daemon.lane.refusals import no_upgrade, told
+from tunnel.daemon.lane.route import Asked, Said, field_of, is_bodyless, read
+from tunnel.daemon.upstream.interfaces import BoxStream, Line
+from tunnel.daemon.upstream.local import LocalLine
+from tunnel.daemon.upstream.remote_stream import RemoteStream
+from tunnel.http import (
+    Exchange,
+    Field,
+    Limits,
+    OrdinaryAnswers,
+    ProxyError,
+    RequestHead,
+    Via,
+    field_lines,
+    outline,
+)
+from tunnel.logs import JsonLog
+from tunnel.net.poller import AVAILABLE, Poller
+from tunnel.net.sockets import ByteStream
+
+_LOOK_SECONDS: Final = 0.5
+_ANY_BODY: Final = Limits(request_body=1 << 62)
+"""Before it is known how large a body may be."""
+
+Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
+"""(client, what was asked, exchange, grant, request id): may take over a GET of the whole, or not (None)."""
+
+
+class FastLane:
+    """All client connections of this daemon's fast lane. `run` it; `serve` each connection."""
+
+    def __init__(
+        self,
+        config: TunnelConfig,
+        *,
+        control: ControlPlane,
+        sessions: Registry[TunnelSession],
+        arrivals: Arrivals,
+        log: JsonLog,
+        full: Callable[[], bool] = lambda: False,
+        room: Room | None = None,
+    ) -> None:
+        self.config = config
+        self.head_seconds = config.head_seconds
+        self.node_url = config.node_url
+        self.draining = False
+        self.share: Share | None = None
+        self.plain: Plain | None = None
+        self.remote: Remote | None = None
+        self.hands: Hands | None = None
+        self.poller: Poller | None = None
+        self.running: set[Run | Quick] = set()
+        self._tally = Tally()
+        self._control = control
+        self._sessions = sessions
+        self._arrivals = arrivals
+        self._log = log
+        self._full = full
+        self._room = room
+        self._cors = Cors(config.cors_origins, [(name.encode(), value.encode()) for name, value in HSTS if config.hsts])
+        self._ids = Ids()
+        self.proxies = Proxies(config.trusted_proxies)
+        self._limits = Limits(
+            request_body=config.body_max,
+            open_seconds=config.open_seconds,
+            head_seconds=config.answer_seconds,
+            idle_seconds=config.exchange_idle_seconds,
+            upgraded_idle_seconds=config.upgraded_idle_seconds,
+        )
+        self._clients: set[Client] = set()
+        self._memos = Memo(), Memo()  # of clients, and of clients that are trusted proxies
+        self._answers = OrdinaryAnswers()
+        self._lines: dict[TunnelSession, LocalLine] = {}
+        self._nursery: trio.Nursery | None = None
+        self._authorizer: Authorizer | None = None
+        self._watch: Watch | None = None
+        self._empty = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"<FastLane clients={len(self._clients)} running={len(self.running)}>"
+
+    def __len__(self) -> int:
+        return len(self.running)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry what outlives a step: look-ups, slow readers, the watchdog. Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._authorizer = Authorizer(self._control, self._log, nursery, limits=self._limits)
+            self._watch = Watch(self._authorizer.refusal, self._authorizer.forget, self.spawn)
+            if AVAILABLE:
+                self.poller = Poller()
+                nursery.start_soon(self.poller.run)
+            task_status.started()
+            while True:
+                await trio.sleep(_LOOK_SECONDS)
+                self._look()
+
+    async def serve(
+        self, head: RequestHead, rest: bytes, raw: ByteStream, address: str, turns: int = 0
+    ) -> Agents | None:
+        """One client connection, from its first head (read already) to its end, or to a request of an agent's."""
+        client = Client(self, raw, address, turns)
+        if self._room is not None:
+            self._room.heard(raw, client)
+        self._clients.add(client)
+        try:
+            return await client.serve(head, rest)
+        finally:
+            self._clients.discard(client)
+
+    def drain(self) -> None:
+        """Take no new requests, let the running ones finish, close idle connections and streams."""
+        self.draining = True
+        for line in self._lines.values():
+            line.close()
+
+    async def wait_empty(self) -> None:
+        """Return when nothing runs."""
+        while self.running:
+            await self._empty.park()
+
+    def spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Work that a step left over, bounded by the exchange that it belongs to."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._alone, work, *args)
+
+    async def _alone(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """A bug in what one exchange left over ends neither the others nor the daemon."""
+        try:
+            await work(*args)
+        except Exception as error:  # noqa: BLE001 - the last that could catch it
+            self._log.error("work_crashed", work=work.__name__, error=repr(error))
+
+    def reset_when_flushed(self, kept: ByteStream, address: str) -> None:
+        """Reset a client's connection once what was written has arrived. Until then it has a place as others have, and
+        gives way: a client may be as long at reading it as it likes."""
+        if self._room is not None and not self._room.take(kept, address, kept.reset):
+            kept.reset()
+        else:
+            self.spawn(self._flush, kept)
+
+    async def _flush(self, kept: ByteStream) -> None:
+        try:
+            await kept.reset_when_flushed()
+        finally:
+            if self._room is not None:
+                self._room.leave(kept)
+
+    # --- who may ------------------------------------------------------------------------------------------------------
+    def cached(self, client: Client, head: RequestHead) -> Run | None:
+        """The exchange, if all that it needs is at hand; else None, and `begin` finds out why not."""
+        if self.draining or head.method == b"OPTIONS" or not head.target.startswith(b"/d/"):
+            return None
+        asked = read(head)
+        if not asked.key or self._authorizer is None:
+            return None
+        grant = self._authorizer.kept(asked.key)
+        if grant is None or trio.current_time() >= grant.refresh_at or self._outdated(grant):
+            return None
+        request_id = self._ids.request_id(asked.said.values[3])
+        try:
+            run = self._started(client, asked, grant, request_id)
+        except ProxyError:
+            return None
+        if client.noted is not None:
+            cors = field_lines(self.cors_of(head))
+            self._memos[client.trusted].note(client.noted, asked, grant.limits, cors, trusted=client.trusted)
+        return run
+
+    @property
+    def authorizer(self) -> Authorizer | None:
+        """Django's word; None while the lane does not run."""
+        return self._authorizer
+
+    def quick(self, client: Client) -> Quick:
+        """What serves the ordinary requests of a connection."""
+        memo = self._memos[client.trusted]
+        return Quick(self, client, memo=memo, answers=self._answers, ids=self._ids, tally=self._tally, log=self._log)
+
+    def _outdated(self, grant: Grant) -> bool:
+        """The device was admitted anew since: it may be somebody else's by now."""
+        session = self._sessions.of_device(grant.device_id)
+        return session is not None and session.epoch > grant.epoch
+
+    async def begin(self, client: Client, head: RequestHead) -> Run | None:
+        """The exchange, or None once the client was told why there is none."""
+        request_id = self._ids.request_id(field_of(head, b"x-request-id"))
+        try:
+            asked = read(head)
+            if self._preflight(client, asked, request_id):
+                return None
+            grant = await self._grant(client, asked, request_id)
+            return self._started(client, asked, grant, request_id)
+        except ProxyError as error:
+            self._tally.count(error.code.lower())
+            self._log.info(
+                "forward_refused",
+                lane="fast",
+                request_id=request_id,
+                method=head.method.decode("latin-1"),
+                path=head.target.partition(b"?")[0].decode("latin-1"),
+                code=error.code,
+                problem=str(error),
+                address=self.proxies.client_of(client.address, head),
+            )
+            client.answer(self.told(error, head, keep=is_bodyless(head), request_id=request_id), keep=is_bodyless(head))
+            return None
+
+    def _preflight(self, client: Client, asked: Asked, request_id: str) -> bool:
+        if asked.head.method != b"OPTIONS" or not asked.said.values[10]:
+            return False
+        keep = is_bodyless(asked.head)
+        client.answer(self._cors.preflight(asked.said.origin, request_id, keep_alive=keep), keep=keep)
+        return True
+
+    async def _grant(self, client: Client, asked: Asked, request_id: str) -> Grant:
+        authorizer = self._authorizer
+        if authorizer is None:
+            raise ProxyError("TUNNEL_UNAVAILABLE", "not running")
+        if asked.kind == b"ticket" and (
+            asked.mount or asked.upgrade
+        ):  # what will be refused spends none (api.md, "Tickets")
+            outline(asked.head, Via("http", "", "", mount=asked.mount, upgrade=asked.upgrade), _ANY_BODY)
+        question = asked.request(self.config.node, self.proxies.client_of(client.address, asked.head), request_id)
+        grant = authorizer.kept(asked.key, question) if asked.key else None
+        if grant is None or self._outdated(grant):
+            if asked.mount or asked.upgrade:
+                grant = await authorizer.settled(asked.key, question, seconds=self.patience)
+            else:  # /ws/* without an upgrade: a ticket is not spent for that
+                if asked.kind != b"ticket":
+                    await authorizer.ask(asked.key, question)
+                raise no_upgrade(asked.head.method)
+        return grant
+
+    def _started(self, client: Client, asked: Asked, grant: Grant, request_id: str) -> Run:
+        """The exchange of an allowed caller. Raises ProxyError."""
+        if not asked.mount and not asked.upgrade:
+            raise no_upgrade(asked.head.method)
+        via = Via(
+            scheme="http",
+            address=client.address,
+            request_id=request_id,
+            traceparent=self._ids.traceparent(asked.said.values[4]),
+            trusted=client.trusted,
+            mount=asked.mount,
+            upgrade=asked.upgrade,
+        )
+        if self._room is not None and not client.proved:
+            client.proved = True
+            self._room.prove(client.address)
+        exchange = Exchange(asked.head, via, grant.limits)
+        run: Run | None = None
+        if self.share is not None and asked.sharable and not exchange.request.body_length:
+            run = self.share(client, asked, exchange, grant, request_id)
+        if run is None:
+            run = Carried(self, client, asked.head, exchange, grant, request_id)
+        self.running.add(run)
+        return run
+
+    def invalidate(self, *, users: Iterable[str], logins: Iterable[str], devices: Iterable[str]) -> tuple[int, int]:
+        """Drop what is known of them and end what they run: how many of each."""
+        gone = set(users), set(logins) - {""}, set(devices)
+        dropped = 0
+        if self._authorizer is not None:
+            dropped = self._authorizer.invalidate(users=gone[0], logins=gone[1], devices=gone[2])
+        ended = [run for run in self.running if concerns(run.grant, *gone)]
+        for run in ended:
+            code = "NOT_FOUND" if run.grant.device_id in gone[2] else "UNAUTHENTICATED"
+            run.end_with(ProxyError(code, "no longer allowed"))
+        return dropped, len(ended)
+
+    def shed(self, session: TunnelSession) -> None:
+        """Break off what runs to a device: all buffers together are over their budget, and its tunnel holds most."""
+        for run in [each for each in self.running if each.grant.device_id == session.device_id]:
+            run.end_with(ProxyError("OVERLOADED", "the daemon's buffers are full"))
+
+    # --- ways to the box ----------------------------------------------------------------------------------------------
+    def here(self, grant: Grant) -> LocalLine | None:
+        """The way to the device's session, if it is here, the one that counts, and the one that the grant is about."""
+        session = self._sessions.of_device(grant.device_id)
+        if session is None or session.identity.epoch != grant.epoch or session.leaving or session.closing:
+            return None
+        return self._line_of(session)
+
+    def reach(self, grant: Grant) -> Line | None:
+        """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
+        here = self._here(grant)
+        if here is None and self.remote is not None and grant.node_url != self.node_url:
+            return self.remote(grant)
+        return here
+
+    def _here(self, grant: Grant) -> LocalLine | None:
+        """The way to the device's session if it counts here: the grant's, or a newer one."""
+        session = self._sessions.of_device(grant.device_id)
+        if session is None or session.closing or session.leaving or session.epoch < grant.epoch:
+            return None
+        return self._line_of(session)
+
+    def _line_of(self, session: TunnelSession) -> LocalLine:
+        return self._lines.get(session) or self._lines.setdefault(session, LocalLine(session, self._full))
+
+    async def wait_reach(self, grant: Grant, until: float) -> Line:
+        """The way to the device's session, wherever it is; by Django's newer word where the grant's is outdated.
+
+        `until` is the last moment to look for another one. Raises ProxyError TUNNEL_DISCONNECTED.
+        """
+        while True:
+            if grant.node_url == self.node_url:
+                with trio.move_on_at(min(until, trio.current_time() + self.config.open_seconds)):
+                    await self._arrivals.wait_session(grant.session)
+            if (line := self.reach(grant)) is not None:
+                return line
+            fresh = await self._fresh(grant, grant.session, until)
+            if fresh is None:
+                raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
+            grant = fresh
+
+    async def newer(self, grant: Grant, line: Line, until: float) -> Line | None:
+        """The way to a session of the device that came after that of `line`, as far as is known here or to Django.
+
+        One on its way is waited for, `until` that moment. Raises ProxyError TUNNEL_DISCONNECTED.
+        """
+        if (here := self._here(grant)) is not None and here.session != line.session:
+            return here
+        fresh = await self._fresh(grant, line.session, until)
+        found = None if fresh is None else await self.wait_reach(fresh, until)
+        return None if found is None or found.session == line.session else found
+
+    async def _fresh(self, grant: Grant, than: str, until: float) -> Grant | None:
+        """What Django says now about the same caller; None: nothing better than session `than` is known."""
+        seconds = until - trio.current_time()
+        if self._authorizer is None or seconds <= 0:
+            return None
+        self._authorizer.forget(grant)
+        leaving = self.node_url if self.draining else ""
+        try:
+            new = await self._authorizer.settled(grant.key, grant.again, seconds=seconds, than=than, leaving=leaving)
+        except ProxyError:
+            return None  # what was wrong with the way tells the client more
+        return None if new.session == than else new
+
+    @property
+    def patience(self) -> float:
+        """How long a device that moves is waited for: while we drain, no longer than that its client can be told."""
+        seconds = self.config.open_seconds
+        return min(seconds, self.config.drain_seconds / 2) if self.draining else seconds
+
+    @staticmethod
+    def pumped(stream: BoxStream) -> bool:
+        """Whether a stream can't call back, so that a task has to wait for it."""
+        return isinstance(stream, RemoteStream)
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+    def cors_of(self, head: RequestHead) -> list[Field]:
+        """The CORS fields for the answer to a request."""
+        return self._cors.fields(field_of(head, b"origin"))
+
+    def told(self, error: ProxyError, head: RequestHead | None, *, keep: bool, request_id: str = "") -> bytes:
+        """The envelope of an error as a whole answer."""
+        said = Said(head).values if head is not None else [b""] * 11
+        return told(
+            error,
+            request_id or self._ids.request_id(said[3]),
+            language=language_of(said[8].decode("latin-1"), self.config.language),
+            keep_alive=keep and not self.draining,
+            head_only=head is not None and head.method == b"HEAD",
+            extra=self._cors.lines(said[1]),
+        )
+
+    def ended(self, run: Carried) -> None:
+        """Count and log an exchange that is over."""
+        facts = run.facts()
+        self._tally.count(run.outcome)
+        self._tally.bytes_up += facts["bytes_up"]
+        self._tally.bytes_down += facts["bytes_down"]
+        self._log.info("forward", **facts)
+        self.no_longer(run)
+
+    def no_longer(self, run: Run | Quick) -> None:
+        """It does not run any more, here or in this guise."""
+        self.running.discard(run)
+        if self._empty and not self.running:
+            self._empty.unpark_all()
+
+    def crashed(self, run: Carried, error: Exception) -> None:
+        """A bug of ours in one exchange."""
+        self._log.error("exchange_crashed", request_id=run.request_id, error=repr(error))
+        run.end_with(ProxyError("INTERNAL_ERROR", "crashed"))
+
+    def live(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        return self._tally.live(self._clients, self.running, self.hands)
+
+    # --- the watchdog -------------------------------------------------------------------------------------------------
+    def _look(self) -> None:
+        now = trio.current_time()
+        for client in list(self._clients):
+            client.look(now)
+        push_out(self._clients, self.config.max_handshakes, now)
+        if self._watch is not None:
+            self._watch.look(self.running, now)
+        for session, line in list(self._lines.items()):
+            if line.over:
+                del self._lines[session]
+            else:
+                line.expire()

@@ -1,0 +1,1 @@
+"""Raw streams between an internal client and a box, moved without being understood."""

@@ -1,0 +1,1 @@
+"""Shared streams: one pull from a box, any number of viewers."""

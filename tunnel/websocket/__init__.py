@@ -1,0 +1,1 @@
+"""A tunnel's byte transport: WebSocket codec, transports and handshakes."""
