@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from tunnel.adapters import calls, http_client
 
 from tests.tls import make_authority
 from tunnel.contract import AuthorizeRequest, Credential, Crowded, Heartbeat
+from tunnel.daemon.control import calls, http_client
 from tunnel.daemon.control.client import ControlPlane, ControlUnavailable
 from tunnel.daemon.control.http_client import MAX_BODY, MAX_HEAD, Origin
 from tunnel.net.places import Places
