@@ -9,8 +9,8 @@ import trio.testing
 from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role
 from tunnel.protocol.limits import SessionConfig
-from tunnel.websocket import handshake as t
 from tunnel.websocket.codec import Wire
+from tunnel.websocket.transports import StreamTransport
 
 
 class Slow:
@@ -24,7 +24,7 @@ class Slow:
         assert deliver is not None
         self._deliver = deliver
         self.near.send_stream.send_all_hook = self._wait
-        self.transport = t.StreamTransport(self.near, Wire(client=True))
+        self.transport = StreamTransport(self.near, Wire(client=True))
 
     async def _wait(self) -> None:
         self.writing += 1

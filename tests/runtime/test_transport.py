@@ -24,10 +24,11 @@ from tests.runtime.transport_kit import (
     serving,
     serving_raw,
 )
-from tunnel.mux.transport import TransportProtocolError
+from tunnel.mux.transport import Transport, TransportProtocolError
 from tunnel.net.sockets import ByteStream, accept, listen
 from tunnel.websocket import handshake as t
 from tunnel.websocket.codec import Wire
+from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -57,7 +58,7 @@ async def test_a_trio_websocket_client_understands_the_hot_path() -> None:
 
 @pytest.mark.parametrize("code,reason", [(4401, "revoked"), (4409, "replaced by a newer connection"), (1012, "")])
 async def test_the_close_code_arrives_even_while_the_peer_is_sending(code: int, reason: str) -> None:
-    async def kick(transport: t.Transport) -> None:
+    async def kick(transport: Transport) -> None:
         await transport.receive_some()
         await transport.aclose(code, reason)
         await transport.aclose(1000)  # idempotent, and changes nothing
@@ -77,9 +78,9 @@ async def test_the_close_code_arrives_even_while_the_peer_is_sending(code: int, 
 
 
 async def test_a_peer_that_vanishes_is_1006() -> None:
-    async def vanish(transport: t.Transport) -> None:
+    async def vanish(transport: Transport) -> None:
         await transport.receive_some()
-        assert isinstance(transport, t.SocketTransport)
+        assert isinstance(transport, SocketTransport)
         transport._sock.shutdown(socket.SHUT_RDWR)
         await transport.aclose()
 
@@ -93,9 +94,9 @@ async def test_a_peer_that_vanishes_is_1006() -> None:
 
 
 async def test_a_reset_is_broken_and_never_the_end() -> None:
-    async def reset(transport: t.Transport) -> None:
+    async def reset(transport: Transport) -> None:
         await transport.receive_some()
-        assert isinstance(transport, t.SocketTransport)
+        assert isinstance(transport, SocketTransport)
         ByteStream(transport._sock).reset()
 
     async with serving(reset) as port:
@@ -179,13 +180,13 @@ async def test_bytes_right_behind_the_answer_are_not_lost() -> None:
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[tuple[t.SocketTransport, ByteStream]]:
+async def pair() -> AsyncIterator[tuple[SocketTransport, ByteStream]]:
     """A server-side transport and the raw socket of its peer."""
     async with beside_a_raw_peer(20) as made:
         yield made
 
 
-async def test_fragments_arrive_before_their_message_ends(pair: tuple[t.SocketTransport, ByteStream]) -> None:
+async def test_fragments_arrive_before_their_message_ends(pair: tuple[SocketTransport, ByteStream]) -> None:
     transport, peer = pair
     await peer.send_all(masked(2, b"a" * 4096, fin=False))
     assert await transport.receive_some() == b"a" * 4096
@@ -196,7 +197,7 @@ async def test_fragments_arrive_before_their_message_ends(pair: tuple[t.SocketTr
     assert await transport.receive_some() == b"next"
 
 
-async def test_one_byte_at_a_time(pair: tuple[t.SocketTransport, ByteStream]) -> None:
+async def test_one_byte_at_a_time(pair: tuple[SocketTransport, ByteStream]) -> None:
     transport, peer = pair
     for byte in masked(2, b"whole"):
         await peer.send_all(bytes([byte]))
@@ -221,7 +222,7 @@ async def test_one_byte_at_a_time(pair: tuple[t.SocketTransport, ByteStream]) ->
     ],
 )
 async def test_what_breaks_the_protocol_is_answered_with_its_code(
-    pair: tuple[t.SocketTransport, ByteStream], frames: bytes, code: int
+    pair: tuple[SocketTransport, ByteStream], frames: bytes, code: int
 ) -> None:
     transport, peer = pair
     await peer.send_all(frames)
@@ -235,7 +236,7 @@ async def test_what_breaks_the_protocol_is_answered_with_its_code(
         await transport.send_all(b"x")
 
 
-async def test_the_peers_close_is_echoed_and_told(pair: tuple[t.SocketTransport, ByteStream]) -> None:
+async def test_the_peers_close_is_echoed_and_told(pair: tuple[SocketTransport, ByteStream]) -> None:
     transport, peer = pair
     await peer.send_all(masked(2, b"last") + masked(8, struct.pack("!H", 1001) + b"bye"))
     assert await transport.receive_some() == b"last"
@@ -245,7 +246,7 @@ async def test_the_peers_close_is_echoed_and_told(pair: tuple[t.SocketTransport,
 
 
 async def test_a_writer_that_is_blocked_does_not_stop_the_reader(
-    pair: tuple[t.SocketTransport, ByteStream],
+    pair: tuple[SocketTransport, ByteStream],
 ) -> None:
     """Nor does the pong that the reader owes tear the message that is half on the wire."""
     transport, peer = pair
@@ -265,7 +266,7 @@ async def test_a_writer_that_is_blocked_does_not_stop_the_reader(
 
 @pytest.mark.parametrize("writing", [True, False], ids=["beside a message", "alone"])
 async def test_pongs_for_a_peer_that_reads_nothing_are_few_and_whole(
-    writing: bool, pair: tuple[t.SocketTransport, ByteStream]
+    writing: bool, pair: tuple[SocketTransport, ByteStream]
 ) -> None:
     transport, peer = pair
     message = b"x" * (1 << 20) if writing else b""
@@ -291,13 +292,13 @@ async def test_pongs_for_a_peer_that_reads_nothing_are_few_and_whole(
 
 @pytest.mark.parametrize("opcode", [9, 10, 2])
 async def test_idle_frames_that_flood_in_end_the_connection(
-    opcode: int, pair: tuple[t.SocketTransport, ByteStream]
+    opcode: int, pair: tuple[SocketTransport, ByteStream]
 ) -> None:
     """Pings, pongs, empty messages: each cost as much as a frame with 64 KiB, and bring nothing."""
     transport, peer = pair
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.send_all, masked(opcode, b"") * 5000)
-        with pytest.raises(t.TransportProtocolError) as caught:
+        with pytest.raises(TransportProtocolError) as caught:
             await transport.receive_some()
         assert caught.value.code == 4429
         got = b""
@@ -308,7 +309,7 @@ async def test_idle_frames_that_flood_in_end_the_connection(
 
 
 async def test_aclose_is_bounded_when_the_peer_reads_nothing(
-    pair: tuple[t.SocketTransport, ByteStream], autojump_clock: trio.testing.MockClock
+    pair: tuple[SocketTransport, ByteStream], autojump_clock: trio.testing.MockClock
 ) -> None:
     transport, _peer = pair
     async with trio.open_nursery() as nursery:
@@ -327,7 +328,7 @@ async def test_aclose_is_bounded_when_the_peer_reads_nothing(
         await transport.receive_some()
 
 
-async def test_a_second_task_is_told_that_it_is_one_too_many(pair: tuple[t.SocketTransport, ByteStream]) -> None:
+async def test_a_second_task_is_told_that_it_is_one_too_many(pair: tuple[SocketTransport, ByteStream]) -> None:
     transport, _peer = pair
     async with trio.open_nursery() as nursery:
         nursery.start_soon(transport.receive_some)
@@ -344,7 +345,7 @@ async def test_a_second_task_is_told_that_it_is_one_too_many(pair: tuple[t.Socke
 
 async def test_the_stream_transport_does_the_same_on_a_stream_in_memory() -> None:
     left, right = trio.testing.memory_stream_pair()
-    server, client = t.StreamTransport(left, Wire(client=False)), t.StreamTransport(right, Wire(client=True))
+    server, client = StreamTransport(left, Wire(client=False)), StreamTransport(right, Wire(client=True))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(echo, server)
         await client.send_all(b"q" * 70_000)
@@ -356,7 +357,7 @@ async def test_the_stream_transport_does_the_same_on_a_stream_in_memory() -> Non
 async def test_two_ends_that_cannot_half_close_do_not_wait_for_each_other(autojump_clock: trio.abc.Clock) -> None:
     """TLS through a front: the close frames were exchanged, and neither end learns of the other's end of stream."""
     left, right = trio.testing.memory_stream_pair()
-    server, client = t.StreamTransport(left, Wire(client=False)), t.StreamTransport(right, Wire(client=True))
+    server, client = StreamTransport(left, Wire(client=False)), StreamTransport(right, Wire(client=True))
     took: list[float] = []
 
     async def answer() -> None:

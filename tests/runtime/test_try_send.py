@@ -11,12 +11,12 @@ import trio.testing
 
 from tests.runtime.transport_kit import beside_a_raw_peer, masked
 from tunnel.net.sockets import ByteStream
-from tunnel.websocket import handshake as t
 from tunnel.websocket.codec import Wire
+from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[tuple[t.SocketTransport, ByteStream]]:
+async def pair() -> AsyncIterator[tuple[SocketTransport, ByteStream]]:
     """A server-side transport and the raw socket of its peer."""
     async with beside_a_raw_peer(60) as made:
         yield made
@@ -24,7 +24,7 @@ async def pair() -> AsyncIterator[tuple[t.SocketTransport, ByteStream]]:
 
 @pytest.mark.parametrize("size", [20, 1 << 20])
 async def test_what_was_begun_without_waiting_is_finished_before_anything_else(
-    pair: tuple[t.SocketTransport, ByteStream], size: int
+    pair: tuple[SocketTransport, ByteStream], size: int
 ) -> None:
     """A socket that takes nothing, or a part: the message goes out once and whole, and a pong not within it."""
     transport, peer = pair
@@ -46,7 +46,7 @@ async def test_what_was_begun_without_waiting_is_finished_before_anything_else(
     assert await peer.receive_some() == b"\x8a\x03now\x82\x01x"
 
 
-async def test_nothing_is_begun_where_it_may_not_be(pair: tuple[t.SocketTransport, ByteStream]) -> None:
+async def test_nothing_is_begun_where_it_may_not_be(pair: tuple[SocketTransport, ByteStream]) -> None:
     transport, peer = pair
     async with trio.open_nursery() as nursery:
         nursery.start_soon(transport.send_all, b"x" * (1 << 22))
@@ -62,7 +62,7 @@ async def test_nothing_is_begun_where_it_may_not_be(pair: tuple[t.SocketTranspor
 
 
 async def test_a_peer_that_is_gone_breaks_what_is_sent_without_waiting(
-    pair: tuple[t.SocketTransport, ByteStream],
+    pair: tuple[SocketTransport, ByteStream],
 ) -> None:
     transport, peer = pair
     peer.close()
@@ -72,4 +72,4 @@ async def test_a_peer_that_is_gone_breaks_what_is_sent_without_waiting(
 
 async def test_a_stream_that_can_only_wait_leaves_it_to_the_writer() -> None:
     left, _right = trio.testing.memory_stream_pair()
-    assert not t.StreamTransport(left, Wire(client=True)).try_send(b"x")
+    assert not StreamTransport(left, Wire(client=True)).try_send(b"x")

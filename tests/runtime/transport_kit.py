@@ -10,12 +10,15 @@ from contextlib import asynccontextmanager
 import trio
 import trio.testing
 
+from tests.runtime.plain_transport import plain_server
+from tunnel.mux.transport import Transport
 from tunnel.net.sockets import ByteStream, accept, listen
 from tunnel.websocket import handshake as t
 from tunnel.websocket.codec import Wire
+from tunnel.websocket.transports import SocketTransport
 
 SERVER_HEADERS = [("X-VisionA-Device-Id", "d1")]
-Serve = Callable[[t.Transport], Awaitable[None]]
+Serve = Callable[[Transport], Awaitable[None]]
 
 
 async def read_head(stream: ByteStream) -> tuple[bytes, bytes]:
@@ -42,7 +45,7 @@ async def serving(serve: Serve, *, plain: bool = False) -> AsyncIterator[int]:
             return
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         async with trio.open_nursery() as nursery:
-            await serve(await t.plain_server(nursery, stream, head, SERVER_HEADERS))
+            await serve(await plain_server(nursery, stream, head, SERVER_HEADERS))
             nursery.cancel_scope.cancel()
         await trio.aclose_forcefully(stream)
 
@@ -56,24 +59,24 @@ async def serving(serve: Serve, *, plain: bool = False) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def beside_a_raw_peer(seconds: float) -> AsyncIterator[tuple[t.SocketTransport, ByteStream]]:
+async def beside_a_raw_peer(seconds: float) -> AsyncIterator[tuple[SocketTransport, ByteStream]]:
     """A server-side transport and the raw socket of its peer, for so many seconds at most."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     left.setblocking(False)
     right.setblocking(False)
-    transport, peer = t.SocketTransport(left, Wire(client=False)), ByteStream(right)
+    transport, peer = SocketTransport(left, Wire(client=False)), ByteStream(right)
     with trio.fail_after(seconds):
         yield transport, peer
         peer.close()
         await transport.aclose()
 
 
-async def dial(port: int) -> tuple[t.Transport, list[tuple[str, str]]]:
+async def dial(port: int) -> tuple[Transport, list[tuple[str, str]]]:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     return await t.client_transport(stream, "localhost", "/tunnel/connect", [("Authorization", "Bearer x")])
 
 
-async def read_exactly(transport: t.Transport, size: int) -> bytes:
+async def read_exactly(transport: Transport, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         more = await transport.receive_some()
@@ -82,17 +85,17 @@ async def read_exactly(transport: t.Transport, size: int) -> bytes:
     return bytes(data)
 
 
-async def send_for_ever(transport: t.Transport) -> None:
+async def send_for_ever(transport: Transport) -> None:
     while True:
         await transport.send_all(b"x" * 60_000)
 
 
-async def read_to_the_end(transport: t.Transport) -> None:
+async def read_to_the_end(transport: Transport) -> None:
     while await transport.receive_some():
         pass
 
 
-async def echo(transport: t.Transport) -> None:
+async def echo(transport: Transport) -> None:
     while data := await transport.receive_some():
         await transport.send_all(data)
     await transport.aclose()
@@ -100,18 +103,18 @@ async def echo(transport: t.Transport) -> None:
 
 @asynccontextmanager
 async def serving_raw() -> AsyncIterator[
-    tuple[Callable[[], Awaitable[tuple[t.Transport, list[tuple[str, str]]]]], ByteStream]
+    tuple[Callable[[], Awaitable[tuple[Transport, list[tuple[str, str]]]]], ByteStream]
 ]:
     """A client whose handshake runs in the background, and the raw server side of its connection."""
     listener = listen("127.0.0.1", 0)
-    result: list[tuple[t.Transport, list[tuple[str, str]]]] = []
+    result: list[tuple[Transport, list[tuple[str, str]]]] = []
     done = trio.Event()
 
     async def run() -> None:
         result.append(await dial(listener.getsockname()[1]))
         done.set()
 
-    async def client() -> tuple[t.Transport, list[tuple[str, str]]]:
+    async def client() -> tuple[Transport, list[tuple[str, str]]]:
         await done.wait()
         return result[0]
 
