@@ -6,10 +6,10 @@ Body = Callable[[str], None]
 CASES: dict[int, tuple[str, Body]] = {}
 # Cases that need Trio or Go.
 ELSEWHERE = {
-    11: "tests/runtime/test_transport.py (empty message)",
-    12: "tests/runtime/test_transport.py (text)",
-    60: "tests/runtime/test_connection.py",
-    61: "tests/runtime/test_connection.py",
+    11: "tests/runtime/websocket/test_transports.py (empty message)",
+    12: "tests/runtime/websocket/test_transports.py (text)",
+    60: "tests/runtime/mux/test_connection.py",
+    61: "tests/runtime/mux/test_connection.py",
     63: "tests/interop",
     64: "tests/protocol/test_fuzz.py",
 }

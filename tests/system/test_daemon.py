@@ -15,7 +15,7 @@ import orjson
 import pytest
 import trio
 
-from tests.runtime.daemonworld import SECRET, TOKEN, Control, dial, parse, read_all
+from tests.runtime.daemon.daemonworld import SECRET, TOKEN, Control, dial, parse, read_all
 from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role
 from tunnel.websocket.handshake import client_transport

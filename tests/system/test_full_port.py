@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.runtime.fastworld import DEVICE, Visitor, Wire, ok
+from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, Wire, ok
 from tests.system.test_many_daemons_workers import Parent, workers
 
 pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(120)]

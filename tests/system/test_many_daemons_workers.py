@@ -18,8 +18,8 @@ import psutil
 import pytest
 import trio
 
-from tests.runtime.daemonworld import SECRET, Control, dial, parse, read_all
-from tests.runtime.fastworld import DEVICE, Visitor, Wire, ok
+from tests.runtime.daemon.daemonworld import SECRET, Control, dial, parse, read_all
+from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, Wire, ok
 from tests.system.test_daemon import environment, free_port
 from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role

@@ -1,6 +1,6 @@
 """What the DRF lane makes of its daemon's words, of its threads, and of who may no longer: before a stand-in.
 
-The fast lane has no threads, and `tests/runtime/test_fast_access.py` for its own question of who may. Limits and times
+The fast lane has no threads, and `runtime/daemon/lane/test_access.py` for its own question of who may. Limits and times
 are in `test_proxy_limits` and `test_proxy_slow`, on every lane.
 """
 
