@@ -9,9 +9,8 @@ from typing import Final
 
 from tunnel.contract import AuthorizeRequest
 from tunnel.contract.authority import percent_encoded
-from tunnel.http import ProxyError, RequestHead, is_device_id, is_no_range, own_params
 from tunnel.daemon.lane.authorizer import key_of
-
+from tunnel.http import ProxyError, RequestHead, is_device_id, is_no_range, own_params
 
 NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 """Asked for instead of what is no device id: so the answer is 401 or 404, in the order that all routes keep."""
