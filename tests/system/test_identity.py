@@ -11,7 +11,6 @@ from tests.system.stack import Stack, eventually
 from tests.system.test_browser import browser, page
 
 __all__ = ["browser", "page"]  # fixtures
-MS = 30_000
 pytestmark = [pytest.mark.system, pytest.mark.browser, pytest.mark.timeout(300)]
 
 
@@ -38,24 +37,24 @@ def test_confirm_an_e_mail_and_set_a_new_password(page: Page, shared_system: Sta
     page.get_by_label("E-mail").fill("nia@example.com")
     page.get_by_label("Password").fill("a first pass phrase")
     page.get_by_role("button", name="Create an account").click()
-    expect(page.locator("#who")).to_have_text("nia@example.com", timeout=MS)
+    expect(page.locator("#who")).to_have_text("nia@example.com")
 
     page.goto("about:blank")  # a link is opened from a mail: a change of the fragment alone loads nothing
     page.goto("/" + link(shared_system, "verify"))
-    expect(page.locator("#notice")).to_contain_text("nia@example.com is confirmed", timeout=MS)
+    expect(page.locator("#notice")).to_contain_text("nia@example.com is confirmed")
     assert "#" not in page.url  # the token does not stay in the history
     page.get_by_role("button", name="Log out").click()
 
     page.get_by_label("E-mail").fill("nia@example.com")
     page.get_by_role("button", name="Forgot your password?").click()
-    expect(page.locator("#notice")).to_contain_text("a link is on its way", timeout=MS)
+    expect(page.locator("#notice")).to_contain_text("a link is on its way")
     page.goto("about:blank")
     page.goto("/" + link(shared_system, "reset"))
     page.get_by_label("New pass phrase").fill("a second pass phrase")
     page.get_by_role("button", name="Set it").click()
-    expect(page.locator("#notice")).to_contain_text("Your new password is set", timeout=MS)
+    expect(page.locator("#notice")).to_contain_text("Your new password is set")
     expect(page.locator("#notice")).to_have_class("notice good")  # not in the colour of what went wrong
     page.get_by_label("E-mail").fill("nia@example.com")
     page.get_by_label("Password").fill("a second pass phrase")
     page.get_by_role("button", name="Log in").click()
-    expect(page.locator("#who")).to_have_text("nia@example.com", timeout=MS)
+    expect(page.locator("#who")).to_have_text("nia@example.com")

@@ -2,7 +2,7 @@
 
 import { ApiError, call, frames, request, socket, token } from "./api.js";
 import { at, element } from "./dom.js";
-import { openSecurity, startSecurity } from "./factors.js";
+import { closeSecurity, openSecurity, startSecurity } from "./factors.js";
 import { forgot, opened, reset, verify } from "./links.js";
 import { begin as beginOidc, ended as endedOidc, finish as finishOidc } from "./oidc.js";
 import { signed, supported } from "./passkeys.js";
@@ -17,6 +17,7 @@ let selected = null;
 let player = null;
 let timer = null;
 let echoing = null;
+let left = false; // nothing of the page is there any more
 
 // --- what goes wrong, and what went well, is said in one place ---
 function say(text, good = false) {
@@ -33,7 +34,7 @@ async function attempt(button, act) {
   try {
     await act();
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (left || error.name === "AbortError") return;
     if (error instanceof ApiError && ENDED.includes(error.code) && token.get()) {
       leave("Your session has ended. Please log in again.");
     } else {
@@ -58,10 +59,11 @@ function show(signedIn) {
   }
 }
 
-/** Ends what this user sees. The page is loaded afresh: nothing of it, seen or unseen, waits for whoever comes next. */
+/** Ends what this user sees. The page is emptied and loaded afresh: nothing of it waits for whoever comes next. */
 function leave(notice = "") {
   show(false);
-  document.body.hidden = true;
+  left = true;
+  document.body.replaceChildren();
   if (notice) sessionStorage.setItem(NOTICE, notice);
   location.replace(location.pathname);
 }
@@ -70,12 +72,14 @@ async function enter() {
   const user = await call("GET", "/api/auth/me");
   at("who").textContent = user.email;
   show(true);
+  schedule(); // what fails below is asked again
   if (location.hash === SECURITY) await openSecurity();
+  else closeSecurity();
   await refresh();
-  schedule();
 }
 
 function schedule() {
+  clearTimeout(timer); // one at a time, whoever asks for it
   timer = setTimeout(async () => {
     await attempt(null, refresh);
     if (token.get()) schedule();
@@ -340,6 +344,9 @@ at("forgot").addEventListener("click", (event) => attempt(event.currentTarget, a
 startSecurity({ attempt, say });
 addEventListener("hashchange", () => {
   if (token.get()) attempt(null, enter);
+});
+addEventListener("pageshow", (event) => {
+  if (event.persisted && left) location.reload(); // the browser's way back led to the emptied page
 });
 
 // --- a login at the identity provider ---

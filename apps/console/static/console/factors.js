@@ -27,6 +27,14 @@ export async function openSecurity() {
   at("renew-codes").hidden = at("factor-off").hidden = !state.enabled;
   at("add-passkey").hidden = at("passkey-named").hidden = !supported();
   at("no-passkeys").hidden = supported();
+  if (!state.enabled) showCodes([]); // those on the page are void
+  at("factor").hidden = false; // not before: what a button asks for depends on the state
+}
+
+/** What was begun and not ended does not wait for whoever comes back. Recovery codes do, until they were kept. */
+export function closeSecurity() {
+  showOffer(null);
+  at("factor-password").value = at("factor-code").value = "";
 }
 
 function kinds() {
@@ -61,6 +69,11 @@ async function proof() {
   return { ...given, passkey: await signed(options) };
 }
 
+/** New codes, if there are any: those that a second passkey brings none beside are still to be kept. */
+function showNewCodes(answer) {
+  if (answer.recovery_codes.length) showCodes(answer.recovery_codes);
+}
+
 function showCodes(codes) {
   at("codes-list").textContent = codes.join("\n");
   at("codes").hidden = codes.length === 0;
@@ -71,6 +84,7 @@ function showOffer(offer) {
   at("offer-secret").textContent = offer?.secret ?? "";
   at("offer-code").value = "";
   if (offer) drawQr(at("offer-qr"), offer.uri);
+  else at("offer-qr").width = 0; // the picture is gone with it
 }
 
 /** `act` answers what to tell. What was typed is forgotten once it was good. */
@@ -95,7 +109,7 @@ export function startSecurity(given) {
   at("offer").addEventListener("submit", (event) => {
     event.preventDefault();
     page.attempt(event.submitter, () => done(async () => {
-      showCodes((await call("POST", `${FACTOR}/confirm`, { code: at("offer-code").value })).recovery_codes);
+      showNewCodes(await call("POST", `${FACTOR}/confirm`, { code: at("offer-code").value }));
       showOffer(null);
       return "The authenticator app is on.";
     }));
@@ -103,12 +117,12 @@ export function startSecurity(given) {
   on(at("add-passkey"), async () => {
     const { public_key: options } = await call("POST", `${PASSKEYS}/options`, await proof());
     const name = at("passkey-name").value.trim() || "Passkey";
-    showCodes((await call("POST", PASSKEYS, { name, credential: await created(options) })).recovery_codes);
+    showNewCodes(await call("POST", PASSKEYS, { name, credential: await created(options) }));
     at("passkey-name").value = "";
     return "The passkey is on.";
   });
   on(at("renew-codes"), async () => {
-    showCodes((await call("POST", `${FACTOR}/recovery-codes`, await proof())).recovery_codes);
+    showNewCodes(await call("POST", `${FACTOR}/recovery-codes`, await proof()));
     return "The recovery codes from before are void.";
   });
   on(at("remove-authenticator"), async () => {
@@ -117,7 +131,6 @@ export function startSecurity(given) {
   });
   on(at("factor-off"), async () => {
     await call("DELETE", FACTOR, await proof());
-    showCodes([]);
     return "Your second factor is off.";
   });
   at("codes-kept").addEventListener("click", () => showCodes([]));
