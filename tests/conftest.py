@@ -6,7 +6,6 @@ conftest.py); their addresses stand in ``os.environ`` as ``VISIONA_DB_*`` and ``
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,11 +17,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import psycopg
 import pytest
 
 from apps.common.append_only import LIFT
 from cloud.db.base import DatabaseOperations
+from tests import ports
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # tests mean to interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long one example takes tells of the machine, not of the code.
+hypothesis.settings.register_profile("visiona", deadline=None)
+hypothesis.settings.load_profile("visiona")
 _processes = pytest.StashKey["list[Started]"]()
 
 LONGEST = (
@@ -142,19 +146,8 @@ def http_ok(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """A function that answers a TCP port of 127.0.0.1 that is free now and was not given out before."""
-    given: set[int] = set()
-
-    def pick() -> int:
-        while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = int(probe.getsockname()[1])
-            if port not in given:
-                given.add(port)
-                return port
-
-    return pick
+    """A function that answers a TCP port of 127.0.0.1 that nobody takes before the test does."""
+    return ports.free_port
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Final, Literal
 
 import psutil
 
@@ -66,9 +66,15 @@ def new_password() -> str:
     return secrets.token_hex(24)
 
 
+QUIET: Final = range(28_000, 32_000)
+"""Below the ports that systems give to outgoing connections (Linux: from 32 768 on): none of those takes one before the
+server binds it, nor while the server is started again."""
+
+
 def free_port(preferred: int = 0) -> int:
     """The preferred port of 127.0.0.1 when it is free, else one that is."""
-    for port in (preferred, 0) if preferred else (0,):
+    wanted = [preferred] if preferred else []
+    for port in (*wanted, *secrets.SystemRandom().sample(QUIET, 20), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

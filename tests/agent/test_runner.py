@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.ports import free_port
 from tunnel.agent import credentials
 from tunnel.agent.addresses import AddressError, Endpoint, parse_local, parse_url
 from tunnel.agent.backoff import Backoff
@@ -427,8 +428,7 @@ async def test_the_local_address_is_looked_at(
     told: AgentSettings, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     settings = replace(told, local=parse_local(f"127.0.0.1:{port}"))
     link = ScriptedLink([DialError("x")] * 2)
     assert await run_until_idle(agent_for(settings, link), link) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import trio
 
 from tests.agent.fake_daemon import FakeDaemon, fake_daemon
+from tests.ports import free_port
 from tunnel.agent import logs
 from tunnel.agent.demo.box import Box
 from tunnel.agent.runner import Agent
@@ -48,9 +48,7 @@ async def ask(connection: Connection, path: str = "/healthz") -> bytes:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_local_server_that_comes_later(tmp_path: Path, host: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
+    port = free_port()
     async with serving(tmp_path, f"{host}:{port}") as (_, connection):
         for _ in range(3):
             with pytest.raises(trio.BrokenResourceError):

@@ -4,11 +4,11 @@ import base64
 import hashlib
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +27,7 @@ from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.model_registry import finalization, services
 from apps.storage import services as storage
+from tests.ports import free_port
 
 BUCKET = "models"
 _LOADER, _SESSION = create_loader(), boto3.session.Session
@@ -42,9 +43,7 @@ class Moto:
     """moto's server as a process. Its bucket is there once `start` returns."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
@@ -55,14 +54,18 @@ class Moto:
             argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ}
         )
         deadline = time.monotonic() + 60
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                break
+        while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self._log.seek(0)
                 pytest.fail(f"moto's server does not answer\n{self._log.read()[-2000:]!r}")
             time.sleep(0.05)
         self.client().create_bucket(Bucket=BUCKET)
+
+    def _answers(self) -> bool:
+        """Whether it is moto that does: nobody else has this page."""
+        with suppress(OSError), urllib.request.urlopen(f"{self.url}/moto-api/data.json", timeout=5) as answer:
+            return b"{" in answer.read(1)
+        return False
 
     def stop(self) -> None:
         if self.process is not None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 4
 CONFIG = "tests/system/gunicorn_worker_conf.py"
@@ -23,8 +25,7 @@ class Server:
     """One process with `workers` of THREADS threads each; what it logs is in `log`."""
 
     def __init__(self, log: Path, workers: int = 1, **settings: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.log = log
         environ = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
         environ |= {
@@ -54,7 +55,9 @@ class Server:
         return sock
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """Of JSON, but one that is being written."""
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def stop(self) -> None:
         if self.process.poll() is None:

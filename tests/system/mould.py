@@ -16,6 +16,7 @@ from typing import Final
 from cloud.embedded import ensure, state
 from cloud.embedded.state import ServerState, State
 from cloud.supervisor import plan as plans
+from tests.ports import free_port
 
 # The run's own folder, which is removed at its end (cloud.embedded.pytest_plugin); all its processes share it.
 _HOME: Final = Path(os.environ["VISIONA_STORAGE_DIR"]).parent
@@ -44,7 +45,8 @@ def pour(var: Path) -> dict[str, str]:
     subprocess.run(["cp", "-a", mould / "postgres", mould / "storage", var], check=True, timeout=120)
     (var / "postgres" / "postmaster.pid").unlink(missing_ok=True)
     kept = state.load(mould).postgres
-    state.save(var, State(postgres=ServerState(password=kept.password, admin_password=kept.admin_password)))
+    served = ServerState(port=free_port(), password=kept.password, admin_password=kept.admin_password)
+    state.save(var, State(postgres=served, valkey=ServerState(port=free_port())))
     login: dict[str, str] = json.loads((mould / "login.json").read_text())
     return login
 

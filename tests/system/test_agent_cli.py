@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import trio
 
 from tests.agent.fake_daemon import Admit, FakeDaemon, Refuse, fake_daemon
 from tests.interop.agents import AgentProcess, agent_process
+from tests.ports import free_port
 from tunnel.agent.demo.box import Box
 from tunnel.mux.connection import Connection
 from tunnel.mux.errors import TunnelError
@@ -288,8 +288,7 @@ async def test_a_read_only_file_system(tmp_path: Path, mounts: list[str], paired
 
 
 async def test_it_says_that_nothing_answers_at_its_local_address(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     async with fake_daemon(PAIRED, PAIRED) as daemon:
         words = ["run", "--url", daemon.url, "--credentials", str(tmp_path / "c"), "--pairing-token", PAIRING]
         async with agent_process([*AGENT, *words, "--local", str(port)], environment()) as agent:

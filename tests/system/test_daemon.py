@@ -15,6 +15,7 @@ import orjson
 import pytest
 import trio
 
+from tests.ports import free_port
 from tests.runtime.daemon.daemonworld import SECRET, TOKEN, Control, dial, parse, read_all
 from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role
@@ -22,12 +23,6 @@ from tunnel.websocket.handshake import client_transport
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def environment(**settings: object) -> dict[str, str]:

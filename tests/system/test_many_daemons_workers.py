@@ -18,27 +18,15 @@ import psutil
 import pytest
 import trio
 
+from tests.ports import free_port, free_ports
 from tests.runtime.daemon.daemonworld import SECRET, Control, dial, parse, read_all
 from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, Wire, ok
-from tests.system.test_daemon import environment, free_port
+from tests.system.test_daemon import environment
 from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role
 from tunnel.websocket.handshake import client_transport
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
-
-
-def free_range(size: int) -> int:
-    """The first of `size` neighbouring free ports."""
-    while True:
-        first = free_port()
-        try:
-            for port in range(first, first + size):
-                with socket.socket() as sock:
-                    sock.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            continue
-        return first
 
 
 class Parent:
@@ -98,7 +86,7 @@ async def workers(
     control = Control()
     control.open()
     control.extra = {f"vAs_{n:032x}": {"device_id": f"device-{n}"} for n in range(100)}
-    public, internal = free_port(), free_range(size)
+    public, internal = free_port(), free_ports(size)
     env = environment(
         TUNNEL_PORT=public,
         PROXY_INTERNAL_PORT=internal,
@@ -321,7 +309,7 @@ def lone(folder: Path, *arguments: str, **settings: object) -> subprocess.Comple
 @pytest.mark.parametrize("taken", ["TUNNEL_PORT", "PROXY_INTERNAL_PORT"])
 def test_a_port_in_use_is_one_line(tmp_path: Path, taken: str) -> None:
     """The public one too, although several sockets of one owner could share it."""
-    public, internal = free_port(), free_range(2)
+    public, internal = free_port(), free_ports(2)
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "SO_REUSEPORT"):

@@ -7,15 +7,13 @@ import hashlib
 import html
 import json
 import os
-import random
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -25,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
 from tests.interop.builds import npm_install
+from tests.ports import free_port
 
 CALLBACK = "http://localhost:3721/api/auth/oidc/callback"
 PAGE = "http://spa.example/done"
@@ -34,19 +33,10 @@ SITE = Path(__file__).with_name("provider_site.py")
 NODE = Path(__file__).resolve().parents[2] / "interop" / "oidc_provider"
 
 
-def quiet_port() -> int:
-    """A free port below those that systems give to outgoing connections: it is still free after a pause."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 @contextmanager
 def node_provider(callback: str, log: Path) -> Iterator[str]:
     """node's oidc-provider runs within the block, and sends people back to `callback`; its URL."""
-    command, port = npm_install(NODE, "server.js"), quiet_port()
+    command, port = npm_install(NODE, "server.js"), free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("VISIONA_", "NODE_"))}
     with log.open("wb") as out:
         process = subprocess.Popen([*command, str(port), callback], env=env, stdout=out, stderr=out)
@@ -79,7 +69,7 @@ class OpenIdProvider:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = quiet_port()
+        self.port = free_port()
         self.issuer = f"http://127.0.0.1:{self.port}/o"
         people = [
             {"email": self.pat, "password": PASSWORD, "name": "Pat", "verified": True},

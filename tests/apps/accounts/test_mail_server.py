@@ -17,9 +17,9 @@ from procrastinate.contrib.django.models import ProcrastinateJob
 
 from apps.accounts import tasks
 from cloud.mail import mail_settings
-from tests.apps.accounts.provider_kit import quiet_port
 from tests.apps.conftest import PASSWORD, Api
 from tests.conftest import StartProcess
+from tests.ports import free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -53,7 +53,7 @@ def answers(port: int) -> bool:
 @pytest.fixture
 def smtp(settings) -> int:
     """Our settings name a server at this port; nobody listens there yet."""
-    port = quiet_port()
+    port = free_port()
     mail = {"EMAIL_HOST": "127.0.0.1", "EMAIL_PORT": port, "EMAIL_SECURITY": "none", "EMAIL_TIMEOUT_SECONDS": 30.0}
     use_mail(settings, mail)
     return port

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import os
+import select
 import subprocess
 import time
 from collections.abc import Iterator
@@ -26,10 +27,11 @@ from apps.accounts.models import User, UserIdentity
 from apps.accounts.oidc import provider as ours
 from apps.common.actor import Actor
 from tests.apps.accounts.code_flow import begin, come_back, enter, named, through
-from tests.apps.accounts.provider_kit import CALLBACK, PAGE, query, quiet_port
+from tests.apps.accounts.provider_kit import CALLBACK, PAGE, query
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
 from tests.apps.conftest import Api
 from tests.interop.go_build import build
+from tests.ports import free_port
 
 FOLDER = Path(__file__).resolve().parents[2] / "interop" / "dex"
 ME, PAT = "/api/auth/me", "pat@example.com"
@@ -40,7 +42,7 @@ class Dex:
     """The running provider. A person is known to it by `id`; their e-mail and name may change."""
 
     def __init__(self, program: Path, log: Path) -> None:
-        port = quiet_port()
+        port = free_port()
         self.issuer = f"http://127.0.0.1:{port}/dex"
         env = {name: value for name, value in os.environ.items() if not name.startswith("VISIONA_")}
         command = [str(program), str(port), CLIENT_ID, CLIENT_SECRET, CALLBACK]
@@ -48,11 +50,17 @@ class Dex:
             self._process = subprocess.Popen(
                 command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True
             )
-        assert self._said() == "ready", log.read_text()
+        try:
+            assert self._said() == "ready", log.read_text()
+        except BaseException:
+            self.stop()
+            raise
 
     def _said(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
+        out = self._process.stdout
+        assert out
+        assert select.select([out], [], [], 120)[0], "dex says nothing"
+        return out.readline().strip()
 
     def do(self, line: str) -> None:
         """Tell it what happens (`tests/interop/dex/main.go`), and wait until it has."""
@@ -188,7 +196,7 @@ def test_a_dex_that_is_gone(dex, running, monkeypatch):
     api = Api()
     path = there(api)
     known = ours._provider(dex.issuer, 20.0).known()
-    gone = f"http://127.0.0.1:{quiet_port()}/token"
+    gone = f"http://127.0.0.1:{free_port()}/token"
     monkeypatch.setitem(known.endpoints, "token_endpoint", gone)
     assert come_back(api, path) == f"{PAGE}#error=OVERLOADED"
     assert Api(token)("GET", ME).status == 200

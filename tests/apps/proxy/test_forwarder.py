@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from apps.tunnels.forwarder import (
 from tests.apps.proxy.forwarder_kit import FakeClient, FakeControl, make, route, run
 from tests.apps.proxy.kit import WAIT, Box, Peer, until
 from tests.apps.proxy.stand_in import StandInDaemon
+from tests.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("_no_pool")
 
@@ -175,8 +175,7 @@ def test_a_newer_session_is_tried_once(box: Box, daemon: StandInDaemon, client: 
 
 
 def test_no_daemon_is_told_as_such(client: FakeClient) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     with pytest.raises(ProxyError) as caught:
         make(client, Route("device-1", f"http://127.0.0.1:{port}", "session-1", 1)).to_head()
     assert caught.value.code == "TUNNEL_UNAVAILABLE"

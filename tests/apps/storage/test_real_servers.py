@@ -5,7 +5,6 @@ Of both only what is needed, by a `main` of our own (tests/interop/s3): a third 
 
 import datetime as dt
 import os
-import socket
 import ssl
 import subprocess
 import time
@@ -14,7 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from django.utils import timezone
 
 from apps.model_registry import upkeep
@@ -24,6 +26,7 @@ from cloud.startup import StartupError, check_storage
 from tests.apps.model_registry.kit import DATA, init
 from tests.apps.stores import BUCKET, Store, request, sha256
 from tests.interop.go_build import PLAIN, build
+from tests.ports import free_port
 from tests.tls import Authority, make_authority
 
 pytestmark = pytest.mark.timeout(500)
@@ -36,8 +39,7 @@ MIB = 1 << 20
 def serving(name: str, folder: Path, authority: Authority | None = None) -> Iterator[str]:
     """The URL of a server of our own with our bucket; by TLS with an authority's certificate."""
     program = str(build(FOLDER / name, seconds=400, flags=PLAIN))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (folder / BUCKET).mkdir(parents=True)
     where = f"127.0.0.1:{port}"
     argv = {
@@ -53,17 +55,30 @@ def serving(name: str, folder: Path, authority: Authority | None = None) -> Iter
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
+        url = f"{'http' if authority is None else 'https'}://{where}"
         deadline = time.monotonic() + 60
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
+        while not has_our_bucket(url, authority):
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        yield f"{'http' if authority is None else 'https'}://{where}"
+        yield url
     finally:
         server.kill()
         server.wait(10)
+
+
+def has_our_bucket(url: str, authority: Authority | None) -> bool:
+    """Whether the one that answers there is the one that was started: by our key it has our bucket."""
+    client = boto3.session.Session().client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key=SECRET,
+        verify=authority and str(authority.file),
+        config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1},
+                      s3={"addressing_style": "path"}),
+    )  # fmt: skip
+    with suppress(BotoCoreError, ClientError):
+        client.head_bucket(Bucket=BUCKET)
+        return True
+    return False
 
 
 @pytest.fixture(scope="module", params=["rclone", pytest.param("versitygw", marks=pytest.mark.nightly)])
