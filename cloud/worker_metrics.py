@@ -41,11 +41,11 @@ class Server:
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
-        self._open = 0
+        self._open: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
         self._next_at = 0.0
 
     def __repr__(self) -> str:
-        return f"<Server {'serving' if self._server else 'not serving'} open={self._open}>"
+        return f"<Server {'serving' if self._server else 'not serving'} open={len(self._open)}>"
 
     @property
     def port(self) -> int:
@@ -74,20 +74,27 @@ class Server:
             await serving.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secrets: Sequence[str]) -> None:
-        self._open += 1
+        if len(self._open) >= _TOGETHER:
+            self._let_the_oldest_go()
+        self._open[writer] = None
         try:
-            if self._open <= _TOGETHER:
-                async with asyncio.timeout(_SECONDS):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    # None for a peer that had gone by the time that its connection was accepted.
-                    peer = writer.get_extra_info("peername") or ("0.0.0.0",)  # noqa: S104 - nobody: it is not loopback
-                    writer.write(answer(head, str(peer[0]), secrets))
-                    await writer.drain()
+            async with asyncio.timeout(_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                # None for a peer that had gone by the time that its connection was accepted.
+                peer = writer.get_extra_info("peername") or ("0.0.0.0",)  # noqa: S104 - nobody: it is not loopback
+                writer.write(answer(head, str(peer[0]), secrets))
+                await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # whoever does not ask within the time is told nothing
+            pass  # whoever does not ask within the time, or had to go, is told nothing
         finally:
-            self._open -= 1
+            self._open.pop(writer, None)
             writer.close()
+
+    def _let_the_oldest_go(self) -> None:
+        """Whoever asks at once and takes the answer was here for a moment: a silent crowd keeps none of them out."""
+        oldest = next(iter(self._open))
+        del self._open[oldest]
+        oldest.transport.abort()
 
 
 def answer(head: bytes, peer: str, secrets: Sequence[str]) -> bytes:

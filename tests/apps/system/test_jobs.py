@@ -14,6 +14,7 @@ from django.conf import settings
 
 from apps.common.places import Places
 from cloud.jobs import JOBS_AT_ONCE, counted, own_threads
+from cloud.worker_metrics import Server as MetricsServer
 from cloud.worker_metrics import answer
 from cloud.worker_metrics import server as worker_metrics
 
@@ -71,6 +72,28 @@ def test_the_worker_tells_its_figures_while_a_job_hangs(free_port: Callable[[], 
     assert 'visiona_worker_jobs_running{task="tests.hangs"} 0.0' in after
     for outcome in ("done", "failed"):
         assert f'visiona_worker_jobs_total{{outcome="{outcome}",task="tests.hangs"}} 1.0' in after
+
+
+def test_a_silent_crowd_keeps_nobody_from_the_figures(free_port: Callable[[], int]) -> None:
+    """Whose connections are open and say nothing go first."""
+    port = free_port()
+
+    async def run() -> tuple[bytes, bytes]:
+        server = MetricsServer()
+        await server.start("127.0.0.1", port, ["s"])
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: worker\r\n\r\n")
+        answered = await asyncio.wait_for(reader.read(), 4)  # less than the silent may stay
+        gone = await asyncio.wait_for(crowd[0][0].read(), 4)
+        for _, each in [*crowd, (reader, writer)]:
+            each.close()
+        await server.close()
+        return answered, gone
+
+    answered, gone = asyncio.run(run())
+    assert answered.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert gone == b""
 
 
 def test_a_peer_that_has_gone_is_answered_like_a_stranger() -> None:
