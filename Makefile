@@ -113,7 +113,8 @@ seed: ## Put the demo user, device and pairing there (again: nothing changes)
 test-race: ## The suite three times under Python's development mode, in random order
 	$(INSTALL) dev
 	@for round in 1 2 3; do echo "round $$round"; \
-		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not browser" $(PYTEST_ARGS) || exit 1; done
+		$(PY) -X dev -m pytest -n $(PYTEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not browser and not nightly" \
+			$(PYTEST_ARGS) || exit 1; done
 
 .PHONY: nightly
 nightly: ## The tests that `make test` leaves out: a minute and more each

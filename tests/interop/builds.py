@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.interop.go_build import ROOT, unable
 
 BUILD_SECONDS = 170
-"""Just below what a test may take."""
+"""A test that builds may take 600 s: another's build, or one of another program, can come before its own."""
 
 
 def cargo_build(folder: Path) -> list[str]:

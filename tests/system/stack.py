@@ -24,7 +24,7 @@ from cloud.embedded.account import server_account
 from cloud.embedded.program import Program, signal_group, spawn
 from cloud.embedded.pytest_plugin import PATIENCE
 from cloud.supervisor import plan as plans
-from cloud.supervisor.demo import call, log_in
+from cloud.supervisor.demo import DemoError, call, log_in
 from tests.system import mould
 
 BUSY = 4
@@ -50,6 +50,8 @@ class Answer:
 
     @property
     def data(self) -> Any:
+        """What a success holds; an AssertionError with the refusal for anything else."""
+        assert self.status < 400, f"{self.status} {self.body[:1000]!r}"
         return self.json["data"]
 
 
@@ -69,14 +71,20 @@ def pauses() -> Iterator[float]:
 def eventually(look: Callable[[], Any], seconds: float, what: str) -> Any:
     """What ``look`` answers, as soon as it is true; an AssertionError that names ``what`` when the time is up.
 
-    ``seconds`` is what it takes at most on a machine that does nothing else.
+    ``seconds`` is what it takes at most on a machine that does nothing else. A look that is refused or breaks is no
+    answer yet: after a fault each process of the API goes on to refuse for a moment, whatever its neighbour says.
     """
     deadline = time.monotonic() + BUSY * seconds
     for pause in pauses():
-        if seen := look():
-            return seen
+        seen: Any
+        try:
+            if seen := look():
+                return seen
+        except (AssertionError, LookupError, OSError, http.client.HTTPException, DemoError) as error:
+            seen = error
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what} (last seen: {seen!r})")
+            cause = seen if isinstance(seen, Exception) else None
+            raise AssertionError(f"not within {seconds} s: {what} (last seen: {seen!r})") from cause
         time.sleep(pause)
     return None
 
@@ -198,6 +206,11 @@ class Stack:
         with suppress(FileNotFoundError):
             return (self.var / "log" / f"{name}.log").read_text(errors="replace")
         return ""
+
+    def lines(self, name: str, since: int = 0) -> list[dict[str, Any]]:
+        """Its log's lines of JSON behind so many characters, but one that it is still writing."""
+        whole, _, _ = self.log(name)[since:].rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def server_pid(self, name: str) -> int:
         """The process id of the embedded ``postgres`` or ``valkey``, or of the one that `stopped` has started since."""

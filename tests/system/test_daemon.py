@@ -57,7 +57,7 @@ class Running:
             await trio.sleep(0.02)
 
     def events(self) -> list[str]:
-        return [orjson.loads(line)["event"] for line in bytes(self.out).splitlines()]
+        return [orjson.loads(line)["event"] for line in bytes(self.out).rpartition(b"\n")[0].splitlines()]
 
 
 async def start(

@@ -18,7 +18,7 @@ from tests.system.before import agent_before
 from tests.system.many import online
 from tests.system.stack import Stack, eventually
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 DATA = random.Random(20).randbytes(20 << 20)
 HALF = len(DATA) // 2
@@ -71,9 +71,11 @@ class Way:
 @pytest.fixture
 def way(shared_system: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Way]:
     made = Way(shared_system, tmp_path, request.node.name)
-    made.connect()
-    yield made
-    made.close()
+    try:
+        made.connect()
+        yield made
+    finally:
+        made.close()
 
 
 def begin(system: Stack, model: str, device: str) -> str:
@@ -117,6 +119,7 @@ def test_to_the_demo_box(shared_system: Stack, model: str) -> None:
 
 
 def test_progress_is_told_and_a_cancel_is_heard_amid_it(shared_system: Stack, model: str, way: Way) -> None:
+    since = len(shared_system.log("worker"))
     way.box.hold_at(HALF)
     deployment = begin(shared_system, model, way.device)
     assert way.box.between.wait(60)
@@ -126,7 +129,11 @@ def test_progress_is_told_and_a_cancel_is_heard_amid_it(shared_system: Stack, mo
     assert HALF <= seen["bytes_done"] < len(DATA)
     assert shared_system.call("DELETE", f"/api/deployments/{deployment}").status == 200
     assert look(shared_system, deployment)["status"] == "cancelled"
-    eventually(lambda: '"outcome":"stopped","bytes_done"' in shared_system.log("worker"), 30, "the worker stops")
+
+    def stopped() -> bool:
+        return '"outcome":"stopped","bytes_done"' in shared_system.log("worker")[since:]
+
+    eventually(stopped, 30, "the worker stops")
     way.box.go_on()
     assert len(way.box.kept) < len(DATA)
     assert look(shared_system, deployment)["status"] == "cancelled"
@@ -151,9 +158,11 @@ def test_it_goes_on_after_a_worker_that_was_killed(shared_system: Stack, model: 
     deployment = begin(shared_system, model, way.device)
     assert way.box.between.wait(60)
     shared_system.kill("worker")
-    way.box.go_on()
-    assert look(shared_system, deployment)["status"] == "sending"
-    shared_system.start(plans.worker(shared_system.plan))
+    try:
+        way.box.go_on()
+        assert look(shared_system, deployment)["status"] == "sending"
+    finally:
+        shared_system.start(plans.worker(shared_system.plan))
     done = wait_end(shared_system, deployment, 90)
     assert done["status"] == "done", done
     check_resumed(way.box)

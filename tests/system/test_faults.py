@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import psutil
 import psycopg
@@ -28,15 +30,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
 @pytest.fixture
 def system(whole: Stack) -> Stack:
     """All of it runs, and a box is online: what the test before left dead is started."""
-    # The worker ends by itself when its queue is gone; whoever supervises it starts it again.
     for name, part in (("tunnel", plans.tunnel), ("api", plans.api), ("worker", plans.worker)):
         if not whole.runs(name):
             whole.start(part(whole.plan))
     eventually(lambda: logged_in(whole), 30, "a login is taken")
-    if "agent" not in whole.processes:
+    if not whole.runs("agent"):
         whole.start_agent()
-    eventually(lambda: served(whole), 60, "the box serves")
+    eventually(lambda: served_at_once(whole), 60, "the box serves, whichever process of the API is asked")
     return whole
+
+
+@contextmanager
+def broken(system: Stack, server: str) -> Iterator[None]:
+    """The server breaks within the block; a worker whose queue did is gone after it.
+
+    It ends by itself, with its next look at the queue: until then it seems to run. Who supervises it starts it again.
+    """
+    try:
+        yield
+    finally:
+        if server == "postgres" and "worker" in system.processes:
+            system.kill("worker")
 
 
 def logged_in(system: Stack) -> bool:
@@ -58,6 +72,12 @@ def scan(stack: Stack) -> tuple[int, str]:
 
 def served(stack: Stack) -> bool:
     return scan(stack)[0] == 200
+
+
+def served_at_once(stack: Stack) -> bool:
+    """So many calls side by side that each process of the API gets some: each has a breaker of its own."""
+    with ThreadPoolExecutor(12) as callers:
+        return all(callers.map(lambda _: served(stack), range(12)))
 
 
 def test_agent_killed_during_a_stream(system: Stack) -> None:
@@ -136,7 +156,7 @@ def assert_lives(stream: Stream) -> None:
 )
 def test_server_frozen(system: Stack, server: str, code: str, check: str) -> None:
     """A server that stands still: promised refusals in time, open streams go on, service returns by itself."""
-    with system.stream(STREAM) as stream:
+    with broken(system, server), system.stream(STREAM) as stream:
         assert stream.read()
         with system.frozen(server):
             assert_down(system, code, check)
@@ -152,7 +172,7 @@ def test_server_frozen(system: Stack, server: str, code: str, check: str) -> Non
 )
 def test_server_stopped(system: Stack, server: str, code: str, check: str) -> None:
     """A server that is gone: the same, and the tunnel is the same one when it is back."""
-    with system.stream(STREAM) as stream:
+    with broken(system, server), system.stream(STREAM) as stream:
         assert stream.read()
         before = {one["session"] for one in system.sessions()}
         with system.stopped(server):

@@ -13,15 +13,17 @@ import pytest
 
 from cloud.supervisor import plan as plans
 from tests.apps.stores import Moto, moto, request
-from tests.system.stack import Answer, Stack, eventually, run_stack, standing_still
+from tests.system.stack import BUSY, Answer, Stack, eventually, run_stack, standing_still
 
 __all__ = ["moto"]
-pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(600)]
 
 MANY = 100
 DATA = b"weights" * 1000
-QUICK = 5.0
+QUICK = 2.0 * BUSY
 """Seconds for what needs no bytes, behind a hundred calls that came at once; on a quiet machine half a second."""
+TOLD = 5.0 * BUSY
+"""Seconds after which those who wait for S3 are told."""
 
 
 @pytest.fixture
@@ -96,33 +98,29 @@ def test_a_hundred_finalizes(stack: Stack, moto: Moto) -> None:
             answers = [one.result() for one in asked]
             # Who waits is told after 5 s (of S3), the others at once that it is being checked.
             assert {answer.status for answer, _ in answers} <= {202, 503}, Counter(a.status for a, _ in answers)
-            assert max(seconds for _, seconds in answers) < 13
+            assert max(seconds for _, seconds in answers) < TOLD
             refused, seconds = first.result()
             assert (refused.status, refused.json["error"]["details"]) == (503, {"part": ["storage"]})
-            assert seconds < 13
+            assert seconds < TOLD
             # One call tries for all; beside it the breaker refuses at once.
             told = list(callers.map(bob.finalize, few[1:3]))
             assert {answer.status for answer, _ in told} == {503}
-            assert min(seconds for _, seconds in told) < 4
+            assert min(seconds for _, seconds in told) < BUSY
             assert alice.ready() == 0
         eventually(lambda: bob.finalize(few[0])[0].status == 200, 15, "one is checked again")
 
         # All of them again, on a server that answers: what was refused is told once, and asked anew.
         asked = [callers.submit(alice.finalize, model) for model in many * 2]
-        done, seconds = bob.finalize(few[3])
-        while done.status == 503:  # told of a probe that failed as it thawed
-            done, seconds = bob.finalize(few[3])
+
+        def checked() -> tuple[Answer, float] | None:
+            answer, seconds = bob.finalize(few[3])
+            return None if answer.status == 503 else (answer, seconds)  # told of a probe that failed as it thawed
+
+        done, seconds = eventually(checked, 15, "another's is checked")
         assert (done.status, done.data["status"]) == (200, "ready")
-        assert seconds < 5, "two hundred calls of another's are no reason to wait"
+        assert seconds < 2.0 * BUSY, "two hundred calls of another's are no reason to wait"
         assert slowest_without_bytes(stack) < QUICK
         assert {one.result()[0].status for one in asked} <= {200, 202, 503}
         for model in many:  # whose failure was told by the last of these
             alice.finalize(model)
     eventually(lambda: alice.ready() == MANY, 60, "all are ready")
-
-    # A URL that is out ends with its model.
-    where = f"/api/models/{many[0]}"
-    url = stack.call("GET", f"{where}/download", token=alice.token).data["url"]
-    assert request("GET", url).body == DATA
-    assert stack.call("DELETE", where, token=alice.token).status == 200
-    eventually(lambda: request("GET", url).status in (403, 404), 10, "it leads nowhere")

@@ -42,7 +42,7 @@ class Parent:
         self.err = bytearray()
 
     def lines(self, event: str = "") -> list[dict[str, Any]]:
-        lines = [orjson.loads(line) for line in bytes(self.out).splitlines()]
+        lines = [orjson.loads(line) for line in bytes(self.out).rpartition(b"\n")[0].splitlines()]
         return [line for line in lines if event in ("", line["event"])]
 
     async def until(self, condition: Callable[[], Any]) -> Any:

@@ -285,9 +285,9 @@ def test_a_bad_setting_is_told_in_one_line(
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(signal.SIGINT, marks=pytest.mark.nightly),
+        signal.SIGINT,  # Ctrl-C
         pytest.param(signal.SIGTERM, marks=pytest.mark.nightly),
-        signal.SIGKILL,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.nightly),
     ],
 )
 @pytest.mark.usefixtures("used")
