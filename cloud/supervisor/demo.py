@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from typing import Any
+from typing import Any, Final
 
 from cloud.supervisor.probes import PROBE_SECONDS
 
@@ -11,10 +11,15 @@ class DemoError(Exception):
     """A call was refused or not answered; the text says which and why."""
 
 
-def call(port: int, method: str, path: str, token: str = "", body: dict[str, Any] | None = None) -> dict[str, Any]:
+SECONDS: Final = 5 * PROBE_SECONDS
+
+
+def call(
+    port: int, method: str, path: str, token: str = "", body: dict[str, Any] | None = None, *, seconds: float = SECONDS
+) -> dict[str, Any]:
     """The ``data`` of one call to the API on this machine. Raises DemoError."""
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=5 * PROBE_SECONDS)
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         link.request(method, path, body=json.dumps(body) if body is not None else None, headers=headers)
         answer = json.loads(link.getresponse().read())
@@ -30,9 +35,10 @@ def call(port: int, method: str, path: str, token: str = "", body: dict[str, Any
     raise DemoError(f"{method} {path}: {reason}")
 
 
-def log_in(port: int, email: str, password: str) -> str:
+def log_in(port: int, email: str, password: str, *, seconds: float = SECONDS) -> str:
     """An access token of the demo user. Raises DemoError (somebody changed the password, say)."""
-    return str(call(port, "POST", "/api/auth/login", body={"email": email, "password": password})["access_token"])
+    body = {"email": email, "password": password}
+    return str(call(port, "POST", "/api/auth/login", body=body, seconds=seconds)["access_token"])
 
 
 def box_connected(port: int, token: str) -> bool:

@@ -58,6 +58,8 @@ class Answer:
 READY_SECONDS = 120.0
 """For a program to be ready: a quiet machine takes seconds, one with other work many times that."""
 GONE_SECONDS = 30.0
+CALL_SECONDS = 15.0 * BUSY
+"""For one call: the first ones of a fresh API load its views, on a machine where other systems start too."""
 
 
 def pauses() -> Iterator[float]:
@@ -129,7 +131,8 @@ class Stream:
 
 
 def _pairing_token(port: int, token: str) -> str:
-    return str(call(port, "POST", "/api/pairing/token", token, {"name": "Demo box"})["token"])
+    made = call(port, "POST", "/api/pairing/token", token, {"name": "Demo box"}, seconds=CALL_SECONDS)
+    return str(made["token"])
 
 
 @dataclass
@@ -256,7 +259,7 @@ class Stack:
     # --- calls ---
     def log_in(self) -> None:
         """A fresh token of the demo user."""
-        self.token = log_in(self.port, self.email, self.password)
+        self.token = log_in(self.port, self.email, self.password, seconds=CALL_SECONDS)
 
     @property
     def port(self) -> int:
@@ -279,7 +282,7 @@ class Stack:
         token: str | None = None,
         headers: Mapping[str, str] | None = None,
         port: int | None = None,
-        seconds: float = 20.0,
+        seconds: float = CALL_SECONDS,
     ) -> Answer:
         """One call with the demo user's token (``token=""``: none); a body that is not bytes is sent as JSON."""
         sent = dict(headers or {})
@@ -315,7 +318,7 @@ class Stack:
         """A new user's access token."""
         made = self.call("POST", "/api/auth/register", {"email": email, "password": password}, token="")
         assert made.status == 201, made.body
-        return log_in(self.port, email, password)
+        return log_in(self.port, email, password, seconds=CALL_SECONDS)
 
     def device_id(self) -> str:
         """The demo box's device id, once it is online."""

@@ -22,7 +22,7 @@ from cloud.supervisor.demo import log_in
 from tests.apps.proxy.kit import Box, Peer, Wire, until
 from tests.system.many import agent
 from tests.system.many import end as end_agents
-from tests.system.stack import Stack, eventually, run_stack, standing_still
+from tests.system.stack import CALL_SECONDS, Stack, eventually, run_stack, standing_still
 from tests.system.ws_kit import WS, echo, receive
 from tunnel.daemon.lane import lane as fast
 from tunnel.daemon.lane import reauthorize as fast_watch
@@ -58,7 +58,7 @@ class Home:
     device: str
 
     def log_in(self) -> str:
-        return log_in(self.stack.port, self.email, PASSWORD)
+        return log_in(self.stack.port, self.email, PASSWORD, seconds=CALL_SECONDS)
 
     def open(self, kind: str, token: str = "") -> Wire:
         """A connection of a login (this home's own) on the daemon's public port, on which something has come."""
