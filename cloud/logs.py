@@ -1,7 +1,7 @@
 """JSON log lines on stderr, ours and everybody else's alike, with the request's id and without secrets.
 
 No line holds a query string or a token: ours log paths alone, and what libraries say is masked
-(apps.common.log_line, which writes each request's line itself).
+(apps.common.observability.log_line, which writes each request's line itself).
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from apps.common.log_line import dumps, mask_values
+from apps.common.observability.log_line import dumps, mask_values
 
 
 def _mask_values(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
@@ -29,7 +29,7 @@ def _name_part(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDic
     told = event.get("exc_info")
     if not told:
         return event
-    from apps.common.failures import unavailable  # noqa: PLC0415 - it needs the settings, which name this module
+    from apps.common.http.error_mapping import unavailable  # noqa: PLC0415 - it needs the settings, which name this module
 
     error = told if isinstance(told, BaseException) else (told if isinstance(told, tuple) else sys.exc_info())[1]
     part = None if error is None else unavailable(error)
@@ -81,7 +81,7 @@ def configure(config: dict[str, Any]) -> None:
             "root": {"level": level, "handlers": ["stderr"]},
             "loggers": {
                 "django": {"level": level if level != "DEBUG" else "INFO", "propagate": True},
-                # Our own line tells every answer, and apps.common.failures every crash with its trace.
+                # Our own line tells every answer, and apps.common.http.error_mapping every crash with its trace.
                 "django.request": {"level": "CRITICAL"},
                 "urllib3": {"level": "WARNING"},
                 "fido2": {"level": "WARNING"},  # it tells each credential's id

@@ -65,15 +65,15 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "apps.proxy.middleware.CarriedMiddleware",  # outermost: sees what the server gets
-    "apps.common.middleware.RequestContextMiddleware",  # every answer has its id and its log line
-    "apps.common.language.LanguageMiddleware",
-    "apps.common.middleware.SecurityHeadersMiddleware",
+    "apps.common.http.middleware.RequestContextMiddleware",  # every answer has its id and its log line
+    "apps.common.http.language.LanguageMiddleware",
+    "apps.common.http.middleware.SecurityHeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "apps.common.middleware.TrailingSlashMiddleware",
-    "apps.common.middleware.PlainRefusalMiddleware",
+    "apps.common.http.middleware.TrailingSlashMiddleware",
+    "apps.common.http.middleware.PlainRefusalMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "apps.proxy.middleware.HostMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -170,7 +170,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _PUBLIC.scheme == "https"
 SESSION_COOKIE_AGE = 1800 if PRODUCTION else 1_209_600
 SESSION_SAVE_EVERY_REQUEST = PRODUCTION  # the age counts from the last use: half an hour of idleness ends an admin's
 SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "visiona_admin", "visiona_csrf"
-CSRF_FAILURE_VIEW = "apps.common.views.csrf_failure"
+CSRF_FAILURE_VIEW = "apps.common.http.error_handlers.csrf_failure"
 CSRF_TRUSTED_ORIGINS = [f"{_PUBLIC.scheme}://{_PUBLIC.netloc}"]
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 10_000  # an admin action on a long list
 SILENCED_SYSTEM_CHECKS = [
@@ -184,11 +184,11 @@ SILENCED_SYSTEM_CHECKS = [
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["apps.accounts.api.authentication.LoginTokenAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_PARSER_CLASSES": ["apps.common.parsers.StrictJsonParser"],
-    "DEFAULT_RENDERER_CLASSES": ["apps.common.parsers.EnvelopeRenderer"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "apps.common.parsers.JsonOnly",
-    "DEFAULT_SCHEMA_CLASS": "apps.common.schema.ApiSchema",
-    "EXCEPTION_HANDLER": "apps.common.api.exception_handler",
+    "DEFAULT_PARSER_CLASSES": ["apps.common.api.parsers.StrictJsonParser"],
+    "DEFAULT_RENDERER_CLASSES": ["apps.common.api.parsers.EnvelopeRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "apps.common.api.parsers.JsonOnly",
+    "DEFAULT_SCHEMA_CLASS": "apps.common.api.schema.ApiSchema",
+    "EXCEPTION_HANDLER": "apps.common.api.views.exception_handler",
     "URL_FORMAT_OVERRIDE": None,
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
 }

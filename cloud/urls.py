@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from apps.common.routes import KeptRoutes
+from apps.common.http.routes import CachedRoutes
 
 # Links and bookmarks of the release before, whose deployments were a part of `model_registry`.
 _MOVED = RedirectView.as_view(url="/admin/deployments/deployment/%(rest)s", query_string=True)
@@ -29,9 +29,9 @@ _ROUTES = [
     path("", include("apps.audit.api.urls")),
     path("", include("apps.console.urls")),
 ]
-urlpatterns = [KeptRoutes(_ROUTES)]
+urlpatterns = [CachedRoutes(_ROUTES)]
 
-handler400 = "apps.common.views.bad_request"
-handler403 = "apps.common.views.forbidden"
-handler404 = "apps.common.views.unknown_route"
-handler500 = "apps.common.views.crash"
+handler400 = "apps.common.http.error_handlers.bad_request"
+handler403 = "apps.common.http.error_handlers.forbidden"
+handler404 = "apps.common.http.error_handlers.unknown_route"
+handler500 = "apps.common.http.error_handlers.crash"

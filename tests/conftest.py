@@ -21,7 +21,7 @@ import hypothesis
 import psycopg
 import pytest
 
-from apps.common.append_only import LIFT
+from apps.common.db.append_only import LIFT
 from cloud.db.base import DatabaseOperations
 from tests import ports
 

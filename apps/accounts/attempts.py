@@ -11,9 +11,9 @@ from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 
 from apps.accounts.hashing import turns
-from apps.common import throttle
 from apps.common.emails import email_key
-from apps.common.throttle import Window
+from apps.common.limits import throttle
+from apps.common.limits.throttle import Window
 from tunnel.contract import client_network
 
 

@@ -15,10 +15,10 @@ from apps.accounts.models import SecondFactor, User
 from apps.accounts.oidc.linking import forget
 from apps.accounts.services import cut_off, record_of
 from apps.accounts.sessions import LoginSession
-from apps.common import throttle
 from apps.common.actor import Actor
 from apps.common.emails import email_key, kept_form
 from apps.common.errors import DomainError, not_found
+from apps.common.limits import throttle
 from tunnel.contract import client_network
 
 

@@ -19,9 +19,9 @@ from procrastinate.contrib.django import app as jobs
 
 from apps.accounts import mail_tokens
 from apps.accounts.models import User
-from apps.common import throttle
 from apps.common.actor import Actor
 from apps.common.errors import DomainError
+from apps.common.limits import throttle
 from apps.common.sealing import seal, unseal
 from tunnel.contract import language_of
 

@@ -6,7 +6,7 @@ from typing import Final
 from django.db.models import QuerySet
 
 from apps.accounts.models import User, UserIdentity
-from apps.common.kept import KeptQuery
+from apps.common.db.compiled_query import CompiledQuery
 
 
 def by_email(email: str) -> User | None:
@@ -32,4 +32,4 @@ def active_user(user_id: uuid.UUID) -> User | None:
     return _ACTIVE.get(user_id)
 
 
-_ACTIVE: Final = KeptQuery(lambda user_id: User.objects.filter(pk=user_id, is_active=True), ids=1)
+_ACTIVE: Final = CompiledQuery(lambda user_id: User.objects.filter(pk=user_id, is_active=True), ids=1)

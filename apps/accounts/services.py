@@ -17,10 +17,10 @@ from apps.accounts.models import User
 from apps.accounts.oidc.linking import holders_of
 from apps.accounts.sessions import LoginSession
 from apps.audit.services import record
-from apps.common import throttle
 from apps.common.actor import Actor
 from apps.common.emails import email_key
 from apps.common.errors import DomainError, not_found
+from apps.common.limits import throttle
 from tunnel.contract import client_network
 
 Login = tuple[User, str, dt.datetime]

@@ -13,8 +13,10 @@ from typing import Any, Final, cast
 
 from django.conf import settings
 
-from apps.common import redis, scripts, throttle
+from apps.common import redis
 from apps.common.ids import uuid7
+from apps.common.limits import throttle
+from apps.common.redis import scripts
 from tunnel.contract import LOGIN_PREFIX, hash_token, new_token
 
 PUSH_SECONDS: Final = 60

@@ -2,7 +2,7 @@
 
 from django.db import models
 
-from apps.common.append_only import TRIGGERS
+from apps.common.db.append_only import TRIGGERS
 from apps.common.ids import uuid7
 
 

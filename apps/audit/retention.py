@@ -1,7 +1,7 @@
 """How long rows are kept (product.md, "Over time"): rules that the apps above state too, and what sweeps by them.
 
-A sweep deletes in batches with a transaction each (`apps.common.append_only.purge`), so that it may run on every host
-at once and be killed at any time; what it deleted stands in the audit trail.
+A sweep deletes in batches with a transaction each (`apps.common.db.append_only.purge`), so that it may run on every
+host at once and be killed at any time; what it deleted stands in the audit trail.
 """
 
 import datetime as dt
@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from apps.audit.models import AuditEvent
 from apps.audit.services import record
 from apps.common.actor import Actor
-from apps.common.append_only import purge
+from apps.common.db.append_only import purge
 
 
 @dataclass(frozen=True, slots=True)

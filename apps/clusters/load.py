@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from apps.clusters.dispatch import PROBE_MS, Choice, Member, bench_ms
 from apps.clusters.selectors import Share
-from apps.common import redis, scripts
+from apps.common import redis
+from apps.common.redis import scripts
 
 PREFIX: Final = redis.TAGGED + "cluster:"
 LEASE_MS: Final = 15_000

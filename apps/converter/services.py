@@ -20,7 +20,7 @@ from procrastinate.contrib.django import app as jobs
 from apps.accounts.models import User
 from apps.audit.services import record
 from apps.common.actor import Actor
-from apps.common.database import release_database
+from apps.common.db.connections import release_database
 from apps.common.errors import DomainError, not_found
 from apps.common.outbound import Policy, Refused, Unanswered, post
 from apps.converter.models import OPEN, Conversion, ConversionStatus

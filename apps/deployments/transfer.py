@@ -21,9 +21,9 @@ from django.conf import settings
 from django.db import Error
 from django.utils import timezone
 
-from apps.common.database import release_database
+from apps.common.db.connections import release_database
 from apps.common.errors import DomainError
-from apps.common.places import Places
+from apps.common.limits.places import Places
 from apps.deployments import selectors, services
 from apps.deployments.models import Deployment, DeploymentStatus
 from apps.model_registry.models import ModelStatus

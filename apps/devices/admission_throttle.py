@@ -10,8 +10,8 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Final
 
-from apps.common import throttle
 from apps.common.errors import DomainError
+from apps.common.limits import throttle
 from apps.devices import admission
 from tunnel.contract import Admitted, Credential, Refused, client_network
 

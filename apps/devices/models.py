@@ -3,7 +3,7 @@
 from django.conf import settings
 from django.db import models
 
-from apps.common.append_only import TRIGGERS
+from apps.common.db.append_only import TRIGGERS
 from apps.common.ids import uuid7
 from apps.common.models import BaseModel
 

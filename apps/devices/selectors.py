@@ -15,9 +15,9 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet, TextField
 from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 
+from apps.common.db.compiled_query import CompiledQuery
 from apps.common.errors import DomainError, not_found
 from apps.common.ids import as_uuid
-from apps.common.kept import KeptQuery
 from apps.devices.models import Accelerator, Device, DeviceEvent, LinkStatus
 from apps.tunnels import registry
 from apps.tunnels.registry import Entry
@@ -72,7 +72,7 @@ def device_of(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device:
     return device
 
 
-_ONE: Final = KeptQuery(lambda owner_id, device_id: devices_of(owner_id).filter(id=device_id), ids=2)
+_ONE: Final = CompiledQuery(lambda owner_id, device_id: devices_of(owner_id).filter(id=device_id), ids=2)
 
 
 def owned_device(owner_id: uuid.UUID, device_id: uuid.UUID) -> Device | None:

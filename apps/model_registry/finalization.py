@@ -29,7 +29,7 @@ from django.utils.translation import gettext as _
 from procrastinate.contrib.django import app as jobs
 
 from apps.common.actor import Actor
-from apps.common.database import release_database
+from apps.common.db.connections import release_database
 from apps.common.errors import DomainError, not_found
 from apps.model_registry.finalization_models import Finalization, FinalizationStatus
 from apps.model_registry.models import AIModel, ModelStatus

@@ -23,7 +23,7 @@ from procrastinate.contrib.django import app as jobs
 from apps.accounts import quotas
 from apps.audit.services import record
 from apps.common.actor import Actor
-from apps.common.database import release_database
+from apps.common.db.connections import release_database
 from apps.common.errors import DomainError, not_found
 from apps.model_registry import finalization
 from apps.model_registry.finalization_models import Finalization

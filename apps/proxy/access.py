@@ -17,10 +17,10 @@ from apps.accounts import demo, sessions
 from apps.accounts.models import User
 from apps.accounts.oidc import bearer
 from apps.accounts.selectors import active_user
-from apps.common import throttle
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, not_found
 from apps.common.ids import as_uuid
+from apps.common.limits import throttle
 from apps.devices.selectors import choose_device, online, owned_device
 from apps.proxy import origins, selectors, tickets
 from apps.tunnels.registry import Entry

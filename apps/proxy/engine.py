@@ -20,10 +20,10 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from apps.clusters.load import leases
-from apps.common.database import release_database
+from apps.common.db.connections import release_database
 from apps.common.errors import DomainError
-from apps.common.log_line import HotLog
-from apps.common.responses import request_id_of
+from apps.common.http.responses import request_id_of
+from apps.common.observability.log_line import HotLog
 from apps.proxy import raw, selectors
 from apps.proxy.answer import BoxAnswer
 from apps.proxy.running import RETRY_AFTER, Gate, Running, Watchdog

@@ -12,8 +12,8 @@ from typing import Any, Final, cast
 
 from django.http import HttpRequest
 
-from apps.common.middleware import is_trusted_proxy
-from apps.common.responses import request_id_of
+from apps.common.http.middleware import is_trusted_proxy
+from apps.common.http.responses import request_id_of
 from apps.tunnels.forwarder import Client, RequestHead, Via
 
 RAW_HEADERS: Final = "visiona.raw_headers"

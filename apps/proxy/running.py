@@ -16,8 +16,8 @@ from typing import Final
 
 import structlog
 
-from apps.common import metrics
 from apps.common.errors import DomainError
+from apps.common.observability import metrics
 from tunnel.contract import Shares, class_of
 
 logger = structlog.get_logger(__name__)

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import structlog
 
-from apps.common.database import release_database
+from apps.common.db.connections import release_database
 from apps.common.errors import DomainError
-from apps.common.places import Places
+from apps.common.limits.places import Places
 from apps.devices import selectors as devices
 from apps.devices import services
 from apps.devices.models import Accelerator, Device

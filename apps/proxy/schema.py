@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 
-from apps.common.schema import error_schema
+from apps.common.api.schema import error_schema
 from tunnel.contract import ERROR_STATUS
 
 View = TypeVar("View", bound=type)

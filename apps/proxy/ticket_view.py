@@ -10,10 +10,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.accounts.sessions import LoginSession
-from apps.common.api import ApiView
-from apps.common.fields import UuidField
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.api.fields import UuidField
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView
+from apps.common.http.responses import ok
 from apps.devices.selectors import device_of
 from apps.proxy import tickets
 

@@ -21,10 +21,10 @@ from apps.accounts.api.authentication import LoginTokenAuthentication
 from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
 from apps.clusters.dispatcher import Dispatcher
-from apps.common.api import id_or_404
+from apps.common.api.views import id_or_404
 from apps.common.errors import DomainError, invalid
-from apps.common.responses import ok, request_id_of
-from apps.common.throttle import count_user
+from apps.common.http.responses import ok, request_id_of
+from apps.common.limits.throttle import count_user
 from apps.devices.selectors import Target, choose_device, device_of, target_of
 from apps.proxy import access, engine, origins, raw, selectors
 from apps.proxy.authentication import TicketAuthentication

@@ -12,9 +12,9 @@ from django.shortcuts import render
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.generators import SchemaGenerator
 
-from apps.common import metrics
 from apps.common.errors import DomainError
-from apps.common.responses import error_response
+from apps.common.http.responses import error_response
+from apps.common.observability import metrics
 from tunnel.contract import verify_secret
 
 View = Callable[[HttpRequest], HttpResponse]

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, cast
 
-from apps.common import redis, scripts
+from apps.common import redis
+from apps.common.redis import scripts
 from apps.tunnels import lua
 
 PREFIX: Final = redis.TAGGED + "tunnel:"

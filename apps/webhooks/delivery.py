@@ -28,9 +28,9 @@ from procrastinate.contrib.django import app as jobs
 
 from apps.audit.services import record
 from apps.common.actor import Actor
-from apps.common.database import release_database
+from apps.common.db.connections import release_database
+from apps.common.limits.places import Places
 from apps.common.outbound import Refused, Reply, Unanswered, post
-from apps.common.places import Places
 from apps.common.sealing import Unreadable, reseal, unseal
 from apps.webhooks.models import DeliveryStatus, Webhook, WebhookDelivery
 from apps.webhooks.services import DELIVER, SEALED_FOR, policy

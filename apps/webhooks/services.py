@@ -24,9 +24,9 @@ from apps.audit.services import record
 from apps.common.actor import Actor
 from apps.common.errors import DomainError, invalid, not_found
 from apps.common.ids import uuid7
+from apps.common.limits.throttle import refusal
 from apps.common.outbound import Policy, Refused, check_url
 from apps.common.sealing import seal
-from apps.common.throttle import refusal
 from apps.webhooks.models import PING, DeliveryStatus, Event, Webhook, WebhookDelivery
 
 DELIVER: Final = "webhooks.deliver"

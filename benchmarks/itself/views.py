@@ -3,7 +3,7 @@
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
-from apps.common.api import id_or_404
+from apps.common.api.views import id_or_404
 from apps.devices.selectors import device_of, target_of
 from apps.proxy.views import ProxyView
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gunicorn.glogging import Logger
 
-from apps.common.log_line import mask
+from apps.common.observability.log_line import mask
 
 _FACTS: Final = ("request_id", "code", "status", "detail", "address", "method", "path", "bytes", "ms")
 

@@ -78,7 +78,8 @@ def _fresh_folder() -> Path | None:
 
 def begin_to_count() -> None:
     """Let a worker count in files of its own; called in its process."""
-    importlib.import_module("apps.common.metrics").allocate()  # it reads the folder's name as it is loaded
+    metrics = importlib.import_module("apps.common.observability.metrics")  # it reads the folder's name as it is loaded
+    metrics.allocate()
 
 
 def forget_worker(pid: int) -> None:

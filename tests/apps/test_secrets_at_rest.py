@@ -15,7 +15,8 @@ from psycopg.sql import SQL, Identifier
 from structlog.stdlib import ProcessorFormatter
 
 from apps.accounts.factors import totp
-from apps.common import log_line, redis
+from apps.common import redis
+from apps.common.observability import log_line
 from apps.pairing.services import hash_token
 from tests.apps.accounts.mail_kit import deliver, token_in
 from tests.apps.conftest import PASSWORD, Api

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MOUNT = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
 COUNTING = """
 import json, os, sys
-from apps.common import metrics
+from apps.common.observability import metrics
 folder, early = os.environ["PROMETHEUS_MULTIPROC_DIR"], sys.argv[1] == "early"
 def fill():
     with open(os.path.join(folder, "..", "fill"), "wb", buffering=0) as file:

@@ -16,9 +16,9 @@ from apps.accounts.api.serializers import (
     UserSerializer,
 )
 from apps.accounts.sessions import LoginSession
-from apps.common.api import ApiView, PublicApiView
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PublicApiView
+from apps.common.http.responses import ok
 
 
 class VerifyEmailView(PublicApiView):

@@ -12,11 +12,11 @@ from apps.accounts.api.views import proved
 from apps.accounts.factors import checking, owner, passkeys, webauthn
 from apps.accounts.factors.webauthn import Answer
 from apps.accounts.models import Passkey
-from apps.common.api import ApiView, PageQuery, id_or_404
+from apps.common.api.fields import PlainField, TextField
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, id_or_404
 from apps.common.errors import not_found
-from apps.common.fields import PlainField, TextField
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.http.responses import ok
 
 _OF_PASSWORD = ("INVALID_CREDENTIALS", "INVALID_STATE")
 _OF_BOTH = (*_OF_PASSWORD, "SECOND_FACTOR_REQUIRED")

@@ -13,10 +13,10 @@ from apps.accounts.models import UserIdentity
 from apps.accounts.oidc import owner
 from apps.accounts.oidc.config import Config
 from apps.accounts.sessions import LoginSession
-from apps.common.api import ApiView, PageQuery, id_or_404
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, id_or_404
 from apps.common.errors import not_found
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.http.responses import ok
 
 
 class IdentityLinkView(ApiView):

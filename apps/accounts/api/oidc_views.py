@@ -18,10 +18,10 @@ from apps.accounts.api.serializers import LoginAnswer, OidcCodeBody
 from apps.accounts.api.views import login_answer
 from apps.accounts.oidc import flow, login
 from apps.accounts.oidc.config import Config, config
-from apps.common.api import PublicApiView, StrictQuery
+from apps.common.api.schema import describe, error_responses
+from apps.common.api.views import PublicApiView, StrictQuery
 from apps.common.errors import invalid, not_found
-from apps.common.responses import ok
-from apps.common.schema import describe, error_responses
+from apps.common.http.responses import ok
 
 _ERRORS: Final = (
     "BAD_REQUEST", "VALIDATION_ERROR", "NOT_FOUND", "URI_TOO_LONG", "RATE_LIMITED", "INTERNAL_ERROR",

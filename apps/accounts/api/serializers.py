@@ -11,7 +11,7 @@ from rest_framework import serializers
 from apps.accounts import demo, mail_tokens, passwords
 from apps.accounts.models import User, UserIdentity
 from apps.accounts.quotas import standing
-from apps.common.fields import EmailField, PlainField, TextField
+from apps.common.api.fields import EmailField, PlainField, TextField
 
 
 @extend_schema_field(

@@ -26,11 +26,11 @@ from apps.accounts.api.serializers import (
 from apps.accounts.factors.webauthn import Answer, Purpose
 from apps.accounts.models import User
 from apps.accounts.sessions import LoginSession
-from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404
+from apps.common.api.pagination import paginate_list
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, PublicApiView, id_or_404
 from apps.common.errors import DomainError, not_found
-from apps.common.pagination import paginate_list
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.http.responses import ok
 
 
 def login_answer(user: User, token: str, expires_at: dt.datetime) -> dict[str, Any]:

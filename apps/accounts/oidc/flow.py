@@ -27,7 +27,7 @@ from apps.accounts.oidc.provider import Known, provider, unavailable
 from apps.accounts.oidc.verify import verified
 from apps.common import redis
 from apps.common.errors import DomainError, invalid
-from apps.common.places import Places
+from apps.common.limits.places import Places
 from tunnel.contract import client_network, hash_token
 
 STATE_SECONDS: Final = 600

@@ -4,8 +4,8 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from apps.audit.models import AuditEvent
-from apps.common.api import PageQuery, ordering_field
-from apps.common.fields import MomentField
+from apps.common.api.fields import MomentField
+from apps.common.api.views import PageQuery, ordering_field
 
 
 class AuditQuery(PageQuery):

@@ -7,8 +7,8 @@ from rest_framework.response import Response
 
 from apps.audit import selectors
 from apps.audit.api.serializers import AuditEventSerializer, AuditQuery
-from apps.common.api import ApiView
-from apps.common.schema import describe
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView
 
 
 class AuditView(ApiView):

@@ -8,7 +8,7 @@ from typing import Any
 from rest_framework import serializers
 
 from apps.clusters.models import MAX_WEIGHT, MIN_WEIGHT, Cluster, ClusterMember
-from apps.common.fields import PlainField, WholeField
+from apps.common.api.fields import PlainField, WholeField
 from apps.devices.models import LinkStatus
 from apps.tunnels.registry import Entry
 

@@ -18,9 +18,9 @@ from apps.clusters.api.serializers import (
     shown_member,
 )
 from apps.clusters.models import Cluster
-from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, id_or_404, ordering_field
+from apps.common.http.responses import ok
 from apps.devices.selectors import device_of
 from apps.tunnels import registry
 

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from rest_framework import serializers
 
-from apps.common.fields import PlainField, TextField, UuidField, WholeField
+from apps.common.api.fields import PlainField, TextField, UuidField, WholeField
 from apps.converter.models import Conversion, ConversionStatus
 from apps.model_registry.api.serializers import (
     FilenameField,

@@ -15,12 +15,12 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.common.api import ApiView, PageQuery, PublicApiView, id_or_404, ordering_field
+from apps.common.api.fields import UuidField
+from apps.common.api.parsers import announced
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, PublicApiView, id_or_404, ordering_field
 from apps.common.errors import DomainError
-from apps.common.fields import UuidField
-from apps.common.parsers import announced
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.http.responses import ok
 from apps.converter import reports, selectors, services
 from apps.converter.api.serializers import (
     ConversionBody,

@@ -6,7 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from apps.common.fields import UuidField
+from apps.common.api.fields import UuidField
 from apps.deployments.models import Deployment, DeploymentStatus
 
 

@@ -9,10 +9,10 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
-from apps.common.fields import UuidField
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.api.fields import UuidField
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, id_or_404, ordering_field
+from apps.common.http.responses import ok
 from apps.deployments import selectors, services
 from apps.deployments.api.serializers import DeployBody, DeploymentSerializer, shown
 from apps.deployments.models import Deployment, DeploymentStatus

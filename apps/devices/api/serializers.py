@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from apps.common.fields import PlainField, TextField
+from apps.common.api.fields import PlainField, TextField
 from apps.devices.models import Accelerator, Device, DeviceEvent, DeviceStatus, LinkStatus
 from apps.devices.selectors import DeviceRow
 from apps.devices.serials import is_junk

@@ -8,7 +8,7 @@ from typing import Any, Final
 from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
-from apps.common.fields import PlainField, TextField, WholeField
+from apps.common.api.fields import PlainField, TextField, WholeField
 from apps.common.moments import moment
 from apps.model_registry.models import AIModel, ModelSource, ModelStatus
 from apps.model_registry.selectors import MODEL_COLUMNS

@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from apps.common.fields import PlainField, WholeField
+from apps.common.api.fields import PlainField, WholeField
 from apps.pairing.models import PairingToken
 from apps.pairing.services import DEFAULT_TTL_MINUTES, MAX_TTL_MINUTES
 

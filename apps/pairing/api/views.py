@@ -6,9 +6,9 @@ from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.common.api import ApiView, PageQuery, id_or_404
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, id_or_404
+from apps.common.http.responses import ok
 from apps.pairing import selectors, services
 from apps.pairing.api.serializers import IssuedToken, TokenBody, TokenSerializer
 from apps.pairing.models import PairingToken

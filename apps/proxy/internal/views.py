@@ -17,8 +17,8 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 from apps.common.errors import DomainError
-from apps.common.failures import domain_error
-from apps.common.responses import JSON_TYPE, error_response
+from apps.common.http.error_mapping import domain_error
+from apps.common.http.responses import JSON_TYPE, error_response
 from apps.devices import admission_throttle, presence
 from apps.proxy import access
 from apps.proxy.internal.messages import read_authorize, read_credentials, read_events, read_heartbeat

@@ -7,7 +7,7 @@ from typing import Final
 from django.conf import settings
 
 from apps.common.errors import DomainError
-from apps.common.places import Places
+from apps.common.limits.places import Places
 
 WAIT_SECONDS: Final = 2.0
 RETRY_AFTER: Final = 5

@@ -18,11 +18,11 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.common.api import PublicApiView
+from apps.common.api.schema import describe, error_responses
+from apps.common.api.views import PublicApiView
 from apps.common.cores import cores
 from apps.common.errors import DomainError
-from apps.common.responses import ok
-from apps.common.schema import describe, error_responses
+from apps.common.http.responses import ok
 from apps.storage.api import room
 from apps.storage.api.conditions import evaluate
 from apps.storage.api.downloads import answer

@@ -13,10 +13,10 @@ from rest_framework.response import Response
 
 from apps.accounts import mails
 from apps.accounts.oidc.config import config
-from apps.common.api import ApiView, PublicApiView, StrictQuery
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PublicApiView, StrictQuery
 from apps.common.errors import DomainError
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.http.responses import ok
 from apps.converter.selectors import configured
 from apps.system import checks
 from apps.tunnels import registry

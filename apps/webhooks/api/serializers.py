@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from apps.common.fields import FlagField, TextField, UuidField
+from apps.common.api.fields import FlagField, TextField, UuidField
 from apps.webhooks.models import MAX_URL, PING, DeliveryStatus, Event, Webhook, WebhookDelivery
 
 URL_HELP = "`https://`, a public host, port 80, 443 or 1024 and above; neither credentials nor a fragment."

@@ -7,9 +7,9 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.common.api import ApiView, PageQuery, id_or_404, ordering_field
-from apps.common.responses import ok
-from apps.common.schema import describe
+from apps.common.api.schema import describe
+from apps.common.api.views import ApiView, PageQuery, id_or_404, ordering_field
+from apps.common.http.responses import ok
 from apps.webhooks import selectors, services
 from apps.webhooks.api.serializers import (
     DeliverySerializer,

@@ -13,8 +13,8 @@ from apps.audit import retention
 from apps.audit.models import AuditEvent
 from apps.audit.services import record
 from apps.audit.tasks import sweep
-from apps.common import append_only
 from apps.common.actor import Actor
+from apps.common.db import append_only
 from apps.devices import tasks
 from apps.devices.models import Accelerator, Device, DeviceEvent
 from apps.pairing.models import PairingToken, SessionToken

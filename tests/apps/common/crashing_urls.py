@@ -9,7 +9,7 @@ from django.urls import path
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.common.api import PublicApiView
+from apps.common.api.views import PublicApiView
 from apps.common.errors import DomainError
 from cloud.urls import handler400, handler403, handler404, handler500
 from cloud.urls import urlpatterns as site

@@ -11,7 +11,7 @@ from django.test import RequestFactory
 from rest_framework.response import Response
 
 from apps.accounts.api.views import LoginView
-from apps.common.parsers import MAX_JSON_BYTES, StrictJsonParser
+from apps.common.api.parsers import MAX_JSON_BYTES, StrictJsonParser
 from apps.system import views
 
 pytestmark = pytest.mark.django_db

@@ -8,10 +8,11 @@ import pytest
 from django.utils import timezone
 
 from apps.accounts import sessions
-from apps.common import redis, throttle
+from apps.common import redis
 from apps.common.breaker import OPEN_SECONDS, Breaker
 from apps.common.errors import DomainError
 from apps.common.ids import uuid7
+from apps.common.limits import throttle
 from apps.devices import presence
 from apps.devices.models import Device
 from apps.tunnels import registry

@@ -10,9 +10,9 @@ import pytest
 import structlog
 from django.test import Client, RequestFactory
 
-from apps.common import log_line
-from apps.common.middleware import believe_proxy
-from apps.common.parsers import MAX_JSON_BYTES
+from apps.common.api.parsers import MAX_JSON_BYTES
+from apps.common.http.middleware import believe_proxy
+from apps.common.observability import log_line
 from tests.apps.common.crashing_urls import FAILURES
 from tests.apps.conftest import login_as
 

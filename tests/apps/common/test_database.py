@@ -14,7 +14,7 @@ from procrastinate.contrib.django import app
 from procrastinate.psycopg_connector import PsycopgConnector
 
 from apps.common.breaker import OPEN_SECONDS, Breaker
-from apps.common.failures import domain_error
+from apps.common.http.error_mapping import domain_error
 from cloud.db.base import DatabaseWrapper
 from cloud.db.connection import NoAnswer
 from cloud.db.pool import FailedFast, PoolExhausted

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import structlog
 
-from apps.common import log_line
-from apps.common.log_line import HotLog
+from apps.common.observability import log_line
+from apps.common.observability.log_line import HotLog
 
 FACTS: dict[str, Any] = {"path": "/storage/secret", "token": "vAu_" + "0" * 32, "count": 3, "none": None}
 

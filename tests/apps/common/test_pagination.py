@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rest_framework.request import Request
 
 from apps.accounts.models import User
+from apps.common.api.pagination import Cursor, paginate, paginate_list
 from apps.common.errors import DomainError
 from apps.common.moments import read_moment
-from apps.common.pagination import Cursor, paginate, paginate_list
 from apps.devices.models import Device
 
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 from prometheus_client import REGISTRY
 
-from apps.common import places
-from apps.common.places import Places
+from apps.common.limits import places
+from apps.common.limits.places import Places
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -13,6 +13,7 @@ from django_redis import get_redis_connection
 from django_redis.cache import RedisCache
 
 from apps.common import redis
+from apps.common.redis.connection import WatchedPool
 from tests.apps.common.relay import Relay
 
 
@@ -78,7 +79,7 @@ def test_a_restart_in_between_is_not_noticed(relay, alice_api):
 
 def test_the_client_is_that_of_django_redis():
     assert redis.client().connection_pool is get_redis_connection("default").connection_pool
-    assert isinstance(redis.client().connection_pool, redis.WatchedPool)
+    assert isinstance(redis.client().connection_pool, WatchedPool)
     kwargs = redis.client().connection_pool.connection_kwargs
     assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"]) == (30.0, 30.0)  # tests are patient
     assert kwargs["retry"].get_retries() == 0

@@ -8,7 +8,7 @@ import pytest
 from django.utils.translation import gettext_lazy
 from rest_framework.renderers import JSONRenderer
 
-from apps.common.parsers import EnvelopeRenderer
+from apps.common.api.parsers import EnvelopeRenderer
 from apps.devices.models import LinkStatus
 
 AT = dt.datetime(2026, 1, 2, 3, 4, 5, 60, tzinfo=dt.UTC)

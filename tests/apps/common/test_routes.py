@@ -5,8 +5,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, ResolverMatch, URLResolver, get_resolver, include, path, re_path
 from django.urls.resolvers import RegexPattern, RoutePattern
 
-from apps.common import routes
-from apps.common.routes import KeptRoutes
+from apps.common.http import routes
+from apps.common.http.routes import CachedRoutes
 
 
 def view(request: HttpRequest, **kwargs: str) -> HttpResponse:
@@ -31,7 +31,7 @@ def facts(match: ResolverMatch) -> tuple[object, ...]:
 
 
 def test_they_are_what_django_finds() -> None:
-    own = URLResolver(RegexPattern(r"^/"), [KeptRoutes(PATTERNS)])
+    own = URLResolver(RegexPattern(r"^/"), [CachedRoutes(PATTERNS)])
     django = URLResolver(RegexPattern(r"^/"), [URLResolver(RoutePattern("", is_endpoint=False), PATTERNS)])
     for _ in range(3):
         for each in PATHS:
@@ -42,7 +42,7 @@ def test_they_are_what_django_finds() -> None:
 
 
 def test_what_a_view_does_to_its_match_is_not_kept() -> None:
-    own = URLResolver(RegexPattern(r"^/"), [KeptRoutes(PATTERNS)])
+    own = URLResolver(RegexPattern(r"^/"), [CachedRoutes(PATTERNS)])
     own.resolve("/one").kwargs["mine"] = "1"
     assert own.resolve("/one").kwargs == {}
     assert own.resolve("/one") is not own.resolve("/one")
@@ -50,7 +50,7 @@ def test_what_a_view_does_to_its_match_is_not_kept() -> None:
 
 def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "_MOST", 2)
-    kept = KeptRoutes(PATTERNS)
+    kept = CachedRoutes(PATTERNS)
     for each in PATHS:
         kept.resolve(each)
     assert set(kept._kept) == {"one", "any/a"}
@@ -59,4 +59,4 @@ def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_project_uses_them() -> None:
     (root,) = get_resolver("cloud.urls").url_patterns
-    assert isinstance(root, KeptRoutes)
+    assert isinstance(root, CachedRoutes)

@@ -5,8 +5,7 @@ import uuid
 import pytest
 import redis.exceptions
 
-from apps.common import redis as own
-from apps.common import scripts
+from apps.common.redis import client, scripts
 
 
 def test_a_script_is_run_known_or_not():
@@ -16,7 +15,7 @@ def test_a_script_is_run_known_or_not():
 
 
 def test_a_script_that_fails_leaves_the_connection_good():
-    pool = own.client().connection_pool
+    pool = client().connection_pool
     for source in ("return redis.error_reply('no')", "error('no')"):
         with pytest.raises(redis.exceptions.ResponseError, match="no"):
             scripts.run(f"{source} -- {uuid.uuid4()}", [], [])

@@ -6,9 +6,9 @@ import pytest
 import redis.exceptions
 
 from apps.common import redis as our_redis
-from apps.common import throttle
 from apps.common.errors import DomainError
-from apps.common.throttle import Window
+from apps.common.limits import throttle
+from apps.common.limits.throttle import Window
 
 
 def window(limit: int = 3, name: str = "one") -> Window:
@@ -85,7 +85,7 @@ def test_looking_counts_nothing():
 
 def test_no_limit_asks_nobody(monkeypatch):
     with monkeypatch.context() as without:
-        without.setattr(our_redis, "client", None)
+        without.setattr(throttle.scripts, "client", None)
         throttle.take(window(0)).give_back()
         throttle.check(window(0))
         throttle.count([window(0)])

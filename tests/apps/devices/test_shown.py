@@ -11,8 +11,8 @@ from rest_framework.request import Request
 
 from apps.accounts.models import User
 from apps.accounts.selectors import active_user
-from apps.common.pagination import paginate
-from apps.common.parsers import EnvelopeRenderer
+from apps.common.api.pagination import paginate
+from apps.common.api.parsers import EnvelopeRenderer
 from apps.devices import selectors
 from apps.devices.api.serializers import DeviceSerializer, shown
 from apps.devices.api.views import DeviceQuery

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from apps.accounts import demo, sessions
 from apps.accounts.models import User
-from apps.common import scripts
+from apps.common.redis import scripts
 from apps.devices.models import Device
 from apps.proxy import tickets
 from apps.tunnels import registry

@@ -12,7 +12,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 from django.conf import settings
 
-from apps.common.places import Places
+from apps.common.limits.places import Places
 from cloud.jobs import JOBS_AT_ONCE, counted, own_threads
 from cloud.worker_metrics import Server as MetricsServer
 from cloud.worker_metrics import answer

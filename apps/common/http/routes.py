@@ -9,10 +9,10 @@ _MOST: Final = 1024
 """Cached paths at most. There are as many as routes without a variable part, unless a pattern matches several."""
 
 
-class KeptRoutes(URLResolver):
+class CachedRoutes(URLResolver):
     """Routes tried one after the other, as Django does; paths of routes without a variable part are looked up.
 
-    It stands as the only one at the root: `urlpatterns = [KeptRoutes(routes)]`.
+    It stands as the only one at the root: `urlpatterns = [CachedRoutes(routes)]`.
     """
 
     def __init__(self, routes: list[Any]) -> None:

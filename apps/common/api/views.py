@@ -20,13 +20,13 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.common.actor import Actor
+from apps.common.api.fields import QueryWholeField
+from apps.common.api.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, First, Rows, paginate
+from apps.common.api.parsers import ApiRequest
 from apps.common.errors import DomainError, not_found
-from apps.common.failures import domain_error
-from apps.common.fields import QueryWholeField
-from apps.common.pagination import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, First, Rows, paginate
-from apps.common.parsers import ApiRequest
-from apps.common.responses import error_headers, ok, request_id_of
-from apps.common.throttle import count_user
+from apps.common.http.error_mapping import domain_error
+from apps.common.http.responses import error_headers, ok, request_id_of
+from apps.common.limits.throttle import count_user
 from tunnel.contract import error_envelope
 
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")

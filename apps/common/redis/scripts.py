@@ -11,7 +11,7 @@ from typing import Any
 
 import redis.exceptions
 
-from apps.common import redis as own
+from apps.common.redis.connection import client
 
 
 def run(source: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -19,7 +19,7 @@ def run(source: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
 
     A connection that fails closes itself; the next caller that gets it from the pool reconnects it.
     """
-    pool: Any = own.client().connection_pool
+    pool: Any = client().connection_pool
     connection = pool.get_connection()
     try:
         connection.send_command("EVALSHA", _digest(source), len(keys), *keys, *args)

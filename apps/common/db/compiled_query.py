@@ -25,7 +25,7 @@ class _Built:
     """Indexes of the columns that arrive as JSON text. Values of all other columns need no conversion."""
 
 
-class KeptQuery(Generic[RowT]):
+class CompiledQuery(Generic[RowT]):
     """A query whose SQL is built once.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from apps.common import metrics
+from apps.common.observability import metrics
 from tunnel.contract import Crowded, Shares, class_of
 
 QUEUE: Final = 256

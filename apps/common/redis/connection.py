@@ -100,7 +100,7 @@ def cache_settings(url: str, threads: int, *, timeout: float) -> dict[str, dict[
             "OPTIONS": {
                 "SOCKET_TIMEOUT": timeout,
                 "SOCKET_CONNECT_TIMEOUT": timeout,
-                "CONNECTION_POOL_CLASS": "apps.common.redis.WatchedPool",
+                "CONNECTION_POOL_CLASS": "apps.common.redis.connection.WatchedPool",
                 "CONNECTION_POOL_KWARGS": {
                     "max_connections": threads + 8,  # the threads, and those that beat beside them
                     "timeout": timeout,
@@ -118,7 +118,7 @@ def cache_settings(url: str, threads: int, *, timeout: float) -> dict[str, dict[
 def client() -> redis.Redis:
     """The client for `VISIONA_REDIS_URL`, answers as text. Connects on first use; a stale connection is replaced.
 
-    Its errors are redis.exceptions.ConnectionError and TimeoutError, which `apps.common.failures` maps to
+    Its errors are redis.exceptions.ConnectionError and TimeoutError, which `apps.common.http.error_mapping` maps to
     CACHE_UNAVAILABLE. Threads wait for a free connection for as long as for an answer.
     """
     connection: redis.Redis = get_redis_connection("default")

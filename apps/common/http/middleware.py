@@ -12,10 +12,10 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, resolve
 
-from apps.common import metrics
 from apps.common.errors import DomainError
-from apps.common.log_line import HotLog
-from apps.common.responses import error_response
+from apps.common.http.responses import error_response
+from apps.common.observability import metrics
+from apps.common.observability.log_line import HotLog
 from tunnel.contract import H_REQUEST_ID, SECURITY_FIELDS, request_id_from
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]

@@ -8,8 +8,8 @@ from django.utils.translation import gettext as _
 from django.views import csrf, defaults
 
 from apps.common.errors import DomainError
-from apps.common.failures import domain_error
-from apps.common.responses import error_response
+from apps.common.http.error_mapping import domain_error
+from apps.common.http.responses import error_response
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

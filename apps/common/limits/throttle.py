@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from django.conf import settings
 
-from apps.common import redis, scripts
+from apps.common import redis
 from apps.common.errors import DomainError
+from apps.common.redis import scripts
 
 WINDOW_SECONDS: Final = 60
 _KEY: Final = redis.PREFIX + "throttle:"
