@@ -40,7 +40,6 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django.contrib.postgres",
-    "corsheaders",
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -70,7 +69,7 @@ MIDDLEWARE = [
     "apps.common.http.middleware.SecurityHeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "corsheaders.middleware.CorsMiddleware",
+    "apps.proxy.cors.CorsMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "apps.common.http.middleware.TrailingSlashMiddleware",
     "apps.common.http.middleware.PlainRefusalMiddleware",
@@ -192,38 +191,6 @@ REST_FRAMEWORK = {
     "URL_FORMAT_OVERRIDE": None,
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
 }
-
-CORS_ALLOWED_ORIGINS = list(VISIONA["CORS_ALLOWED_ORIGINS"])
-CORS_URLS_REGEX = r"^/(api|storage|d|ws)(/|$)"
-CORS_ALLOW_METHODS = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"]
-CORS_ALLOW_HEADERS = [
-    "accept",
-    "accept-language",
-    "authorization",
-    "cache-control",
-    "content-range",
-    "content-type",
-    "if-match",
-    "if-modified-since",
-    "if-none-match",
-    "if-range",
-    "last-event-id",
-    "range",
-    "traceparent",
-    "x-device-id",
-    "x-request-id",
-    "x-requested-with",
-]
-CORS_EXPOSE_HEADERS = [
-    "X-Request-ID",
-    "Retry-After",
-    "RateLimit-Limit",
-    "RateLimit-Remaining",
-    "RateLimit-Reset",
-    "ETag",
-    "Content-Range",
-    "Accept-Ranges",
-]
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "VisionA Cloud",

@@ -15,8 +15,9 @@ from apps.tunnels.forwarder import AnswerHead, Field, Forward
 
 _LIST: Final = "vary"  # middleware reads its value to add to it, so the box's value must be there too
 _OPENER: Final = "cross-origin-opener-policy"
+_EXPOSED: Final = "access-control-expose-headers"
 _SERVERS: Final = frozenset(
-    {"content-length", "transfer-encoding", "connection", "x-request-id", "content-type", _LIST, _OPENER}
+    {"content-length", "transfer-encoding", "connection", "x-request-id", "content-type", _LIST, _OPENER, _EXPOSED}
 )
 """Not passed on from Django's answer: the exchange writes its own, and what is sandboxed has no opener policy."""
 

@@ -18,6 +18,11 @@ _OF_BOXES: Final = re.compile(
 )
 
 
+def is_of_box(path: str) -> bool:
+    """Whether a path is one of a box's routes."""
+    return _OF_BOXES.match(path) is not None
+
+
 class HostMiddleware(CommonMiddleware):
     """Django's, which checks `Host`; not on routes of boxes.
 
@@ -28,7 +33,7 @@ class HostMiddleware(CommonMiddleware):
 
     def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
         """Raises DisallowedHost."""
-        if _OF_BOXES.match(request.path_info) is not None and not settings.VISIONA["STATIC_USER_ID"]:
+        if is_of_box(request.path_info) and not settings.VISIONA["STATIC_USER_ID"]:
             return None
         return super().process_request(request)
 

@@ -6,15 +6,25 @@ the `Origin` header tells whose page it is. This module knows settings and text,
 
 from __future__ import annotations
 
-from typing import Final
-from urllib.parse import urlsplit
+from functools import lru_cache
 
 from django.conf import settings
 from django.utils.translation import gettext as _
 
 from apps.common.errors import DomainError
+from tunnel.contract import Origins, origin_of
 
-_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+@lru_cache(maxsize=4)
+def _origins(named: tuple[str, ...], development: bool) -> Origins:
+    return Origins(named, development=development)
+
+
+def listed() -> Origins:
+    """The pages that may read what we answer (CORS), and use tickets and WebSockets."""
+    values = settings.VISIONA
+    named = (*values["CORS_ALLOWED_ORIGINS"], values["PUBLIC_URL"], values["TUNNEL_PUBLIC_URL"])
+    return _origins(named, values["ENV"] == "development")
 
 
 def require_allowed(origin: str, host: str) -> None:
@@ -31,29 +41,11 @@ def require_allowed(origin: str, host: str) -> None:
 
 
 def is_allowed(origin: str, host: str) -> bool:
-    """Whether `origin` is in the CORS list, that of PUBLIC_URL or TUNNEL_PUBLIC_URL, or the request's own host.
+    """Whether `origin` is one of those that may read answers, or the request's own host.
 
     The scheme of the own host is not compared: behind a proxy that ends TLS nobody here knows it.
     """
-    asked = _normal(origin)
-    if asked is None:
-        return False
-    values = settings.VISIONA
-    named = (*values["CORS_ALLOWED_ORIGINS"], values["PUBLIC_URL"], values["TUNNEL_PUBLIC_URL"])
-    if asked in {_normal(each) for each in named}:
+    if listed().allow(origin):
         return True
-    scheme, _, _ = asked
-    return bool(host) and asked == _normal(f"{scheme}://{host}")
-
-
-def _normal(url: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port; None for what is no origin (`null`, a malformed one)."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return None
-    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        return None
-    return scheme, parts.hostname, port if port is not None else _PORTS[scheme]
+    asked = origin_of(origin)
+    return asked is not None and bool(host) and asked == origin_of(f"{asked[0]}://{host}")

@@ -117,7 +117,7 @@ def test_what_an_answer_may_not_say_is_dropped_and_ours_is_added(lane: Lane) -> 
     for gone in ("set-cookie", "clear-site-data", "strict-transport-security", "service-worker-allowed", "x-hop"):
         assert gone not in names
     assert got.one("access-control-allow-origin") == "http://front.example"
-    assert "X-Request-ID" in got.one("access-control-expose-headers")
+    assert got.one("access-control-expose-headers") == "X-Request-ID"
     assert got.all("content-security-policy") == ["sandbox"]
     assert got.all("x-content-type-options") == ["nosniff"]
     assert got.all("cache-control") == ["max-age=5, private"]
@@ -172,6 +172,55 @@ def test_a_preflight_is_ours_and_never_forwarded(lane: Lane) -> None:
         got = wire.read()
     assert (got.status, got.one("access-control-allow-origin")) == (200, "http://front.example")
     assert lane.box.heads == []
+
+
+PAGES = ["http://front.example", "http://tunnel.example", "http://localhost:5173", "http://[::1]:8000"]
+"""That are listed, of the site's own, and in development of any local server."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, "http://evil.example", "null"])
+def test_a_page_may_send_a_box_what_it_knows_and_read_what_it_says(lane: Lane, page: str) -> None:
+    asked = ["Access-Control-Request-Method: PROPFIND", "Access-Control-Request-Headers: authorization,upload-offset"]
+    preflight = lane.ask("OPTIONS", "/x", f"Origin: {page}", *asked)
+    assert preflight.status == 200
+    assert lane.box.heads == []
+    told = {name.lower(): value for name, value in preflight.fields if name.lower().startswith("access-control-")}
+    may = page in PAGES
+    assert told.pop("access-control-max-age", "") == ("86400" if may else "")
+    assert told == (
+        {
+            "access-control-allow-origin": page,
+            "access-control-allow-methods": "PROPFIND",
+            "access-control-allow-headers": "authorization,upload-offset",
+        }
+        if may
+        else {}
+    )
+    said = [
+        "Upload-Offset: 5",
+        "X-Odd: 1",
+        "Content-Type: text/plain",
+        "ETag: x",
+        "Access-Control-Expose-Headers: evil",
+    ]
+    lane.box.on("/up", lambda peer: peer.answer(b"x", "200 OK", *said) or True)
+    with lane.wire() as wire:
+        for _ in range(4):  # the ways in few steps say the same as the long one
+            wire.send(lane.head("GET", "/up", f"Origin: {page}"))
+            got = wire.read()
+            assert got.all("access-control-allow-origin") == ([page] if may else [])
+            assert not got.all("access-control-allow-credentials")
+            exposed = {
+                name.strip().lower() for value in got.all("access-control-expose-headers") for name in value.split(",")
+            }
+            assert exposed == ({"x-request-id", "upload-offset", "x-odd", "etag"} if may else set())
+    lane.box.on("/go", lambda peer: peer.answer(b"", "302 Found", "Location: /x", "Link: </y>"))
+    led = lane.ask("GET", "/go", f"Origin: {page}").all("access-control-expose-headers")
+    assert led == (["X-Request-ID, Location, Link"] if may else [])
+    lane.token = ""
+    refused = lane.ask("GET", "/up", f"Origin: {page}")
+    assert (refused.status, refused.all("access-control-allow-origin")) == (401, [page] if may else [])
+    assert ("Retry-After" in "".join(refused.all("access-control-expose-headers"))) == may
 
 
 def test_a_root_relative_location_gets_the_prefix(lane: Lane) -> None:

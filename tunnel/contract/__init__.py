@@ -5,6 +5,7 @@ each alone; by this name, never by a part's.
 It does not know Django, Trio, HTTP parsing or how a setting is used.
 """
 
+from tunnel.contract.cors import EXPOSED, Origins, origin_of, preflight_fields
 from tunnel.contract.messages import (
     MAX_CREDENTIALS,
     Admitted,
@@ -101,6 +102,7 @@ __all__ = [
     "DEV_SECRET_KEY",
     "DEV_SIGNING_SECRET",
     "ERROR_STATUS",
+    "EXPOSED",
     "FEATURE_HANDOVER",
     "H_AGENT",
     "H_AGENT_FEATURES",
@@ -140,6 +142,7 @@ __all__ = [
     "HeartbeatAnswer",
     "Invalidate",
     "Kind",
+    "Origins",
     "Refused",
     "Replaced",
     "SessionFact",
@@ -157,7 +160,9 @@ __all__ = [
     "hash_token",
     "language_of",
     "new_token",
+    "origin_of",
     "parse_setting",
+    "preflight_fields",
     "read_settings",
     "request_id_from",
     "session_mark",

@@ -57,6 +57,8 @@ class TunnelConfig:
     # Browsers
     hsts: bool = False  # they are told to come by TLS alone: that is how they reach it
     cors_origins: tuple[str, ...] = ()
+    """Pages that may read answers, the site's own among them."""
+    development: bool = False
     language: str = "en"  # of messages, where the request asks for none that we have
     # Times
     lameduck_seconds: float = 0.0  # not ready, still serving: after SIGTERM, before the drain
@@ -116,7 +118,8 @@ def load(environ: Mapping[str, str]) -> tuple[TunnelConfig, list[str]]:
             idle_seconds=values["PROXY_IDLE_SECONDS"] + _BACKSTOP_SECONDS,
             body_max=values["PROXY_BODY_MAX_BYTES"],
             share_events=values["SHARE_SSE"],
-            cors_origins=values["CORS_ALLOWED_ORIGINS"],
+            cors_origins=(*values["CORS_ALLOWED_ORIGINS"], values["PUBLIC_URL"], values["TUNNEL_PUBLIC_URL"]),
+            development=not production,
             hsts=values["TUNNEL_PUBLIC_URL"].startswith("https://"),
             language=values["LANGUAGE"],
         ),

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from tunnel.http.errors import ExchangeError
 from tunnel.http.limits import LIMITS, Limits
-from tunnel.http.response import NO_LENGTH, AnswerHead, ResponseReader, head_parts
+from tunnel.http.response import NO_LENGTH, AnswerHead, ResponseReader, exposed, head_parts
 
 KEPT: Final = 512
 """Heads kept: a bound, since they come from outside. When it is reached all are forgotten."""
@@ -25,7 +25,7 @@ _MOUNTED: Final = frozenset({b"location", b"content-location", b"refresh"})
 class Ordinary:
     """What the head of an ordinary answer comes to, for a client of HTTP/1.1 whose connection stays open."""
 
-    __slots__ = ("before", "bodyless", "keep_alive", "status", "tells_length")
+    __slots__ = ("before", "bodyless", "exposed", "keep_alive", "status", "tells_length")
 
     def __init__(self, head: AnswerHead) -> None:
         self.status = head.status
@@ -35,6 +35,7 @@ class Ordinary:
         self.tells_length = head.length != NO_LENGTH
         self.before = head_parts(head, http11=True, keep_alive=True)[0]
         """The head for the client up to the request's id."""
+        self.exposed = b"\r\nAccess-Control-Expose-Headers: " + exposed(head)
 
 
 class Whole(NamedTuple):
@@ -60,10 +61,13 @@ class OrdinaryAnswers:
     def __len__(self) -> int:
         return len(self._known)
 
-    def read(self, data: bytes, *, request_id: bytes, fields: bytes, head_only: bool) -> Whole | None:
+    def read(
+        self, data: bytes, *, request_id: bytes, fields: bytes, head_only: bool, cors: bool = False
+    ) -> Whole | None:
         """What `data`, the first bytes from the box, comes to if it is one whole ordinary answer and nothing else.
 
-        `head_only` says that the request was HEAD; `fields` are the lane's own lines, each with its CRLF in front.
+        `head_only` says that the request was HEAD; `fields` are the lane's own lines, each with its CRLF in front, and
+        `cors` says that they let a page read the answer, which is told what of it.
         None: read it as all answers are.
         """
         size = data.find(b"\r\n\r\n", 0, HEAD_BYTES) + 4
@@ -93,6 +97,8 @@ class OrdinaryAnswers:
         if body != (0 if head_only or answer.bodyless else length):
             return None
         last = b"\r\nContent-Length: %d\r\n\r\n" % length if answer.tells_length else b"\r\n\r\n"
+        if cors:
+            fields += answer.exposed
         out = b"".join((answer.before, request_id, fields, last, data[size:]))
         return Whole(answer.status, answer.keep_alive, body, out)
 

@@ -462,14 +462,37 @@ def _bad(detail: str) -> ProxyError:
     return ProxyError("AGENT_BAD_RESPONSE", detail)
 
 
+_ALLOW_ORIGIN: Final = b"access-control-allow-origin"
+_READABLE: Final = frozenset(
+    b"cache-control content-language content-length content-type expires last-modified pragma vary"
+    b" x-content-type-options x-frame-options referrer-policy content-security-policy strict-transport-security"
+    b" access-control-allow-origin".split()
+)
+"""What needs no leave to be read (Fetch, "CORS-safelisted response-header name"), or says nothing to a page."""
+
+
+def exposed(head: AnswerHead, ours: list[Field] | None = None) -> bytes:
+    """The value of `Access-Control-Expose-Headers` for a box's answer to a page that may read it: all that it says.
+
+    `*` would be less to whoever sends a credential, and is not known to all browsers.
+    """
+    names = {b"x-request-id": b"X-Request-ID"}
+    for name, _ in (*head.fields, *(ours or ())):
+        names.setdefault(name.lower(), name)
+    return b", ".join([name for lower, name in names.items() if lower not in _READABLE])
+
+
 def client_head(
     head: AnswerHead, *, request_id: str, http11: bool, keep_alive: bool, extra: list[Field] | None = None
 ) -> tuple[bytes, bool]:
     """The head for the client as bytes, and whether body bytes go out as chunks (`encode_chunk`).
 
     For drivers that write to the client's socket themselves. `keep_alive` is whether the connection may stay open;
-    without a length an HTTP/1.0 client's never does. `extra` are fields of ours (CORS), which must be well formed.
+    without a length an HTTP/1.0 client's never does. `extra` are fields of ours, which must be well formed; where they
+    let a page read the answer, they are told with what of it.
     """
+    if extra and any(name.lower() == _ALLOW_ORIGIN for name, _ in extra):
+        extra = [*extra, (b"Access-Control-Expose-Headers", exposed(head, extra))]
     before, after, chunked = head_parts(head, http11=http11, keep_alive=keep_alive)
     return b"".join((before, request_id.encode("latin-1"), field_lines(extra) if extra else b"", after)), chunked
 

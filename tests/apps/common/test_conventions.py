@@ -192,13 +192,32 @@ class TestCors:
         }  # fmt: skip
         assert "Access-Control-Allow-Credentials" not in answer.headers
 
+    @pytest.mark.parametrize("origin", ["http://localhost:5173", "https://127.0.0.1", "http://[::1]:8000"])
+    def test_any_local_page_may_in_development_alone(self, anonymous, settings, origin):
+        assert anonymous("GET", "/api/auth/me", origin=origin).headers["Access-Control-Allow-Origin"] == origin
+        settings.VISIONA = {**settings.VISIONA, "ENV": "production"}
+        assert "Access-Control-Allow-Origin" not in anonymous("GET", "/api/auth/me", origin=origin).headers
+
+    @pytest.mark.parametrize("name", ["PUBLIC_URL", "TUNNEL_PUBLIC_URL"])
+    def test_the_sites_own_pages_may(self, anonymous, settings, name):
+        settings.VISIONA = {**settings.VISIONA, "ENV": "production", name: "https://own.example/below"}
+        answer = anonymous("GET", "/api/auth/me", origin="https://own.example")
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://own.example"
+
     def test_errors_may_be_read_too(self, anonymous):
         answer = anonymous("GET", "/api/auth/me", origin=ORIGIN)
         assert answer.status == 401
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
 
     @pytest.mark.parametrize(
-        "origin", ["http://evil.example", "null", "http://localhost:3000.evil.example", "https://localhost:3000"]
+        "origin",
+        [
+            "http://evil.example",
+            "null",
+            "http://localhost:3000.evil.example",
+            "http://localhost:3000/path",
+            "http://x@localhost",
+        ],
     )
     def test_no_other_origin_may(self, anonymous, origin):
         for method in ("GET", "OPTIONS"):
@@ -213,7 +232,7 @@ class TestCors:
             path,
             HTTP_ORIGIN=ORIGIN,
             HTTP_ACCESS_CONTROL_REQUEST_METHOD="PUT",
-            HTTP_ACCESS_CONTROL_REQUEST_HEADERS="authorization, x-device-id, content-range",
+            HTTP_ACCESS_CONTROL_REQUEST_HEADERS="authorization, x-device-id, content-range",  # a box's way says these
         )
         assert response.status_code == 200
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN

@@ -100,6 +100,7 @@ class Tunnel:
             "API_INTERNAL_URL": f"http://127.0.0.1:{stack.port}",
             "NODE_URL": f"http://127.0.0.1:{self.internal}",
             "CORS_ALLOWED_ORIGINS": "http://front.example",
+            "TUNNEL_PUBLIC_URL": "http://tunnel.example",
         }
         self.daemon = start_process("tunnel", folder / "tunnel.log", ["tunnel"], **(own | settings))
         self.daemon.wait_for_http(f"http://127.0.0.1:{self.internal}/readyz", 30)
@@ -220,6 +221,7 @@ def start_api(database: str, port: int, log: Path, **settings: str) -> Started:
         "PUBLIC_URL": f"http://127.0.0.1:{port}",
         "API_WORKERS": "1",
         "CORS_ALLOWED_ORIGINS": "http://front.example",
+        "TUNNEL_PUBLIC_URL": "http://tunnel.example",
         "PROXY_BODY_MAX_BYTES": str(80 << 20),
     }
     started = start_process("api", log, ["gunicorn", "-c", "cloud/gunicorn.conf.py", "cloud.wsgi"], **(own | settings))

@@ -218,7 +218,9 @@ class Quick:
         if len(data) > ANSWER_BYTES or self._lane.draining:
             return False
         ready = self._ready
-        answer = self._answers.read(data, request_id=self._request_id, fields=ready.cors, head_only=ready.head_only)
+        answer = self._answers.read(
+            data, request_id=self._request_id, fields=ready.cors, head_only=ready.head_only, cors=ready.readable
+        )
         if answer is None:
             return False
         try:

@@ -29,7 +29,7 @@ class Ready:
 
     __slots__ = (
         "cors", "facts", "grant", "head", "head_only", "key", "length", "mount", "plain_until", "prepared",
-        "repeatable", "sharable",
+        "readable", "repeatable", "sharable",
     )  # fmt: skip
 
     def __init__(self, asked: Asked, prepared: Prepared, cors: bytes) -> None:
@@ -41,6 +41,7 @@ class Ready:
         self.repeatable = prepared.request.idempotent and not self.length
         self.head_only = head.method == b"HEAD"
         self.cors = cors
+        self.readable = cors.startswith(b"\r\nAccess-Control-Allow-Origin:")  # by the page that asks
         self.head = head._replace(fields=[field for field in head.fields if field[0].lower() in _TOLD])
         self.sharable = asked.sharable and not self.length and takes_endless(head)
         path = head.target.partition(b"?")[0].decode("latin-1")

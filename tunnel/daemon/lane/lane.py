@@ -12,7 +12,7 @@ from typing import Any, Final
 import trio
 from prometheus_client.core import Metric
 
-from tunnel.contract import language_of
+from tunnel.contract import Origins, language_of
 from tunnel.daemon.agents.handshakes import Arrivals
 from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import TunnelSession
@@ -91,7 +91,8 @@ class FastLane:
         self._log = log
         self._full = full
         self._room = room
-        self._cors = Cors(config.cors_origins, [(name.encode(), value.encode()) for name, value in HSTS if config.hsts])
+        origins = Origins(config.cors_origins, development=config.development)
+        self._cors = Cors(origins, [(name.encode(), value.encode()) for name, value in HSTS if config.hsts])
         self._ids = Ids()
         self.proxies = Proxies(config.trusted_proxies)
         self._limits = Limits(
@@ -246,7 +247,9 @@ class FastLane:
         if asked.head.method != b"OPTIONS" or not asked.said.values[10]:
             return False
         keep = is_bodyless(asked.head)
-        client.answer(self._cors.preflight(asked.said.origin, request_id, keep_alive=keep), keep=keep)
+        names = field_of(asked.head, b"access-control-request-headers")
+        said = asked.said
+        client.answer(self._cors.preflight(said.origin, said.values[10], names, request_id, keep_alive=keep), keep=keep)
         return True
 
     async def _grant(self, client: Client, asked: Asked, request_id: str) -> Grant:
