@@ -77,7 +77,7 @@ def test_what_stays_behind(name: bytes, spelling: type[bytes]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [b"X-Forwarded", b"X-Real-IP", b"Origin", b"Referer", b"Accept", b"Range", b"If-Match", b"Via", b"Proxy", b"DNT"],
+    [b"X-Forward", b"X-Real", b"Origin", b"Referer", b"Accept", b"Range", b"If-Match", b"Via", b"Proxy", b"DNT"],
 )
 def test_what_passes(name: bytes) -> None:
     assert (name, b"v") in sent_fields(exchange((name, b"v")))

@@ -245,6 +245,7 @@ class Exchange:
         """Whether the stream is clean for another request: both sides complete, nothing behind, the box keeps it.
 
         Not behind an error that answers a body: the box may not have read all of it, and then resets its connection.
+        Nor where the box took a credential for the whole connection.
         """
         head = self._reader.head
         return (
@@ -255,4 +256,5 @@ class Exchange:
             and not (self.request.body_length and head.status >= UNREAD_FROM)
             and not self._reader.extra
             and not self._via.close
+            and not self.request.bound
         )

@@ -38,6 +38,9 @@ VARY: Final = 15
 SEC_WEBSOCKET: Final = 16  # passes with a 101 alone
 DESTINATION: Final = 17
 X_FORWARDED_PREFIX: Final = 18
+REFERER: Final = 19
+AUTHORIZATION: Final = 20
+BOX_AUTHORIZATION: Final = 21
 
 _HOP_BY_HOP: Final = {
     b"connection": CONNECTION,
@@ -51,20 +54,34 @@ _HOP_BY_HOP: Final = {
     b"x-request-id": DROP,  # ours is added
 }
 
-_REQUEST: Final = _HOP_BY_HOP | {
-    b"authorization": DROP,
-    b"cookie": DROP,
-    b"x-device-id": DROP,
-    b"traceparent": DROP,  # ours is added
-    b"host": HOST,
-    b"expect": EXPECT,
-    b"forwarded": FORWARDED,
-    b"x-forwarded-for": X_FORWARDED_FOR,
-    b"x-forwarded-proto": X_FORWARDED_PROTO,
-    b"x-forwarded-host": X_FORWARDED_HOST,
-    b"x-forwarded-prefix": X_FORWARDED_PREFIX,
-    b"destination": DESTINATION,
-}
+# Who the client is, in the words of one front or another: boxes would believe them as they do `X-Forwarded-For`.
+_CLIENTS: Final = (
+    b"cf-connecting-ip cf-connecting-ipv6 cf-pseudo-ipv4 client-ip do-connecting-ip fastly-client-ip fly-client-ip"
+    b" remote-addr true-client-ip wl-proxy-client-ip x-appengine-user-ip x-azure-clientip x-azure-socketip x-client-ip"
+    b" x-cluster-client-ip x-envoy-external-address x-forwarded x-original-forwarded-for x-originating-ip"
+    b" x-proxyuser-ip x-real-ip x-remote-addr x-remote-ip"
+)
+
+_REQUEST: Final = (
+    dict.fromkeys(_CLIENTS.split(b" "), FORWARDED)
+    | _HOP_BY_HOP
+    | {
+        b"authorization": AUTHORIZATION,  # ours: it stays here
+        b"x-visiona-box-authorization": BOX_AUTHORIZATION,
+        b"referer": REFERER,
+        b"cookie": DROP,
+        b"x-device-id": DROP,
+        b"traceparent": DROP,  # ours is added
+        b"host": HOST,
+        b"expect": EXPECT,
+        b"forwarded": FORWARDED,
+        b"x-forwarded-for": X_FORWARDED_FOR,
+        b"x-forwarded-proto": X_FORWARDED_PROTO,
+        b"x-forwarded-host": X_FORWARDED_HOST,
+        b"x-forwarded-prefix": X_FORWARDED_PREFIX,
+        b"destination": DESTINATION,
+    }
+)
 
 # What a box may say on the site's origin, by api.md, "What the proxy must get right". Whatever is not named speaks for
 # an origin, a login or a cache that many share, or nobody knows what it speaks for: it is dropped. Beside these passes
@@ -100,8 +117,8 @@ _ANSWER: Final = (
 
 
 def _request_rule(lower: bytes) -> int:
-    if lower.startswith(b"proxy-"):
-        return DROP
+    if lower.startswith((b"proxy-", b"x-visiona-")):
+        return _REQUEST.get(lower, DROP)
     if lower.startswith(b"x-forwarded-"):
         return _REQUEST.get(lower, FORWARDED)
     return _REQUEST.get(lower, PASS)

@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 from tunnel.http.body import BodyReader, ChunkedReader, LengthReader
 from tunnel.http.errors import ProxyError, bad_request, too_large
 from tunnel.http.fields import (
+    AUTHORIZATION,
+    BOX_AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
     DESTINATION,
@@ -22,6 +24,7 @@ from tunnel.http.fields import (
     HOST,
     NOT_NOMINABLE,
     PASS,
+    REFERER,
     REQUEST_RULES,
     TRANSFER_ENCODING,
     UPGRADE,
@@ -44,6 +47,8 @@ CHUNKED: Final = -1
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """RFC 9110 §9.2.2."""
 
+_CREDENTIAL_BYTES: Final = 8192
+_BOUND: Final = (b"ntlm", b"negotiate")
 _MOVING: Final = frozenset({b"COPY", b"MOVE"})
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
@@ -90,6 +95,11 @@ class ProxyRequest(NamedTuple):
     idempotent: bool
     hosts: tuple[bytes, ...]
     """The names by which the box may call us in what it answers: of its Host field and of X-Forwarded-Host."""
+    private: bool = False
+    """The box is shown a credential of the caller's (BOX_AUTHORIZATION): the head is kept nowhere, the answer is shared
+    with nobody."""
+    bound: bool = False
+    """That credential counts for the whole connection to the box (`NTLM`, `Negotiate`): nobody else may use it then."""
 
     def body_reader(self, limits: Limits = LIMITS) -> BodyReader:
         """A reader for the client's raw body bytes (a lane whose server has not taken chunks apart already)."""
@@ -102,8 +112,8 @@ class _Draft:
     """What one pass over the fields finds."""
 
     __slots__ = (
-        "coding", "connection", "destination", "expect", "forwarded", "host", "length", "prefix", "proto", "shown_host",
-        "upgrade",
+        "authorization", "bearer", "coding", "connection", "destination", "expect", "forwarded", "host", "length",
+        "passed", "prefix", "proto", "shown_host", "upgrade",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -118,6 +128,9 @@ class _Draft:
         self.shown_host: bytes | None = None
         self.prefix = b""
         self.destination: list[Field] = []
+        self.bearer = b""
+        self.authorization: bytes | None = None  # for the box
+        self.passed: list[Field] = []  # in other words than they came
 
     def take(self, rule: int, field: Field, *, trusted: bool) -> bool:
         """Note a field with a meaning; whether it also passes on as it is."""
@@ -140,11 +153,31 @@ class _Draft:
             self.upgrade.append(value)
         elif rule == EXPECT:
             self.expect = value.rstrip(b" \t").lower()
-        elif rule == DESTINATION:
-            self.destination.append(field)
-        elif trusted:
-            return self._take_forwarded(rule, value)
+        else:
+            return self._take_worded(rule, field, trusted=trusted)
         return False
+
+    def _take_worded(self, rule: int, field: Field, *, trusted: bool) -> bool:
+        """What goes out in other words than it came, or from a trusted proxy alone."""
+        if rule == DESTINATION:
+            self.destination.append(field)
+        elif rule == REFERER:
+            self.passed.append((field[0], _referer(field[1])))
+        elif rule in (AUTHORIZATION, BOX_AUTHORIZATION):
+            self._take_credential(rule, field[1])
+        elif trusted:
+            return self._take_forwarded(rule, field[1])
+        return False
+
+    def _take_credential(self, rule: int, value: bytes) -> None:
+        if rule == AUTHORIZATION:
+            self.bearer = value[7:].strip(b" \t") if value[:7].lower() == b"bearer " else b""
+            return
+        if self.authorization is not None:
+            raise bad_request("two credentials for the box")
+        if len(value) > _CREDENTIAL_BYTES:
+            raise ProxyError("HEADERS_TOO_LARGE", f"a credential for the box of {len(value)} bytes")
+        self.authorization = value.strip(b" \t")
 
     def _take_forwarded(self, rule: int, value: bytes) -> bool:
         if rule == X_FORWARDED_FOR:
@@ -233,7 +266,6 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         raise ProxyError("METHOD_NOT_ALLOWED", "an unknown method")
     path, query = split_target(request.target, limits.target_bytes)
     path = box_path(path, via.mount)
-    query, own = split_query(query)
 
     draft = _Draft()
     passed: list[Field] = []
@@ -246,15 +278,20 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         if rule == PASS or (rule != DROP and draft.take(rule, field, trusted=via.trusted)):
             passed.append(field)
 
+    query, own = split_query(query, draft.bearer)
     length = draft.body_length(http11=request.http11, limit=limits.request_body)
     host = _host(draft, http11=request.http11)
     hosts = (host,) if draft.shown_host is None else (host, draft.shown_host)
+    passed += draft.passed
     if draft.destination:
         passed += draft.placed(request.method, via, hosts)
     options = list_members(draft.connection)
     nominated = set(options) - NOT_NOMINABLE
     if nominated:
         passed = without(passed, nominated)
+    authorization = draft.authorization or b""
+    if authorization:  # behind what a nomination takes off
+        passed.append((b"Authorization", authorization))
     expects = _expects_continue(draft, http11=request.http11) and length != 0
     upgrade = _upgrade(draft, options, length) if via.upgrade and request.http11 else b""
     before = [
@@ -281,6 +318,8 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         b"close" not in options if request.http11 else b"keep-alive" in options,
         request.method in IDEMPOTENT,
         hosts,
+        bool(authorization),
+        authorization.lower().startswith(_BOUND),
     )
     return Prepared(before, after, _link(upgrade, via), ready)
 
@@ -294,6 +333,16 @@ def _host(draft: _Draft, *, http11: bool) -> bytes:
     if _HOST.match(draft.host) is None:
         raise bad_request("a bad Host field")
     return draft.host
+
+
+def _referer(value: bytes) -> bytes:
+    """Without what of its query is ours: a page that was shown by a ticket names it there."""
+    front, mark, query = value.partition(b"?")
+    if not mark:
+        return value
+    query, hash_, fragment = query.partition(b"#")
+    kept, _ = split_query(query)
+    return front + (b"" if kept is None else mark + kept) + hash_ + fragment
 
 
 def _expects_continue(draft: _Draft, *, http11: bool) -> bool:

@@ -14,6 +14,7 @@ from tunnel.http.errors import ProxyError, bad_request
 
 _ORIGIN_FORM = re.compile(rb"/[\x21\x22\x24-\x7e\x80-\xff]*\Z")
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+_CREDENTIAL = re.compile(rb"\s*vA[a-z]_")
 _MAYBE_OURS = re.compile(rb"device_id|ticket|access_token|[%+]")
 _MAYBE_DOTS = re.compile(rb"\.\.|%2[eE]|%25")
 _SEPARATORS = re.compile(rb"[/\\]")
@@ -84,11 +85,13 @@ def _climbs(path: bytes) -> bool:
     return False
 
 
-def split_query(query: bytes | None) -> tuple[bytes | None, OwnParams]:
+def split_query(query: bytes | None, bearer: bytes = b"") -> tuple[bytes | None, OwnParams]:
     """The query for the box and what of it was ours.
 
-    Taken out: `ticket` and `access_token`, and `device_id` where its value is a UUID. The rest stays byte for byte in
-    its order; a query that held nothing else becomes None. Names are compared decoded, as Django would read them.
+    Taken out: `ticket`, `device_id` where its value is a UUID, and `access_token` where it is a credential of ours: one
+    by its form, or the `bearer` that the request came with. Other values are the box's (Home Assistant has its own).
+    The rest stays byte for byte in its order; a query that held nothing else becomes None. Names are compared decoded,
+    as Django would read them.
     """
     if not query or _MAYBE_OURS.search(query) is None:
         return query, NO_PARAMS
@@ -110,6 +113,9 @@ def split_query(query: bytes | None) -> tuple[bytes | None, OwnParams]:
             device_id = device_id or value.decode("ascii").lower()
         elif name == b"ticket":
             ticket = ticket or value.decode("latin-1")
+        elif _CREDENTIAL.match(value) is None and value != (bearer or None):
+            kept.append(pair)
+            continue
         taken = True
     if not taken:
         return query, NO_PARAMS

@@ -78,6 +78,7 @@ def is_keepable(asked: Asked, prepared: Prepared, *, numbered: bool) -> bool:
         and not (asked.upgrade or values[4])
         and (numbered or not values[3])
         and request.own == NO_PARAMS
+        and not request.private
         and request.client_http11
         and request.client_keep_alive
         and not request.expects_continue

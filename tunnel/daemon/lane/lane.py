@@ -289,7 +289,8 @@ class FastLane:
             self._room.prove(client.address)
         exchange = Exchange(asked.head, via, grant.limits)
         run: Run | None = None
-        if self.share is not None and asked.sharable and not exchange.request.body_length:
+        request = exchange.request
+        if self.share is not None and asked.sharable and not (request.body_length or request.private):
             run = self.share(client, asked, exchange, grant, request_id)
         if run is None:
             run = Carried(self, client, asked.head, exchange, grant, request_id)
