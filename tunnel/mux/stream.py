@@ -7,7 +7,7 @@ per call. Nothing awaits between a decision and its effect, so that a cancelled 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import trio
 from trio.lowlevel import (
@@ -24,13 +24,26 @@ from trio.lowlevel import (
 from tunnel.mux.errors import stream_error
 from tunnel.protocol.errors import Fault
 from tunnel.protocol.inbound import Bytes
+from tunnel.protocol.session import Session
 from tunnel.protocol.stream import MuxStream
-
-if TYPE_CHECKING:
-    from tunnel.mux.connection import Connection
 
 _BEHIND_THE_END: Final = (None, Fault.PEER_RESET)
 """The peer had ended its side before: its reset says that it takes no more, not that something is missing."""
+
+
+class Multiplexer(Protocol):
+    """The connection that a stream belongs to."""
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+
+    @property
+    def session(self) -> Session:
+        """The sans-IO session."""
+
+    def kick(self) -> None:
+        """Have the writer look: there may be something to send."""
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -43,7 +56,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
     __slots__ = ("_closed", "_connection", "_core", "_receiver", "_receiving", "_sender", "_sending", "listener")
 
-    def __init__(self, connection: Connection, core: MuxStream) -> None:
+    def __init__(self, connection: Multiplexer, core: MuxStream) -> None:
         self._connection = connection
         self._core = core
         self._closed = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
@@ -16,14 +16,10 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 from tunnel.contract import TUNNEL_PATH
 from tunnel.daemon.lane.client_socket import Pipe
 from tunnel.daemon.lane.head_cache import Noted
+from tunnel.daemon.lane.interfaces import ClientContext, Run, Served
 from tunnel.daemon.lane.migration import Wander, give
 from tunnel.http import Buffer, FramingError, ProxyError, RequestHead, RequestParser
 from tunnel.net.sockets import ByteStream
-
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.fast_path import Quick
-    from tunnel.daemon.lane.interfaces import Run, Served
-    from tunnel.daemon.lane.lane import FastLane
 
 IDLE_SECONDS: Final = 75.0
 """A kept connection without a request. As browsers and proxies expect it."""
@@ -49,7 +45,7 @@ class Client(Pipe):
         "noted", "phase", "proved", "reading", "run", "scope", "since", "trusted", "wander",
     )  # fmt: skip
 
-    def __init__(self, lane: FastLane, raw: ByteStream, address: str, turns: int = 0) -> None:
+    def __init__(self, lane: ClientContext, raw: ByteStream, address: str, turns: int = 0) -> None:
         super().__init__(raw)
         self._lane = lane
         self.wander = Wander(turns)
@@ -69,7 +65,7 @@ class Client(Pipe):
         self._rester: Task | None = None  # of `_rest`
         self._given: bytes | None = b""  # what it is woken with; None: the connection broke
         self._descriptor = self.sock.fileno()
-        self._quick = lane.quick(self)
+        self._quick = lane.fast_path(self)
 
     def __repr__(self) -> str:
         return f"<Client {self.address} {('idle', 'head', 'run', 'linger')[self.phase]} {self.run!r}>"
@@ -329,7 +325,7 @@ class Client(Pipe):
         else:
             self.finished(keep=False)
 
-    def served_by(self, quick: Quick, now: float) -> None:
+    def served_by(self, quick: Served, now: float) -> None:
         """An ordinary request is under way; the reading task goes on resting."""
         self.run = quick
         self.phase = RUN

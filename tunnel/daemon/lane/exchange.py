@@ -7,12 +7,12 @@ takes less than comes does a task of its own (`_pump`) carry the rest.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
 from tunnel.daemon.lane.authorizer import Grant
-from tunnel.daemon.lane.interfaces import Run as Run
+from tunnel.daemon.lane.interfaces import Downstream, ExchangeContext
 from tunnel.daemon.lane.progress import Progress, not_taken
 from tunnel.daemon.upstream.interfaces import BoxStream, Line
 from tunnel.daemon.upstream.interfaces import NotOpened as NotOpened
@@ -27,10 +27,6 @@ from tunnel.http import (
 )
 from tunnel.mux.errors import GoingAway, TunnelError
 
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.client import Client
-    from tunnel.daemon.lane.lane import FastLane
-
 _DOWN: Final = 128 * 1024  # taken from the box at once
 CUT: Final = "cut"
 
@@ -41,7 +37,13 @@ class Carried(Progress):
     __slots__ = ("_down_done", "_fresh_only", "_lane", "_moved_on", "_pumping", "_stream", "_until", "_up_done")
 
     def __init__(
-        self, lane: FastLane, client: Client, head: RequestHead, exchange: Exchange, grant: Grant, request_id: str
+        self,
+        lane: ExchangeContext,
+        client: Downstream,
+        head: RequestHead,
+        exchange: Exchange,
+        grant: Grant,
+        request_id: str,
     ) -> None:
         super().__init__(client, head, exchange, grant, request_id)
         self._lane = lane

@@ -7,27 +7,25 @@ No task wakes for it: the poller brings the request, the tunnel's reader the ans
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
+from tunnel.daemon.lane.authorizer import Grant
 from tunnel.daemon.lane.counters import Tally
 from tunnel.daemon.lane.exchange import Carried
 from tunnel.daemon.lane.head_cache import HEAD_BYTES, Memo, Noted, Ready
 from tunnel.daemon.lane.ids import Ids, is_request_id
+from tunnel.daemon.lane.interfaces import Downstream, FastPathContext
 from tunnel.daemon.upstream.interfaces import BoxStream
 from tunnel.daemon.upstream.local import LocalLine
 from tunnel.daemon.upstream.pool import Idle
 from tunnel.http import UNREAD_FROM, Exchange, OrdinaryAnswers, ProxyError, Via
 from tunnel.logs import JsonLog
 from tunnel.mux.errors import TunnelError
-
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.authorizer import Grant
-    from tunnel.daemon.lane.client import Client
-    from tunnel.daemon.lane.lane import FastLane
 
 ANSWER_BYTES: Final = 32 * 1024
 """Longer answers are not ordinary: the client may not take them at once."""
@@ -48,11 +46,12 @@ class Quick:
     )  # fmt: skip
 
     request_done: Final = True
+    checked: Final = math.inf
 
     def __init__(
         self,
-        lane: FastLane,
-        client: Client,
+        lane: FastPathContext,
+        client: Downstream,
         *,
         memo: Memo,
         answers: OrdinaryAnswers,
@@ -298,6 +297,9 @@ class Quick:
         if stream is not None:
             run.going_on(stream, self._line, reused=self._idle is not None, started=self._started, body=self._body)
         return run
+
+    def allowed(self, at: float) -> None:
+        """As of `Served`; of no use here."""
 
     def client_left(self) -> None:
         """The client is gone. Idempotent."""

@@ -1,13 +1,25 @@
-"""What the parts of the fast lane know of each other: interfaces only."""
+"""What the parts of the public lane know of each other: interfaces only.
+
+A client's connection, an exchange and the fast path are each given a narrow view of who made them, so that none of them
+imports its parent. Nothing here is compiled: a Protocol costs nothing at run time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
-from tunnel.daemon.lane.authorizer import Grant
-from tunnel.daemon.upstream.interfaces import Line
-from tunnel.http import BodyReader, Buffer, ProxyError
+from tunnel.daemon.http.forwarded import Proxies
+from tunnel.daemon.lane.authorizer import Authorizer, Grant
+from tunnel.daemon.lane.fd_passing import Hands
+from tunnel.daemon.lane.head_cache import Noted
+from tunnel.daemon.lane.migration import Wander
+from tunnel.daemon.upstream.interfaces import BoxStream, Line
+from tunnel.daemon.upstream.local import LocalLine
+from tunnel.http import BodyReader, Buffer, Field, ProxyError, RequestHead
+from tunnel.net.poller import Poller
+from tunnel.net.sockets import ByteStream
 
 
 class Served(Protocol):
@@ -18,8 +30,15 @@ class Served(Protocol):
     upgraded: bool
 
     @property
+    def checked(self) -> float:
+        """When the caller was last found allowed; infinite for what is over before anybody need ask again."""
+
+    @property
     def request_done(self) -> bool:
         """The whole request was read."""
+
+    def allowed(self, at: float) -> None:
+        """The caller was found allowed at that time."""
 
     def client_left(self) -> None:
         """The client is gone. Idempotent."""
@@ -33,9 +52,6 @@ class Served(Protocol):
 
 class Run(Served, Protocol):
     """What a client's connection knows of the exchange that it carries; who shares streams writes another one."""
-
-    checked: float
-    """When the caller was last found allowed."""
 
     @property
     def wants_body(self) -> bool:
@@ -64,3 +80,195 @@ Plain = Callable[[Grant, bytes], float]
 """(grant, request line for the box): until when it is known that the answer is not one to share, else 0.0."""
 Remote = Callable[[Grant], Line]
 """The way to a session that another daemon holds."""
+
+
+class Downstream(Protocol):
+    """A client's connection, as the exchange uses it that it carries."""
+
+    @property
+    def raw(self) -> ByteStream:
+        """Its byte stream."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """Its socket."""
+
+    @property
+    def address(self) -> str:
+        """The peer's address."""
+
+    @property
+    def forwarded(self) -> bytes:
+        """The same, as it is told to the box."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the peer is a trusted proxy."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether a task reads from it; False: its end has to be asked for."""
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the kernel has not taken all that was written."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes that the kernel took."""
+
+    @property
+    def wander(self) -> Wander:
+        """Whether it is worth giving to another process."""
+
+    noted: Noted | None
+    """What the head of its request came to, if that is kept."""
+    proved: bool
+    """A request of it was allowed."""
+    run: Served | None
+    """What it carries now."""
+
+    def answer(self, data: bytes, *, keep: bool) -> None:
+        """Answer with `data`, which is whole."""
+
+    def write(self, pieces: Sequence[Buffer]) -> bool:
+        """Write, keeping what the kernel does not take; False: something is kept. Raises OSError."""
+
+    async def flush(self) -> None:
+        """Wait until the kernel has taken all."""
+
+    def refuse(self, error: ProxyError, *, keep: bool, head: RequestHead | None = None) -> None:
+        """Answer with the envelope of an error."""
+
+    def changed(self) -> None:
+        """Wake its task: the exchange is over, or wants its body."""
+
+    def finished(self, *, keep: bool) -> None:
+        """The answer is complete."""
+
+    def cut(self) -> None:
+        """Reset it: what was sent is no complete answer."""
+
+    def cut_when_flushed(self) -> None:
+        """Reset it once the kernel has taken what was written."""
+
+    def served_by(self, quick: Served, now: float) -> None:
+        """The fast path carries its request."""
+
+    def served(self, now: float) -> None:
+        """The fast path has answered its request."""
+
+
+class Runner(Protocol):
+    """Who carries on what a step left over."""
+
+    def spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run it in the background. It must end with the exchange that it belongs to."""
+
+
+class ExchangeContext(Runner, Protocol):
+    """Who runs the exchanges, as one of them sees it."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether clients are to ask elsewhere from now on."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a device that moves is waited for."""
+
+    def reach(self, grant: Grant) -> Line | None:
+        """The way to the device's session; None: it has to be waited for."""
+
+    async def wait_reach(self, grant: Grant, until: float) -> Line:
+        """The way to the device's session, wherever it is. Raises ProxyError TUNNEL_DISCONNECTED."""
+
+    async def newer(self, grant: Grant, line: Line, until: float) -> Line | None:
+        """The way to a session that came after that of `line`. Raises ProxyError TUNNEL_DISCONNECTED."""
+
+    @staticmethod
+    def pumped(stream: BoxStream) -> bool:
+        """Whether a stream can't call back, so that a task has to wait for it."""
+
+    def cors_of(self, head: RequestHead) -> list[Field]:
+        """The CORS fields for the answer to a request."""
+
+    def ended(self, run: Ended) -> None:
+        """Count and log an exchange that is over."""
+
+    def crashed(self, run: Ended, error: Exception) -> None:
+        """A bug of ours in one exchange: log it and end it."""
+
+
+class Ended(Served, Protocol):
+    """An exchange that tells how it ended."""
+
+    @property
+    def request_id(self) -> str:
+        """As the client, the box and the log know it."""
+
+    @property
+    def outcome(self) -> str:
+        """How it ended."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the log line."""
+
+
+class FastPathContext(ExchangeContext, Protocol):
+    """Who runs the exchanges, as the fast path sees it."""
+
+    running: set[Served]
+    poller: Poller | None
+    plain: Plain | None
+
+    @property
+    def authorizer(self) -> Authorizer | None:
+        """Who says what Django said."""
+
+    def here(self, grant: Grant) -> LocalLine | None:
+        """The way to the device's session, if it is here and the one that the grant is about."""
+
+    def no_longer(self, run: Served) -> None:
+        """It does not run any more, here or in this guise."""
+
+
+class FastPath(Served, Protocol):
+    """What serves the ordinary requests of one connection."""
+
+    def begin(self, data: bytes) -> bool:
+        """Serve what was read, if it is an ordinary request that was met before; False: nothing was done."""
+
+
+class ClientContext(Runner, Protocol):
+    """The lane, as a client's connection sees it."""
+
+    hands: Hands | None
+    poller: Poller | None
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new requests are taken."""
+
+    @property
+    def head_seconds(self) -> float:
+        """For a head to come whole."""
+
+    @property
+    def proxies(self) -> Proxies:
+        """Whom we believe when it says for whom it asks."""
+
+    def fast_path(self, client: Downstream) -> FastPath:
+        """What serves the ordinary requests of that connection."""
+
+    def cached(self, client: Downstream, head: RequestHead) -> Run | None:
+        """The exchange, if all that it needs is at hand."""
+
+    async def begin(self, client: Downstream, head: RequestHead) -> Run | None:
+        """The exchange; None: the client was told why there is none."""
+
+    def told(self, error: ProxyError, head: RequestHead | None, *, keep: bool, request_id: str = "") -> bytes:
+        """The envelope of an error as a whole answer."""
+
+    def reset_when_flushed(self, kept: ByteStream, address: str) -> None:
+        """Reset a client's connection once what was written has arrived."""

@@ -30,7 +30,7 @@ from tunnel.daemon.lane.fast_path import Quick
 from tunnel.daemon.lane.fd_passing import Hands
 from tunnel.daemon.lane.head_cache import Memo
 from tunnel.daemon.lane.ids import Ids
-from tunnel.daemon.lane.interfaces import Plain, Remote, Run
+from tunnel.daemon.lane.interfaces import Downstream, Ended, FastPath, Plain, Remote, Run, Served
 from tunnel.daemon.lane.reauthorize import Watch
 from tunnel.daemon.lane.refusals import no_upgrade, told
 from tunnel.daemon.lane.route import Asked, Said, field_of, is_bodyless, read
@@ -56,7 +56,7 @@ _LOOK_SECONDS: Final = 0.5
 _ANY_BODY: Final = Limits(request_body=1 << 62)
 """Before it is known how large a body may be."""
 
-Share = Callable[[Client, Asked, Exchange, Grant, str], Run | None]
+Share = Callable[[Downstream, Asked, Exchange, Grant, str], Run | None]
 """(client, what was asked, exchange, grant, request id): may take over a GET of the whole, or not (None)."""
 
 
@@ -83,7 +83,7 @@ class FastLane:
         self.remote: Remote | None = None
         self.hands: Hands | None = None
         self.poller: Poller | None = None
-        self.running: set[Run | Quick] = set()
+        self.running: set[Served] = set()
         self._tally = Tally()
         self._control = control
         self._sessions = sessions
@@ -184,7 +184,7 @@ class FastLane:
                 self._room.leave(kept)
 
     # --- who may ------------------------------------------------------------------------------------------------------
-    def cached(self, client: Client, head: RequestHead) -> Run | None:
+    def cached(self, client: Downstream, head: RequestHead) -> Run | None:
         """The exchange, if all that it needs is at hand; else None, and `begin` finds out why not."""
         if self.draining or head.method == b"OPTIONS" or not head.target.startswith(b"/d/"):
             return None
@@ -209,7 +209,7 @@ class FastLane:
         """Django's word; None while the lane does not run."""
         return self._authorizer
 
-    def quick(self, client: Client) -> Quick:
+    def fast_path(self, client: Downstream) -> FastPath:
         """What serves the ordinary requests of a connection."""
         memo = self._memos[client.trusted]
         return Quick(self, client, memo=memo, answers=self._answers, ids=self._ids, tally=self._tally, log=self._log)
@@ -219,7 +219,7 @@ class FastLane:
         session = self._sessions.of_device(grant.device_id)
         return session is not None and session.epoch > grant.epoch
 
-    async def begin(self, client: Client, head: RequestHead) -> Run | None:
+    async def begin(self, client: Downstream, head: RequestHead) -> Run | None:
         """The exchange, or None once the client was told why there is none."""
         request_id = self._ids.request_id(field_of(head, b"x-request-id"))
         try:
@@ -243,7 +243,7 @@ class FastLane:
             client.answer(self.told(error, head, keep=is_bodyless(head), request_id=request_id), keep=is_bodyless(head))
             return None
 
-    def _preflight(self, client: Client, asked: Asked, request_id: str) -> bool:
+    def _preflight(self, client: Downstream, asked: Asked, request_id: str) -> bool:
         if asked.head.method != b"OPTIONS" or not asked.said.values[10]:
             return False
         keep = is_bodyless(asked.head)
@@ -252,7 +252,7 @@ class FastLane:
         client.answer(self._cors.preflight(said.origin, said.values[10], names, request_id, keep_alive=keep), keep=keep)
         return True
 
-    async def _grant(self, client: Client, asked: Asked, request_id: str) -> Grant:
+    async def _grant(self, client: Downstream, asked: Asked, request_id: str) -> Grant:
         authorizer = self._authorizer
         if authorizer is None:
             raise ProxyError("TUNNEL_UNAVAILABLE", "not running")
@@ -271,7 +271,7 @@ class FastLane:
                 raise no_upgrade(asked.head.method)
         return grant
 
-    def _started(self, client: Client, asked: Asked, grant: Grant, request_id: str) -> Run:
+    def _started(self, client: Downstream, asked: Asked, grant: Grant, request_id: str) -> Run:
         """The exchange of an allowed caller. Raises ProxyError."""
         if not asked.mount and not asked.upgrade:
             raise no_upgrade(asked.head.method)
@@ -407,7 +407,7 @@ class FastLane:
             extra=self._cors.lines(said[1]),
         )
 
-    def ended(self, run: Carried) -> None:
+    def ended(self, run: Ended) -> None:
         """Count and log an exchange that is over."""
         facts = run.facts()
         self._tally.count(run.outcome)
@@ -416,13 +416,13 @@ class FastLane:
         self._log.info("forward", **facts)
         self.no_longer(run)
 
-    def no_longer(self, run: Run | Quick) -> None:
+    def no_longer(self, run: Served) -> None:
         """It does not run any more, here or in this guise."""
         self.running.discard(run)
         if self._empty and not self.running:
             self._empty.unpark_all()
 
-    def crashed(self, run: Carried, error: Exception) -> None:
+    def crashed(self, run: Ended, error: Exception) -> None:
         """A bug of ours in one exchange."""
         self._log.error("exchange_crashed", request_id=run.request_id, error=repr(error))
         run.end_with(ProxyError("INTERNAL_ERROR", "crashed"))

@@ -5,13 +5,11 @@ It decides from what it is told; it opens nothing and knows no boxes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import socket
+from typing import Final, Protocol
 
 from tunnel.http import LIMITS, RequestHead
-
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.client import Client
-    from tunnel.daemon.lane.fd_passing import Hands
+from tunnel.net.sockets import ByteStream
 
 _OFTEN: Final = 2
 """Requests for one device, one after the other, that went to the same process: the next goes with its connection.
@@ -19,6 +17,37 @@ One that asks once is not worth the way."""
 _DEARER: Final = 8  # times as often, each time it changed hands: devices that take turns must not throw it to and fro
 _TURNS_MAX: Final = 4
 _MOUNT: Final = len(b"/d/") + 36  # of `/d/{device_id}`
+
+
+class Giver(Protocol):
+    """What gives a connection to another process of this host."""
+
+    def give(self, url: str, sock: socket.socket, *, address: str, turns: int, data: bytes) -> bool:
+        """Whether the process at `url` has it now."""
+
+
+class Movable(Protocol):
+    """A client's connection, as far as it can be given away."""
+
+    @property
+    def raw(self) -> ByteStream:
+        """Its byte stream."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """Its socket."""
+
+    @property
+    def address(self) -> str:
+        """The peer's address."""
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the kernel has not taken all that was written."""
+
+    @property
+    def wander(self) -> Wander:
+        """The ways of its requests."""
 
 
 class Wander:
@@ -52,7 +81,7 @@ class Wander:
         self._count = 0
 
 
-def give(client: Client, hands: Hands, head: RequestHead, rest: bytes) -> bool:
+def give(client: Movable, hands: Giver, head: RequestHead, rest: bytes) -> bool:
     """Give the connection away with a request of which nothing was done yet, if that is worth it; False: it stays."""
     wander = client.wander
     url = wander.where(head.target)

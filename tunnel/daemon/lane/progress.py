@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
 from tunnel.daemon.lane.authorizer import Grant
+from tunnel.daemon.lane.interfaces import Downstream
 from tunnel.daemon.upstream.interfaces import Line
 from tunnel.http import Exchange, ProxyError, RequestHead
 from tunnel.mux.errors import GoingAway, OpenTimeout, StreamRefused, TooManyStreams
-
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.client import Client
 
 
 class Progress:
@@ -23,7 +21,9 @@ class Progress:
         "checked", "client", "exchange", "grant", "outcome", "over", "problem", "request_id", "started", "upgraded",
     )  # fmt: skip
 
-    def __init__(self, client: Client, head: RequestHead, exchange: Exchange, grant: Grant, request_id: str) -> None:
+    def __init__(
+        self, client: Downstream, head: RequestHead, exchange: Exchange, grant: Grant, request_id: str
+    ) -> None:
         self.client = client
         self.exchange = exchange
         self.grant = grant
@@ -54,6 +54,10 @@ class Progress:
     @property
     def request_done(self) -> bool:
         return self.exchange.request_done
+
+    def allowed(self, at: float) -> None:
+        """As of `Served`."""
+        self.checked = at
 
     def end_with(self, error: ProxyError) -> None:
         """End it: told if nothing was, else the client's connection is reset. Idempotent."""

@@ -7,15 +7,12 @@ refusal ends an exchange; a look-up that fails does not.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
-from tunnel.daemon.lane.fast_path import Quick
-
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.authorizer import Denied, Grant, Question
-    from tunnel.daemon.lane.interfaces import Run
+from tunnel.daemon.lane.authorizer import Denied, Grant, Question
+from tunnel.daemon.lane.interfaces import Served
 
 REAUTHORIZE_SECONDS: Final = 4.0
 """With the half second between two looks and an answer's time: what nobody told us of ends within 5 s (tunnel.md)."""
@@ -37,27 +34,27 @@ class Watch:
         self._asking: set[Question] = set()
         self._limit = trio.CapacityLimiter(_AT_ONCE)
 
-    def look(self, running: Collection[Run | Quick], now: float) -> None:
+    def look(self, running: Collection[Served], now: float) -> None:
         """Ask about those whose turn it is. An ordinary exchange has none: it is over, or carried, within a second.
 
         Who has the same question is asked about with the first of them, so from then on their turns come together.
         """
-        due: dict[Question, list[Run]] = {}
+        due: dict[Question, list[Served]] = {}
         for run in running:
-            if not isinstance(run, Quick) and now - run.checked >= REAUTHORIZE_SECONDS:
+            if now - run.checked >= REAUTHORIZE_SECONDS:
                 question = run.grant.question
                 if question not in self._asking:
                     due[question] = []
         if not due:
             return
         for run in running:
-            if not isinstance(run, Quick) and (together := due.get(run.grant.question)) is not None:
+            if run.checked <= now and (together := due.get(run.grant.question)) is not None:
                 together.append(run)
         for question, together in due.items():
             self._asking.add(question)
             self._spawn(self._ask, question, together, running)
 
-    async def _ask(self, question: Question, together: list[Run], running: Collection[Run | Quick]) -> None:
+    async def _ask(self, question: Question, together: list[Served], running: Collection[Served]) -> None:
         try:
             async with self._limit:
                 asked = next((run.grant for run in together if not run.over), None)
@@ -66,18 +63,18 @@ class Watch:
                 began = trio.current_time()
                 denied = await self._refusal(asked)
                 for run in together:
-                    run.checked = began
+                    run.allowed(began)
                 if denied is not None:
                     self._end(denied, [run for run in running if _is_told(run, question, began)])
         finally:
             self._asking.discard(question)
 
-    def _end(self, denied: Denied, told: list[Run | Quick]) -> None:
+    def _end(self, denied: Denied, told: list[Served]) -> None:
         for run in told:
             self._forget(run.grant)
             run.end_with(denied)
 
 
-def _is_told(run: Run | Quick, question: Question, began: float) -> bool:
+def _is_told(run: Served, question: Question, began: float) -> bool:
     """Whether a refusal of what was asked then counts for it: not if it was allowed by a newer word."""
     return run.grant.question == question and run.grant.checked_at <= began

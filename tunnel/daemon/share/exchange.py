@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
 
 from tunnel.daemon.lane.authorizer import Grant
 from tunnel.daemon.lane.exchange import Carried
-from tunnel.daemon.share.key import share_of
+from tunnel.daemon.lane.interfaces import Downstream
+from tunnel.daemon.share.key import Key, share_of
+from tunnel.daemon.share.pull import Pulls
 from tunnel.daemon.share.view import SHOW_SECONDS, WAIT_SECONDS, Alone, View
 from tunnel.daemon.upstream.interfaces import BoxStream, Line
 from tunnel.daemon.upstream.remote import RemoteLine
 from tunnel.http import Exchange, ExchangeError, RequestHead
-
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.client import Client
-    from tunnel.daemon.share.key import Key
-    from tunnel.daemon.share.shares import Shares
 
 
 class Watched(Carried):
@@ -27,9 +22,9 @@ class Watched(Carried):
 
     def __init__(
         self,
-        shares: Shares,
+        shares: Pulls,
         key: Key,
-        client: Client,
+        client: Downstream,
         head: RequestHead,
         exchange: Exchange,
         grant: Grant,

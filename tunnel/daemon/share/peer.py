@@ -7,23 +7,20 @@ an endless answer goes once. Both ends of that: what the asking daemon says of i
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
+from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.http.messages import Refusal
 from tunnel.daemon.relay.relay import Forward, Switch
+from tunnel.daemon.share.key import Key
+from tunnel.daemon.share.pull import Pull, Pulls
 from tunnel.daemon.share.view import SHOW_SECONDS, WAIT_SECONDS, Alone, View
 from tunnel.http import LIMITS
 from tunnel.mux.errors import StreamReset
 from tunnel.mux.stream import Stream
 from tunnel.net.sockets import ByteStream
-
-if TYPE_CHECKING:
-    from tunnel.daemon.agents.session import TunnelSession
-    from tunnel.daemon.share.key import Key
-    from tunnel.daemon.share.pull import Pull
-    from tunnel.daemon.share.shares import Shares
 
 _HEAD_SECONDS: Final = 10.0
 _HEAD_BYTES: Final = 2 * LIMITS.head_bytes  # as it was written for the box
@@ -35,7 +32,7 @@ _AT_WORK: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
 class Lent:
     """A place among the viewers of an answer, or at the head of those to come. `carry` it, or `reset` it."""
 
-    def __init__(self, shares: Shares, switch: Switch, session: TunnelSession, pull: Pull) -> None:
+    def __init__(self, shares: Pulls, switch: Switch, session: TunnelSession, pull: Pull) -> None:
         self.shares = shares
         self.switch = switch
         self.session = session
@@ -44,7 +41,7 @@ class Lent:
         """The box's for who is the first and begins the pull, else the viewer's."""
 
     @classmethod
-    async def at(cls, shares: Shares, switch: Switch, session: TunnelSession, key: Key, deadline: float) -> Lent:
+    async def at(cls, shares: Pulls, switch: Switch, session: TunnelSession, key: Key, deadline: float) -> Lent:
         """Join those who watch, or open a stream for those to come. Raises Refusal as `Switch.open` does."""
         pull = shares.find(key)
         if pull is not None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import trio
 
+from tunnel.daemon.lane.interfaces import ExchangeContext
+from tunnel.daemon.share.key import Key
 from tunnel.daemon.share.view import Alone, View
 from tunnel.daemon.upstream.interfaces import BoxStream
 from tunnel.http import LIMITS, NO_LENGTH, AnswerHead, ExchangeError, ResponseReader
@@ -19,10 +21,6 @@ from tunnel.http.parts import Cutter, EventCutter, PartCutter, PartError, bounda
 from tunnel.http.response import final_head, head_end
 from tunnel.mux.errors import StreamReset, TunnelError
 from tunnel.protocol.inbound import Bytes
-
-if TYPE_CHECKING:
-    from tunnel.daemon.share.key import Key
-    from tunnel.daemon.share.shares import Shares
 
 _DOWN: Final = 128 * 1024
 _EVENTS: Final = 256
@@ -40,6 +38,38 @@ class Verdict(Enum):
     """An error, or no head at all: it says nothing about the path."""
 
 
+class PullOwner(Protocol):
+    """All shared streams, as one of them sees them."""
+
+    views_total: int
+
+    @property
+    def lane(self) -> ExchangeContext:
+        """Who runs exchanges, and says which streams have to be waited for."""
+
+    @property
+    def events(self) -> bool:
+        """Whether event streams are shared."""
+
+    def settled(self, pull: Pull, verdict: Verdict) -> None:
+        """The head of its answer is known."""
+
+    def over(self, pull: Pull) -> None:
+        """It takes no viewers any more."""
+
+    def unshare(self, pull: Pull, why: str) -> None:
+        """Nobody can step in any more."""
+
+    def hold(self, pull: Pull, size: int) -> None:
+        """So many bytes of it are kept for slow viewers."""
+
+    def release(self, pull: Pull) -> None:
+        """No bytes of it are kept any more."""
+
+    def crashed(self, error: Exception) -> None:
+        """A bug of ours."""
+
+
 class Pull:
     """One answer of a box for many. Made before its stream is open, so that who comes meanwhile waits for it."""
 
@@ -48,7 +78,7 @@ class Pull:
         "broken", "head", "key", "leader", "over", "views",
     )  # fmt: skip
 
-    def __init__(self, shares: Shares, key: Key) -> None:
+    def __init__(self, shares: PullOwner, key: Key) -> None:
         self._shares = shares
         self.key = key
         self.views: dict[View, None] = {}  # in the order of coming
@@ -346,6 +376,26 @@ class Pull:
             self.leader = None
             self.give_up()
             raise
+
+
+class Pulls(Protocol):
+    """All shared streams, as a viewer's exchange sees them."""
+
+    @property
+    def lane(self) -> ExchangeContext:
+        """Who runs exchanges."""
+
+    def find(self, key: Key) -> Pull | None:
+        """The pull that a new viewer can join."""
+
+    def begin(self, key: Key) -> Pull:
+        """A pull that has no stream yet: from now on others wait for it."""
+
+    def known(self, key: Key) -> bool:
+        """Whether it was an endless stream before."""
+
+    def may_be_endless(self, key: Key) -> bool:
+        """Whether another daemon is to be asked for it as for what may be shared."""
 
 
 def _begins(body: bytes, boundary: bytes) -> bool | None:

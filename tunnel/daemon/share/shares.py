@@ -8,25 +8,20 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tunnel.daemon.lane.authorizer import Grant
-from tunnel.daemon.lane.route import takes_endless
+from tunnel.daemon.lane.interfaces import Downstream, ExchangeContext, Run
+from tunnel.daemon.lane.route import Asked, takes_endless
 from tunnel.daemon.share.exchange import Watched
 from tunnel.daemon.share.key import Key, path_key
 from tunnel.daemon.share.pull import Pull, Verdict
 from tunnel.http import Exchange
 from tunnel.logs import JsonLog
 from tunnel.protocol.limits import SessionConfig
-
-if TYPE_CHECKING:
-    from tunnel.daemon.lane.client import Client
-    from tunnel.daemon.lane.interfaces import Run
-    from tunnel.daemon.lane.lane import FastLane
-    from tunnel.daemon.lane.route import Asked
 
 PLAIN_SECONDS: Final = 60.0
 """So long an answer that was no endless one lets others ask for the same at once, each for itself."""
@@ -39,7 +34,7 @@ PATHS: Final = 8192
 class Shares:
     """All shared streams of the daemon, by who may see what: the lane asks it first for each GET."""
 
-    def __init__(self, lane: FastLane, log: JsonLog, *, events: bool) -> None:
+    def __init__(self, lane: ExchangeContext, log: JsonLog, *, events: bool) -> None:
         self.lane = lane
         self._log = log
         self.events = events
@@ -59,7 +54,9 @@ class Shares:
     def __len__(self) -> int:
         return len(self._pulls)
 
-    def take_over(self, client: Client, asked: Asked, exchange: Exchange, grant: Grant, request_id: str) -> Run | None:
+    def take_over(
+        self, client: Downstream, asked: Asked, exchange: Exchange, grant: Grant, request_id: str
+    ) -> Run | None:
         """The run of a viewer; None for what is surely no endless stream. The lane's `Share`."""
         head = exchange.request.head
         key = grant.device_id, grant.user_id, grant.epoch, head[: head.index(b"\r\n")]

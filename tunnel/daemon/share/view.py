@@ -6,18 +6,14 @@ Driven by the tunnel's reader, as the answer itself is (`share_pull`). It does n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import trio
 
 from tunnel.daemon.upstream.interfaces import BoxStream
 from tunnel.http.fanout import Viewer
-from tunnel.mux.errors import StreamReset
+from tunnel.mux.errors import StreamReset, TunnelError
 from tunnel.protocol.inbound import Bytes
-
-if TYPE_CHECKING:
-    from tunnel.daemon.share.pull import Pull
-
 
 SHOW_SECONDS: Final = 0.5
 """How long the head of an endless answer waits for its first bytes, which show whether it can be shared."""
@@ -35,12 +31,48 @@ class Alone(Exception):
         self.data = data
 
 
+class Source(Protocol):
+    """What a viewer reads from: one answer of a box for many."""
+
+    @property
+    def head(self) -> bytes | None:
+        """The box's raw head, once the answer is known to be endless."""
+
+    @property
+    def broken(self) -> TunnelError | None:
+        """How it broke off."""
+
+    @property
+    def undecided(self) -> bool:
+        """A head has come, and not enough of the body to see whether it can be shared."""
+
+    @property
+    def interim(self) -> int:
+        """Interim answers that came."""
+
+    @property
+    def leader(self) -> View | None:
+        """Whose request went to the box."""
+
+    def believe(self) -> None:
+        """Take it for endless: its body lets one wait."""
+
+    def taken(self) -> None:
+        """A viewer has taken what was kept for it."""
+
+    def leave(self, view: View) -> None:
+        """That one is gone."""
+
+    def send_nowait(self, data: Bytes) -> int:
+        """The leader's request for the box."""
+
+
 class View:
     """A viewer's side, as a stream to the box: the head, then the bytes as they come, of whole units."""
 
     __slots__ = ("_changed", "_headed", "_left", "_pull", "alone", "listener", "viewer")
 
-    def __init__(self, pull: Pull) -> None:
+    def __init__(self, pull: Source) -> None:
         self._pull = pull
         self._changed = trio.lowlevel.ParkingLot()
         self._headed = False
