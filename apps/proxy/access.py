@@ -34,6 +34,8 @@ class Reach:
     user_id: uuid.UUID
     login: str
     entry: Entry
+    reusable: bool = False
+    """By a ticket that may be shown again."""
 
 
 def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
@@ -43,8 +45,8 @@ def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
     else:
         reach = _by_login(ask, now)
     counted = throttle.window("FAST_LANE", str(reach.user_id))
-    if ask["kind"] in ("bearer", "none"):  # a stream that runs is no new call; a ticket was counted when it was made
-        throttle.take(counted)
+    if ask["kind"] in ("bearer", "none") or reach.reusable:
+        throttle.take(counted)  # a stream that runs is no new call; a ticket for one use was counted when it was made
     answer = Authorized(
         allowed=True,
         device_id=reach.entry.device_id,
@@ -56,6 +58,8 @@ def authorize(ask: AuthorizeRequest, *, now: dt.datetime) -> Authorized:
         ttl=0.0 if counted.limit else settings.VISIONA["AUTHORIZE_SECONDS"],  # to be counted, each call is asked about
         body_max=settings.VISIONA["PROXY_BODY_MAX_BYTES"],
     )
+    if reach.reusable:
+        answer["reusable"] = True
     if reach.entry.moving:
         answer["moving"] = True
     return answer
@@ -130,11 +134,16 @@ def _check_origin(ask: AuthorizeRequest) -> None:
 
 
 # --- tickets ----------------------------------------------------------------------------------------------------------
-def ticket_holder(text: str, *, now: dt.datetime) -> tuple[User, tickets.Ticket]:
-    """The user of an unspent ticket. Raises UNAUTHENTICATED: unknown, spent, expired, or its login is over."""
+def ticket_holder(text: str, *, method: str, now: dt.datetime) -> tuple[User, tickets.Ticket]:
+    """The user of an unspent ticket.
+
+    Raises UNAUTHENTICATED: unknown, spent, expired, its login is over, or it is not good for the method.
+    """
     ticket = tickets.find(text)
     if ticket is None:
         raise DomainError("UNAUTHENTICATED", _("The ticket is unknown, spent or too old; ask for a new one."))
+    if method != "GET" and not (method == "HEAD" and ticket.reusable):
+        raise DomainError("UNAUTHENTICATED", _("A ticket stands for a login on GET alone."))
     if not ticket.login:
         return _static_user(), ticket
     return _user_of(sessions.use_hash(ticket.login, now=now)), ticket
@@ -158,20 +167,27 @@ def check_path(ticket: tickets.Ticket, path: bytes) -> None:
         raise DomainError("FORBIDDEN", _("The ticket is for another path."))
 
 
+def check_upgrade(ticket: tickets.Ticket) -> None:
+    """Raise FORBIDDEN where the ticket opens no WebSocket."""
+    if ticket.reusable:
+        raise DomainError("FORBIDDEN", _("A reusable ticket opens no WebSocket; ask for one for a single use."))
+
+
 def spend_ticket(ticket: tickets.Ticket) -> None:
-    """Spend the ticket. Of callers that do so at once one succeeds; the others get UNAUTHENTICATED."""
-    if not tickets.spend(ticket):
+    """Spend the ticket, unless it is reusable. Of callers that do so at once one succeeds; the others get
+    UNAUTHENTICATED."""
+    if not (ticket.reusable or tickets.spend(ticket)):
         raise DomainError("UNAUTHENTICATED", _("The ticket is spent; ask for a new one."))
 
 
 def _by_ticket(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
     """A refusal leaves the ticket as it is: it was not used. Of many at once that are allowed, one spends it."""
-    user, ticket = ticket_holder(ask["token"], now=now)
+    user, ticket = ticket_holder(ask["token"], method=ask["method"], now=now)
     _check_origin(ask)
-    if ask["method"] != "GET":
-        raise DomainError("UNAUTHENTICATED", _("A ticket stands for a login on GET alone."))
+    if ask["websocket"]:
+        check_upgrade(ticket)
     device_id = device_of_ticket(ticket, ask["device"])
     check_path(ticket, ask["path"].encode("ascii"))
     target = choose_device(user.pk, header=device_id, query=None)
     spend_ticket(ticket)
-    return Reach(user.pk, ticket.login, target.entry)
+    return Reach(user.pk, ticket.login, target.entry, ticket.reusable)

@@ -16,10 +16,11 @@ class TicketAuthentication(BaseAuthentication):
     """Authenticates by `?ticket=`, on GET alone, without `Authorization`; `request.auth` is the unspent Ticket."""
 
     def authenticate(self, request: Request) -> tuple[User, Ticket] | None:
-        if request.method != "GET" or request.META.get("HTTP_AUTHORIZATION", "").strip():
+        method = request.method
+        if method not in ("GET", "HEAD") or request.META.get("HTTP_AUTHORIZATION", "").strip():
             return None
         text = own_params(raw.target_or_nothing(request)).ticket
-        return None if text is None else access.ticket_holder(text, now=timezone.now())
+        return None if text is None else access.ticket_holder(text, method=method, now=timezone.now())
 
     def authenticate_header(self, request: Request) -> str:
         return 'Bearer realm="visiona"'

@@ -91,6 +91,8 @@ class ProxyView(APIView):
         self.upgrade = self.switches and is_for_websocket(request)
         if self.ticket is not None or self.upgrade:
             origins.require_allowed(request.headers.get("Origin", ""), request.META.get("HTTP_HOST", ""))
+        if self.ticket is not None and self.upgrade:
+            access.check_upgrade(self.ticket)
 
     def check_throttles(self, request: Request) -> None:
         """Counts the call for its user, where the look-up of the credential has not. Raises RATE_LIMITED."""

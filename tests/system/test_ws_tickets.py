@@ -5,9 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.utils import timezone
 
+from apps.accounts import sessions
 from apps.proxy import tickets
-from tests.apps.proxy.kit import Peer
+from tests.apps.proxy.kit import Peer, until
 from tests.apps.proxy.stack import EVERY_WAY, Lane, Stack, add_device
 from tests.system.ws_kit import WS, echo, ticket_for
 
@@ -127,6 +129,43 @@ def test_what_a_ticket_is_not_for_by_the_routes_of_the_api(lane: Lane, stack: St
     assert by_ticket(lane, f"/api/cameras/0?ticket={ticket}", "X-Device-Id: x") == (404, "NOT_FOUND")
     assert by_ticket(lane, f"/api/cameras/0?ticket={ticket}", "Content-Length: 0", method="POST")[0] == 401
     assert by_ticket(lane, f"/api/cameras/0?device_id={lane.device_id}&ticket={ticket}") == (200, "")
+
+
+def test_a_reusable_ticket_is_good_again_and_again(lane: Lane) -> None:
+    """A `<video>` that seeks, an `EventSource` that comes back: the same URL, from the same page."""
+    ticket = ticket_for(lane, "/video", reusable=True)
+    own = f"{lane.prefix}/video/1.mp4?t=0&ticket={ticket}"
+    for _ in range(3):
+        assert by_ticket(lane, own, "Range: bytes=5-") == (200, "")
+        assert by_ticket(lane, own, method="HEAD") == (200, "")
+        assert by_ticket(lane, own, "Origin: http://front.example") == (200, "")
+    with ThreadPoolExecutor(5) as pool:
+        assert set(pool.map(lambda _: by_ticket(lane, own), range(10))) == {(200, "")}
+    assert all(b"ticket" not in head for head in lane.box.heads)
+    assert by_ticket(lane, own, "Origin: http://evil.example") == (403, "FORBIDDEN")
+    assert by_ticket(lane, own.replace("/video/", "/videos/")) == (403, "FORBIDDEN")
+    assert by_ticket(lane, own, *WS) == (403, "FORBIDDEN")
+    assert by_ticket(lane, own, "Content-Length: 0", method="POST")[0] == 401
+    login = sessions.use(lane.token, now=timezone.now())
+    assert login is not None
+    sessions.end(login)
+    until(lambda: by_ticket(lane, own) == (401, "UNAUTHENTICATED"))  # what a daemon keeps lasts 5 s
+
+
+def test_one_for_a_single_use_is_no_more_than_that(lane: Lane) -> None:
+    """However it is asked for, beside the same by one that may be shown again."""
+    once, again = ticket_for(lane, "/x"), ticket_for(lane, "/x", reusable=True)
+    assert by_ticket(lane, f"{lane.prefix}/x?ticket={again}") == (200, "")
+    assert head_by(lane, once) == 401
+    assert by_ticket(lane, f"{lane.prefix}/x?ticket={once}") == (200, "")
+    assert by_ticket(lane, f"{lane.prefix}/x?ticket={once}") == (401, "UNAUTHENTICATED")
+    assert by_ticket(lane, f"{lane.prefix}/x?ticket={again}") == (200, "")
+
+
+def head_by(lane: Lane, ticket: str) -> int:
+    with lane.wire() as wire:
+        wire.send(f"HEAD {lane.prefix}/x?ticket={ticket} HTTP/1.1\r\nHost: 127.0.0.1:{lane.port}\r\n\r\n".encode())
+        return wire.read_head().status
 
 
 def test_of_twenty_uses_at_once_one_wins(lane: Lane) -> None:

@@ -32,12 +32,15 @@ def receive(wire: Wire, count: int) -> bytes:
     return bytes(found)
 
 
-def ticket_for(lane: Lane, prefix: str = "/", device: str = "", login: str | None = None) -> str:
+def ticket_for(
+    lane: Lane, prefix: str = "/", device: str = "", login: str | None = None, *, reusable: bool = False
+) -> str:
     text, _ = tickets.issue(
         user_id=uuid.UUID(lane.user_id),
         login=hash_token(lane.token) if login is None else login,
         device_id=uuid.UUID(device or lane.device_id),
         path_prefix=prefix,
         now=timezone.now(),
+        reusable=reusable,
     )
     return text

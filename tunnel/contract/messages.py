@@ -151,7 +151,7 @@ class AuthorizeRequest(TypedDict):
 
 
 class Authorized(TypedDict):
-    """The answer `data` for an allowed caller; kept by the daemon for `ttl` seconds (a spent ticket: for this use)."""
+    """The answer `data` for an allowed caller; kept by the daemon for `ttl` seconds (a ticket's: for this use)."""
 
     allowed: Literal[True]
     device_id: str
@@ -162,6 +162,7 @@ class Authorized(TypedDict):
     login: str  # names the login session, for invalidation and kind `login`; "" where there is none (then kind `none`)
     ttl: float
     body_max: int
+    reusable: NotRequired[bool]  # it was a ticket that may be shown again: the same request, from the same page
     moving: NotRequired[bool]  # the daemon that holds it drains: there will soon be another session
 
 

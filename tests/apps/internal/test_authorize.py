@@ -133,7 +133,7 @@ def test_a_running_stream_is_asked_for_by_its_login(ask, online, alice):
     [
         ("", True), (OWN, True), ("http://LOCALHOST:3000", True), ("http://localhost:3721", True),
         ("http://localhost:3800", True), ("http://tunnel.example", True), ("https://tunnel.example", True),
-        ("http://tunnel.example:81", False), ("https://localhost:3000", False), ("http://localhost:3001", False),
+        ("http://tunnel.example:81", False), ("https://localhost:3000", True), ("http://localhost:3001", True),
         ("null", False), ("http://evil.example", False), ("tunnel.example", False),
         ("http://tunnel.example.evil", False),
         ("http://x@tunnel.example", False), ("file://tunnel.example", False), ("http://tunnel.example:x", False),

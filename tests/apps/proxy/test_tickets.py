@@ -44,6 +44,39 @@ def test_without_a_prefix_every_path(alice_api, box):
     assert found.covers(b"/anything")
 
 
+def test_a_reusable_one(alice, alice_api, bob_api, box):
+    answer = make(alice_api, box, path_prefix="/video", reusable=True)
+    assert answer.status == 201
+    left = dt.datetime.fromisoformat(answer.data["expires_at"]) - timezone.now()
+    assert dt.timedelta(seconds=890) < left <= dt.timedelta(seconds=900)
+    found = tickets.find(answer.data["ticket"])
+    assert found is not None
+    assert (found.reusable, found.path_prefix, found.user_id) == (True, "/video", alice.pk)
+    assert 890 <= redis.client().ttl(found.key) <= 900
+
+
+def test_reusable_ones_need_a_prefix_of_their_own(alice_api, box):
+    answer = make(alice_api, box, reusable=True)
+    assert (answer.status, answer.code, list(answer.error["details"])) == (400, "VALIDATION_ERROR", ["path_prefix"])
+    assert make(alice_api, box, reusable=False).status == 201
+    assert make(alice_api, box, path_prefix="/x", reusable="maybe").code == "VALIDATION_ERROR"
+
+
+def test_a_hundred_reusable_ones_live_at_once(alice, alice_api, box):
+    now = timezone.now()
+    one = {"user_id": alice.pk, "login": "", "device_id": box.pk, "path_prefix": "/x", "reusable": True}
+    for second in range(tickets.REUSABLE_MAX):
+        tickets.issue(**one, now=now - dt.timedelta(seconds=100 - second))
+    answer = make(alice_api, box, path_prefix="/x", reusable=True)
+    assert (answer.status, answer.code) == (429, "QUOTA_EXCEEDED")
+    assert answer.error["details"] == {"quota": ["reusable_tickets"], "limit": ["100"], "used": ["100"]}
+    assert 790 <= int(answer.headers["Retry-After"]) <= 800
+    assert make(alice_api, box).status == 201  # for one use there are always more
+    with pytest.raises(tickets.TooMany):
+        tickets.issue(**one, now=now)
+    tickets.issue(**one, now=now + dt.timedelta(seconds=801))  # the first has ended
+
+
 def test_strangers(anonymous, box):
     assert make(anonymous, box).code == "UNAUTHENTICATED"
     assert make(Api("vAu_" + "0" * 32), box).code == "UNAUTHENTICATED"

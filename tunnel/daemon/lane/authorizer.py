@@ -52,7 +52,7 @@ Question = tuple[str, str, str, tuple[str, str] | None]
 
 
 class Grant:
-    """An allowed caller. `key` is empty for one that may not be kept (a ticket, which is spent)."""
+    """An allowed caller. `key` is empty for one that may not be kept (a ticket, which is spent, unless reusable)."""
 
     __slots__ = (
         "again", "checked_at", "device_id", "epoch", "expires", "key", "limits", "login", "moving", "node_url",
@@ -246,6 +246,8 @@ class Authorizer:
             if denied.status == 401:
                 self._note_bad(name, asked, denied)
             raise denied
+        if asked["kind"] == "ticket":  # a spent one is good for this use, and so is what an invalidation overtook
+            key = key_of_ticket(asked) if said.get("reusable") and generation == self._generation else b""
         grant = Grant(key, asked, said, self._limits_of(said["body_max"]), now)
         if asked["kind"] != "ticket":
             self._credentials.good(name, grant.user_id)
@@ -281,6 +283,12 @@ class Authorizer:
             if len(self._limits) < 64:
                 self._limits[body_max] = limits
         return limits
+
+
+def key_of_ticket(asked: AuthorizeRequest) -> bytes:
+    """What the grant of a reusable ticket is kept under: it is good for the same request, from the same page, alone."""
+    parts = (asked["kind"], asked["token"], asked["device"], asked["method"], asked["path"], asked["origin"])
+    return key_of(*[part.encode("latin-1", "replace") for part in (*parts, asked["host"], str(asked["websocket"]))])
 
 
 def concerns(grant: Grant, users: set[str], logins: set[str], devices: set[str]) -> bool:

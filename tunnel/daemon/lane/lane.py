@@ -21,7 +21,7 @@ from tunnel.daemon.control.client import ControlPlane
 from tunnel.daemon.http.capacity import Room
 from tunnel.daemon.http.forwarded import Proxies
 from tunnel.daemon.http.messages import HSTS
-from tunnel.daemon.lane.authorizer import Authorizer, Grant, concerns
+from tunnel.daemon.lane.authorizer import Authorizer, Grant, concerns, key_of_ticket
 from tunnel.daemon.lane.client import Agents, Client, push_out
 from tunnel.daemon.lane.cors import Cors
 from tunnel.daemon.lane.counters import Tally
@@ -261,7 +261,10 @@ class FastLane:
         ):  # what will be refused spends none (api.md, "Tickets")
             outline(asked.head, Via("http", "", "", mount=asked.mount, upgrade=asked.upgrade), _ANY_BODY)
         question = asked.request(self.config.node, self.proxies.client_of(client.address, asked.head), request_id)
-        grant = authorizer.kept(asked.key, question) if asked.key else None
+        if asked.kind == b"ticket":
+            grant = authorizer.kept(key_of_ticket(question))
+        else:
+            grant = authorizer.kept(asked.key, question) if asked.key else None
         if grant is None or self._outdated(grant):
             if asked.mount or asked.upgrade:
                 grant = await authorizer.settled(asked.key, question, seconds=self.patience)

@@ -319,6 +319,32 @@ async def test_tickets_are_never_kept() -> None:
         assert (quick(w), len(w.control.authorizations)) == (0, 4)
 
 
+async def test_a_reusable_ticket_is_asked_about_once_for_the_same_request_of_the_same_page() -> None:
+    async with fast_world() as w:
+        w.control.grant = {"reusable": True}
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            for _ in range(4):
+                assert (await visitor.ask(f"GET /d/{DEVICE}/x?ticket=t&seek=1", token="")).status == 200
+            assert len(w.control.authorizations) == 1
+            for line, *fields in (
+                (f"GET /d/{DEVICE}/y?ticket=t",),
+                (f"GET /d/{DEVICE}/x?ticket=u",),
+                (f"OPTIONS /d/{DEVICE}/x?ticket=t",),
+                (f"GET /d/{DEVICE}/x?ticket=t", "Origin: http://front.example"),
+            ):
+                before = len(w.control.authorizations)
+                for _ in range(2):
+                    assert (await visitor.ask(line, *fields, token="")).status == 200
+                assert len(w.control.authorizations) == before + 1, (line, fields)
+            before = len(w.control.authorizations)
+            fast = w.daemon.fast
+            assert fast is not None
+            fast.invalidate(users=(), logins=(), devices=(DEVICE,))
+            assert (await visitor.ask(f"GET /d/{DEVICE}/x?ticket=t", token="")).status == 200
+            assert len(w.control.authorizations) == before + 1
+
+
 async def test_a_kept_connection_without_a_request_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_client, "IDLE_SECONDS", 0.1)
     async with fast_world() as w:
