@@ -13,7 +13,7 @@ from django.test import Client, RequestFactory
 from apps.common.api.parsers import MAX_JSON_BYTES
 from apps.common.http.middleware import believe_proxy
 from apps.common.observability import log_line
-from tests.apps.common.crashing_urls import FAILURES
+from tests.apps.common.http.crashing_urls import FAILURES
 from tests.apps.conftest import login_as
 
 ORIGIN = "http://localhost:3000"
@@ -94,7 +94,7 @@ def test_a_body_that_is_announced_too_large_is_413_unread(db, length):
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
-@pytest.mark.urls("tests.apps.common.crashing_urls")
+@pytest.mark.urls("tests.apps.common.http.crashing_urls")
 @pytest.mark.parametrize("kind", FAILURES)
 @pytest.mark.parametrize("where", ["/api/test/", "/plain/"])
 def test_every_failure_leaves_in_the_envelope_without_its_words(anonymous, where, kind):
@@ -303,7 +303,7 @@ def test_no_log_line_holds_a_query_or_a_token(alice_api, log):
     assert token not in log.getvalue()
 
 
-@pytest.mark.urls("tests.apps.common.crashing_urls")
+@pytest.mark.urls("tests.apps.common.http.crashing_urls")
 def test_a_crash_is_logged_once_with_its_trace_and_the_id(anonymous, log):
     anonymous("GET", "/plain/crash", x_request_id="the-id")
     lines = [json.loads(line) for line in log.getvalue().splitlines()]

@@ -17,7 +17,7 @@ from apps.common.errors import DEFAULT_MESSAGES
 from tunnel.contract import ERROR_STATUS, language_of
 from tunnel.http.errors import ProxyError, error_body
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 # Machines talk to machines here, under the internal secret; or an agent reads it, which names no language.
 ENGLISH_ALONE = ("apps/proxy/internal/", "apps/system/views.py", "apps/devices/admission")
