@@ -1,7 +1,6 @@
 """What the control plane and the daemon share: names, tokens, codes, messages and the list of settings.
 
-Standard library only, and no I/O: Django, the daemon and the agent all import this package,
-each alone; by this name, never by a part's.
+Standard library only, and no I/O. Django, the daemon and the agent import it by this name, never a module of it.
 It does not know Django, Trio, HTTP parsing or how a setting is used.
 """
 

@@ -20,14 +20,14 @@ Waiter = TypeVar("Waiter")
 
 
 class Crowded(Exception):
-    """The queue is full, and nobody in it has a larger part of it than who comes."""
+    """The queue is full, and no owner in it has more calls there than the one that asks."""
 
 
 def client_network(address: str) -> str:
-    """Who counts as one client by where it calls from, whatever is counted.
+    """The text by which clients are told apart by their address, wherever clients are counted.
 
-    An IPv4 address, also one that an IPv6 address maps, or the /64 of an IPv6 address, whose holder has all of it. All
-    that is no address counts as one, "unknown".
+    It is the IPv4 address (also of an IPv6 address that maps one), or the /64 of an IPv6 address, all of which one
+    holder has. Every text that is no address gives "unknown".
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
@@ -41,22 +41,23 @@ def client_network(address: str) -> str:
 
 
 def stranger(address: str) -> str:
-    """The owner that stands for callers from the network of `address` who have not shown who they are."""
+    """The owner that stands for all unauthenticated callers from the network of `address`."""
     return _STRANGER + client_network(address)
 
 
 def class_of(owner: str) -> str:
-    """What an owner is counted as: `user` or `stranger`."""
+    """The class of an owner: `user` or `stranger`."""
     return "stranger" if owner.startswith(_STRANGER) else "user"
 
 
 class Shares(Generic[Waiter]):
-    """Who holds the `limit` places, and who waits for one: at most `queue`, each by an object of the caller's.
+    """The `limit` places of a pool with their owners, and a queue of at most `queue` waiting calls.
 
-    A place is given with `take`, or later by `give_back`, which names those whose turn has come.
+    A waiting call is an object of the caller's. A place is given by `take`, or later by `give_back`, which returns the
+    waiting calls that have a place now.
 
     Args:
-        long: places are held for long: some are kept free for owners that hold few.
+        long: places are held for long; then some are kept free for owners that hold few.
     """
 
     def __init__(self, limit: int, *, queue: int = 0, long: bool = True) -> None:
@@ -74,7 +75,7 @@ class Shares(Generic[Waiter]):
         return f"<Shares {self.taken} of {self.limit} owners={len(self._held)} waiting={self.waiting}>"
 
     def held(self, owner: str) -> int:
-        """How many places that owner holds."""
+        """How many places an owner holds."""
         return self._held[owner]
 
     def classes(self) -> dict[str, int]:
@@ -86,7 +87,7 @@ class Shares(Generic[Waiter]):
         return max(self._held.values(), default=0)
 
     def may_take(self, owner: str) -> bool:
-        """Whether there is a place for that owner now."""
+        """Whether the owner could have a place now."""
         mine = self._held[owner]
         if class_of(owner) == "stranger":
             mine = max(mine, self._strangers)
@@ -94,15 +95,17 @@ class Shares(Generic[Waiter]):
         return free > 0 and (not self._long or not mine or mine < KEPT_FREE * (free - 1))
 
     def take(self, owner: str) -> bool:
-        """A place for that owner, if there is one. Nobody is passed over: who waits could not take it."""
+        """Take a place for the owner; False: there was none. No waiting call is passed over: none could have had it."""
         free = self.may_take(owner)
         if free:
             self._count(owner, 1)
         return free
 
     def wait(self, owner: str, waiter: Waiter) -> Waiter | None:
-        """Stand in the queue, of which nobody takes all: when it is full, the owner with the most in it loses its
-        newest, which is returned. Raises Crowded where that would be this one."""
+        """Add a call to the queue. In a full queue the owner with most calls loses its newest one, which is returned.
+
+        None: nobody lost one. Raises Crowded if that would be the call itself, so that no owner fills the queue.
+        """
         pushed_out = None
         if self.waiting >= self._queue:
             longest = max(self._waiting, key=lambda one: len(self._waiting[one]), default=owner)
@@ -118,12 +121,12 @@ class Shares(Generic[Waiter]):
         return pushed_out
 
     def leave_queue(self, owner: str, waiter: Waiter) -> None:
-        """It waits no longer. Raises ValueError or KeyError if it did not."""
+        """Take a call out of the queue. Raises ValueError or KeyError if it is not in it."""
         self._waiting[owner].remove(waiter)
         self._gone(owner)
 
     def give_back(self, owner: str) -> list[Waiter]:
-        """A place is free. Those that now hold one of those that waited: each to be told, and to give it back."""
+        """Give a place back. Returns the waiting calls that hold one now; each is to be told, and to give it back."""
         self._count(owner, -1)
         called = []
         while self.taken < self.limit and self.waiting:
@@ -137,7 +140,7 @@ class Shares(Generic[Waiter]):
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _next(self) -> str | None:
-        """Of those that wait and may: the owner that holds least."""
+        """The owner that holds least, of those that wait and may have a place; None if there is none."""
         for held in sorted(self._turns):
             for owner in self._turns[held]:
                 if self.may_take(owner):

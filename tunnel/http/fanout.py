@@ -1,11 +1,12 @@
 """One endless answer for many viewers: who gets which bytes, and what a slow one misses.
 
-Who keeps up gets the source's bytes as they come. Who falls behind goes on to the end of the unit that it is in and
-from there to one of the latest; who comes later begins with a whole unit: so nobody is held up and nobody gets half a
-unit. What is kept is bounded: the latest few units, once for all, and for each slow viewer the rest of its own one.
+A viewer that keeps up gets the source's bytes as they come. A viewer that falls behind gets the rest of its present
+unit and goes on with one of the latest; a viewer that joins later begins with a whole unit. So no viewer is delayed and
+none gets half a unit. What is kept is bounded: the latest few units, once for all viewers, and for each slow viewer
+the rest of its present unit.
 
-Where nobody knows where units begin (`share_no_more`) each viewer gets all bytes, as far behind as the bound allows;
-one that is further behind is lost.
+Once it is unknown where units begin (`share_no_more`), each viewer gets all bytes, as far behind as the bound allows; a
+viewer that is further behind is lost.
 It does not know how units are found (`parts`), who a viewer is, sockets or clocks.
 """
 
@@ -40,7 +41,7 @@ class _Block:
 class Fanout:
     """The source's side. A viewer is at most `units` whole units and `size` bytes behind; one unit always fits.
 
-    With `replay` who comes later is shown the latest unit at once: right for pictures, wrong for events.
+    With `replay` a viewer that joins later gets the latest unit at once: right for pictures, wrong for events.
     """
 
     __slots__ = (
@@ -53,10 +54,10 @@ class Fanout:
         self.size = size
         self.viewers: set[Viewer] = set()
         self.skipped = 0
-        """Units that viewers missed, all together."""
+        """Number of units that viewers have missed, all viewers together."""
         self.ended = False
         self.shared = True
-        """Somebody may join still."""
+        """Whether a viewer may still join."""
         self._replay = replay
         self._blocks: list[_Block] = []
         self._first = 0  # how many blocks went before
@@ -70,16 +71,16 @@ class Fanout:
 
     @property
     def held(self) -> int:
-        """Bytes that are kept."""
+        """How many bytes are kept."""
         return self._end - (self._blocks[0].start if self._blocks else self._end) + self._rests
 
     @property
     def behind(self) -> int:
-        """Bytes that wait for the viewer who has taken most."""
+        """How many bytes wait for the viewer that has taken most."""
         return min((self._end - viewer.at for viewer in self.viewers if not viewer.lost), default=0)
 
     def add(self) -> Viewer:
-        """A viewer from now on: it begins with a whole unit, and its delimiter."""
+        """Add a viewer. It begins with a whole unit and the delimiter before it."""
         seams = self._seams
         viewer = Viewer(self)
         if not self._end:
@@ -94,13 +95,13 @@ class Fanout:
         return viewer
 
     def remove(self, viewer: Viewer) -> None:
-        """It is gone. Idempotent."""
+        """Remove a viewer. Idempotent."""
         if viewer in self.viewers:
             self.viewers.discard(viewer)
             self._rests -= viewer.drop_rest()
 
     def feed(self, data: bytes, seams: Sequence[Seam] = (), whole: int = 0) -> None:
-        """What came of the source, which units begin in it, and up to where they are whole.
+        """Add bytes of the source, with the units that begin in them and the position up to which units are whole.
 
         Each viewer may have something to `take` afterwards.
         """
@@ -116,7 +117,7 @@ class Fanout:
             self._let_skip(before)
 
     def share_no_more(self) -> None:
-        """Nobody knows any more where units begin: nobody joins, and nobody skips."""
+        """Note that it is unknown from now on where units begin: no viewer joins, and none skips."""
         self.shared = False
         self._seams.clear()
         for viewer in self.viewers:
@@ -124,7 +125,7 @@ class Fanout:
         self._forget(self._end)
 
     def end(self) -> None:
-        """The source ended, in good order: viewers end behind what they have still to take."""
+        """Note that the source ended in good order: viewers end behind the bytes that they have still to take."""
         self.ended = True
 
     # --- what is kept -------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Fanout:
         self._end += len(data)
 
     def _forget(self, until: int) -> None:
-        """Let go what stands before `until` and was taken by all."""
+        """Drop the bytes before `until` that all viewers have taken."""
         until = min([until, *(viewer.at for viewer in self.viewers if not viewer.lost)])
         blocks, count = self._blocks, 0
         while count < len(blocks) and blocks[count].start + len(blocks[count].data) <= until:
@@ -152,12 +153,12 @@ class Fanout:
         viewer.block = self._first + max(bisect_right(self._blocks, at, key=_start_of) - 1, 0)
 
     def _units_whole(self) -> int:
-        """How many of the units that are known are whole: all, or all but the last."""
+        """How many of the known units are whole: all of them, or all but the last."""
         seams = self._seams
         return len(seams) if seams and self._whole > seams[-1].head else max(len(seams) - 1, 0)
 
     def _let_skip(self, before: int) -> None:
-        """Units ended or began: move on who is too far behind, and was so before the bytes that came just now."""
+        """After units ended or began: let viewers skip that are too far behind and were so before the newest bytes."""
         seams = self._seams
         whole = self._units_whole()
         floor = max(0, whole - self.units)
@@ -173,14 +174,14 @@ class Fanout:
         self._forget(latest)
 
     def _begin(self, viewer: Viewer) -> None:
-        """The next unit after it came is where it begins."""
+        """Let a viewer that waits begin with the next unit."""
         index = bisect_left(self._seams, viewer.at, key=_start_of)
         if index < len(self._seams):
             self._place(viewer, self._seams[index].start)
             viewer.waiting = False
 
     def _skip(self, viewer: Viewer, floor: int) -> None:
-        """Go on with the unit `floor` behind the one that the viewer is in."""
+        """Let the viewer continue with the unit of index `floor` behind the rest of its present one."""
         seams = self._seams
         index = bisect_left(seams, viewer.at, key=_start_of)
         if index and seams[index - 1].head == viewer.at:  # it has the delimiter, which serves any unit
@@ -203,7 +204,7 @@ class Fanout:
 
     # --- for viewers --------------------------------------------------------------------------------------------------
     def read(self, viewer: Viewer) -> bytes:
-        """The next bytes for a viewer, as they came; b"" if it has all."""
+        """The next bytes for a viewer, as the source sent them; b"" if it has all."""
         while True:
             index = max(viewer.block - self._first, 0)
             if index >= len(self._blocks):
@@ -219,12 +220,12 @@ class Fanout:
             viewer.block = self._first + index + 1
 
     def took_rest(self, size: int) -> None:
-        """A viewer took bytes that were kept for it alone."""
+        """Note that a viewer took bytes that were kept for it alone."""
         self._rests -= size
 
 
 class Viewer:
-    """One viewer's place."""
+    """The position of one viewer in the answer."""
 
     __slots__ = ("_fanout", "_rest", "at", "block", "lost", "skipped", "waiting")
 
@@ -232,19 +233,19 @@ class Viewer:
         self._fanout = fanout
         self._rest: deque[bytes] = deque()  # of the unit behind which it skips
         self.at = 0
-        """Bytes of the body up to which it has all, or has skipped what it has not."""
+        """Position in the body before which the viewer has taken or skipped everything."""
         self.block = 0
         self.waiting = False
-        """For the next unit to begin."""
+        """True while the viewer waits for the next unit to begin."""
         self.lost = False
-        """It was too far behind where nobody can skip: it gets no more."""
+        """True once the viewer fell too far behind where none can skip: it gets no more bytes."""
         self.skipped = 0
 
     def __repr__(self) -> str:
         return f"<Viewer at={self.at} skipped={self.skipped}{' lost' if self.lost else ''}>"
 
     def keep_until(self, stop: int) -> int:
-        """Keep the bytes up to there, which it still has to take; how many that is."""
+        """Keep the bytes up to a position for this viewer, which has still to take them. Returns how many."""
         kept = 0
         while self.at < stop:
             data = self._fanout.read(self)
@@ -257,7 +258,7 @@ class Viewer:
         return kept
 
     def drop_rest(self) -> int:
-        """Let go what is kept for it alone; how many bytes that was."""
+        """Drop the bytes that are kept for this viewer alone. Returns how many."""
         size = sum(map(len, self._rest))
         self._rest.clear()
         return size

@@ -18,11 +18,11 @@ _NEAR: Final = 0.004
 """Round trip in seconds below which a peer is near: it is fast with less under way, and what waits is felt more."""
 _NEAR_PART: Final = 4  # so it gets a quarter
 REVIEW_SECONDS: Final = 1.0
-"""Between two looks at the bulk streams of a session, while there are any."""
+"""Seconds between two reviews of the bulk streams of a session, while there are any."""
 
 
 def weigh(core: Core, stream: MuxStream, now: float) -> None:
-    """A stream that is not bulk has moved a step: note when, and make it bulk if it was fast enough."""
+    """Note that an interactive stream has moved one step (64 KiB) or more; make it bulk if it was fast enough."""
     steps, stream.moved = divmod(stream.moved, STEP)
     stream.stamps = stamps = (*stream.stamps, *(now,) * min(steps, _STAMPS))[-_STAMPS:]
     if len(stamps) == _STAMPS and now - stamps[0] <= _SECOND:
@@ -36,14 +36,14 @@ def weigh(core: Core, stream: MuxStream, now: float) -> None:
 
 
 def weigh_received(core: Core, stream: MuxStream, credit: int, elapsed: float, now: float) -> None:
-    """The peer is told that `credit` bytes were consumed within `elapsed` seconds: what a second's share weighs."""
+    """Weigh received bytes: `credit` bytes were consumed within `elapsed` seconds; the share of one second counts."""
     stream.moved += credit if elapsed <= _SECOND else int(credit / elapsed)
     if stream.moved >= STEP and not stream.bulk:
         weigh(core, stream, now)
 
 
 def crowd(core: Core) -> None:
-    """An interactive stream spoke beside bulk ones: hold their credit back until none has spoken for a while."""
+    """Hold the bulk streams' credit back, since an interactive stream moved bytes, until none does for a while."""
     core.spoken_at = core.now
     if not core.crowded:
         core.crowded = True
@@ -51,7 +51,7 @@ def crowd(core: Core) -> None:
 
 
 def hold_back(core: Core) -> None:
-    """Let each bulk stream have its share of the budget under way, no more."""
+    """Bound the bytes that each bulk stream may have under way to its share of the budget."""
     config = core.config
     if not config.bulk_window or not core.bulk:
         return
@@ -63,7 +63,10 @@ def hold_back(core: Core) -> None:
 
 
 def review(core: Core, now: float) -> None:
-    """Once a second, while there are bulk streams: who is none any more, and is there anybody to make way for."""
+    """Review the bulk streams, once a second while there are any.
+
+    Streams that have become slow are interactive again, and credit is released if no interactive stream moves bytes.
+    """
     if not core.bulk:
         core.crowded = False
         return
@@ -94,7 +97,7 @@ def _find_calm(core: Core, now: float) -> None:
 
 
 def _last_spoken(core: Core, since: float) -> float:
-    """When an interactive stream last spoke; what the peer says of its own accord (events) is seen here alone."""
+    """When an interactive stream last moved bytes. Bytes that the peer sends unasked (events) are noticed here only."""
     if core.spoken_at < since:
         marks = [one.last_progress for one in core.streams.values() if not one.bulk and one.acked]
         core.spoken_at = max((core.spoken_at, *marks))
@@ -102,7 +105,7 @@ def _last_spoken(core: Core, since: float) -> float:
 
 
 def _calm(stream: MuxStream) -> bool:
-    """Slow since the last look, and it was not we who held it up."""
+    """Whether the stream was slow since the last review, and not because its bytes or credit were held back here."""
     if stream.send_buffer:
         return False
     return stream.moved == 0 if stream.receive_window.withheld else stream.moved <= _FAST

@@ -173,13 +173,13 @@ class Core:
     # What every part does to a stream
 
     def touch(self, stream: MuxStream) -> None:
-        """The caller should look at `stream` again."""
+        """Mark `stream` as touched: the caller of the session looks at it again."""
         if not stream.touched:
             stream.touched = True
             self.touched.append(stream)
 
     def say(self, stream: MuxStream, bit: int) -> None:
-        """A SYN, ACK or credit of `stream` is to be written."""
+        """Note that a SYN, ACK or credit of `stream` is to be written."""
         stream.pending |= bit
         if not stream.in_control:
             stream.in_control = True
@@ -259,16 +259,16 @@ class Core:
                 self.drive(victim, Input.RESET, Fault.BUFFER_LIMIT)
 
     def drop_unread(self, stream: MuxStream) -> None:
-        """Nobody will read what is left of a stream that is gone."""
+        """Drop the unread bytes of a stream that is gone, since nobody will read them."""
         self.lingering.discard(stream)
         self._drop_buffers(stream)
 
     def give_up_closed(self) -> bool:
         """Reset the oldest of our own streams that the application has closed, both ways; False if there is none.
 
-        It only waits for the peer's FIN, whose time is the peer's to choose. One whose FIN came already is on its way
-        out, with last bytes that the peer may still want: it stays unless these have been stuck for a while. One that
-        was not accepted yet stays: the peer would keep its slot all the same.
+        Such a stream only waits for the peer's FIN, which the peer may send when it likes. A stream whose FIN came
+        already still sends last bytes that the peer may want: it stays unless these have been stuck for a while. A
+        stream that the peer has not accepted yet stays too: the peer would keep its slot all the same.
         """
         for stream in self.closing.values():
             if not stream.discarding or not stream.acked or stream.inbound:
