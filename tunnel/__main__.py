@@ -17,7 +17,7 @@ from tunnel.contract import BY_NAME, PREFIX, SettingError
 from tunnel.daemon.config import TunnelConfig, load
 from tunnel.daemon.node import Daemon
 from tunnel.daemon.ports import PortInUse, Ports, bind
-from tunnel.daemon.prefork import INTERRUPT, Workers, bind_all
+from tunnel.daemon.prefork import INTERRUPT, Prefork, bind_all
 from tunnel.logs import JsonLog, capture_libraries
 from tunnel.net.descriptors import raise_limit
 from tunnel.net.memory import calm_collector, keep_memory
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning("setting", message=warning)
     try:
         if several:
-            return Workers(config, ports, log, _work).run()
+            return Prefork(config, ports, log, _work).run()
         return _serve(config, ports[0], log, None)
     finally:
         for each in ports:

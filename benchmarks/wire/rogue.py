@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from benchmarks.processes import BenchError
 from tunnel.protocol.frames import DATA, FIN, HEADER, HEADER_SIZE, RST, SYN, WINDOW_UPDATE, encode_header
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 
 MESSAGE: Final = 64 * 1024  # bytes of a message, as the contract has it
 _LENGTH16, _LENGTH64 = Struct("!BBH"), Struct("!BBQ")
@@ -86,7 +86,7 @@ class Rogue:
     """One tunnel to the daemon's end. What the network does unexpectedly is raised as BenchError."""
 
     def __init__(self, port: int) -> None:
-        self._wire = Wire(client=True)
+        self._wire = WebSocketCodec(client=True)
         self._heard = b""
         with _told():
             self._socket = socket.create_connection(("127.0.0.1", port), timeout=_SECONDS)

@@ -18,7 +18,7 @@ from tunnel.mux.connection import Connection
 from tunnel.mux.errors import SessionEnded, StreamReset
 from tunnel.mux.stream import Stream
 from tunnel.protocol.core import Role
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import StreamTransport
 
 Server = Callable[[trio.SocketStream], Awaitable[None]]
@@ -28,8 +28,8 @@ Server = Callable[[trio.SocketStream], Awaitable[None]]
 async def tunnel() -> AsyncIterator[tuple[Connection, Connection]]:
     """The daemon's and the agent's ends of one tunnel, in memory."""
     left, right = trio.testing.memory_stream_pair()
-    daemon = Connection(StreamTransport(left, Wire(client=False)), role=Role.CLIENT, accept_streams=False)
-    agent = Connection(StreamTransport(right, Wire(client=True)), role=Role.SERVER, accept_streams=True)
+    daemon = Connection(StreamTransport(left, WebSocketCodec(client=False)), role=Role.CLIENT, accept_streams=False)
+    agent = Connection(StreamTransport(right, WebSocketCodec(client=True)), role=Role.SERVER, accept_streams=True)
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         await nursery.start(agent.run)

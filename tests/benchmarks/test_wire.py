@@ -14,7 +14,7 @@ from benchmarks.wire.rogue import chopped, ends, ids, message, messages, rapid_r
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind, RemoteProtocolError
 from tunnel.protocol.session import Session
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 
 WINDOW = 256 * 1024
 
@@ -70,7 +70,7 @@ async def test_what_a_line_holds_is_bounded(autojump_clock: MockClock) -> None:
 # --- the rogue ---
 
 
-def heard(session: Session, data: bytes, wire: Wire) -> None:
+def heard(session: Session, data: bytes, wire: WebSocketCodec) -> None:
     for payload in wire.receive(data):
         session.receive_data(bytes(payload), 1.0)
 
@@ -78,7 +78,7 @@ def heard(session: Session, data: bytes, wire: Wire) -> None:
 @pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])
 def test_a_message_is_one_that_a_server_takes(size: int) -> None:
     payload = bytes(range(256)) * 257
-    taken = Wire(client=False).receive(message(payload[:size]))
+    taken = WebSocketCodec(client=False).receive(message(payload[:size]))
     assert b"".join(bytes(piece) for piece in taken) == payload[:size]
 
 
@@ -86,14 +86,14 @@ def test_a_message_is_one_that_a_server_takes(size: int) -> None:
 def test_a_flood_of_resets_ends_the_session(accept: bool) -> None:
     session = Session(Role.CLIENT, now=0.0, accept_streams=accept)
     with pytest.raises(RemoteProtocolError, match="too"):
-        heard(session, messages(rapid_resets(2000)), Wire(client=False))
+        heard(session, messages(rapid_resets(2000)), WebSocketCodec(client=False))
     assert session.ending is not None
     assert session.ending.kind is EndKind.ABUSE
 
 
 def test_short_lives_are_within_what_is_allowed() -> None:
     session = Session(Role.CLIENT, now=0.0, accept_streams=True)
-    heard(session, messages(short_lives(200, b"hello")), Wire(client=False))
+    heard(session, messages(short_lives(200, b"hello")), WebSocketCodec(client=False))
     assert session.ending is None
     assert session.counters.frames_in == 600
     for _ in range(200):
@@ -107,7 +107,7 @@ def test_short_lives_are_within_what_is_allowed() -> None:
 @pytest.mark.parametrize(("total", "piece", "frames"), [(1000, 1, 1000), (1000, 300, 4), (900, 300, 3)])
 def test_bulk_is_chopped_into_frames(total: int, piece: int, frames: int) -> None:
     session, streams = Session(Role.CLIENT, now=0.0, accept_streams=True), ids(3)
-    heard(session, messages(chopped(streams, total, piece) + ends(streams), 13), Wire(client=False))
+    heard(session, messages(chopped(streams, total, piece) + ends(streams), 13), WebSocketCodec(client=False))
     assert session.counters.frames_in == 3 * (frames + 2)  # each opened and ended, too
     for _ in streams:
         stream = session.accept()
@@ -117,11 +117,11 @@ def test_bulk_is_chopped_into_frames(total: int, piece: int, frames: int) -> Non
 
 def test_a_byte_beyond_the_window_ends_the_session() -> None:
     session = Session(Role.CLIENT, now=0.0, accept_streams=True)
-    heard(session, messages(chopped(ids(1), WINDOW, 4096)), Wire(client=False))
+    heard(session, messages(chopped(ids(1), WINDOW, 4096)), WebSocketCodec(client=False))
     assert session.ending is None
     other = Session(Role.CLIENT, now=0.0, accept_streams=True)
     with pytest.raises(RemoteProtocolError, match="window"):
-        heard(other, messages(chopped(ids(1), WINDOW + 1, 4096)), Wire(client=False))
+        heard(other, messages(chopped(ids(1), WINDOW + 1, 4096)), WebSocketCodec(client=False))
 
 
 # --- orders and shares ---

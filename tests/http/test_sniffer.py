@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel.http.sniffer import LIMIT, RequestPeek
+from tunnel.http.sniffer import LIMIT, RequestIdSniffer
 
 HEAD = b"GET /a/b?token=secret HTTP/1.1\r\nHost: box\r\nX-Request-ID: req_1.2-3\r\nAccept: */*\r\n\r\n"
 
 
 def fed(*chunks: bytes) -> list[str | None]:
     """What each chunk told; those after the last that was wanted are left out."""
-    peek, told = RequestPeek(), []
+    peek, told = RequestIdSniffer(), []
     for chunk in chunks:
         if peek.looking:
             told.append(peek.feed(memoryview(bytearray(chunk))))
@@ -70,7 +70,7 @@ def test_the_name_in_any_case() -> None:
 
 
 def test_it_listens_again_when_the_direction_turns() -> None:
-    peek = RequestPeek()
+    peek = RequestIdSniffer()
     assert peek.feed(HEAD) == "req_1.2-3"
     assert not peek.looking
     peek.turned()
@@ -85,7 +85,7 @@ def test_it_listens_again_when_the_direction_turns() -> None:
 
 
 def test_it_holds_no_more_than_its_limit() -> None:
-    peek = RequestPeek()
+    peek = RequestIdSniffer()
     told = peek.feed(b"GET / HTTP/1.1\r\n")
     while peek.looking:
         told = peek.feed(b"A: b\r\n" * 100)

@@ -25,7 +25,7 @@ from tunnel.http.fanout import Fanout
 from tunnel.http.parts import Cutter, EventCutter, PartCutter
 from tunnel.mux.transport import TransportProtocolError
 from tunnel.protocol.errors import RemoteProtocolError
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.handshake import HandshakeError, HandshakeRefused, client_transport
 
 MIB: Final = 1 << 20
@@ -157,7 +157,7 @@ def shared(cutter: Callable[[], Cutter]) -> Callable[[], Feed]:
 def wire() -> Feed:
     class Side:
         def __init__(self) -> None:
-            self.side = Wire(client=False, clock=lambda: 0.0)
+            self.side = WebSocketCodec(client=False, clock=lambda: 0.0)
 
         def feed(self, content: bytes) -> None:
             self.side.receive(content)

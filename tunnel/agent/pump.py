@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import trio
 
 from tunnel.agent.addresses import LocalAddress
-from tunnel.http.sniffer import RequestPeek
+from tunnel.http.sniffer import RequestIdSniffer
 from tunnel.net.sockets import FLUSH_SECONDS, ByteStream, tune
 
 READ_BYTES: Final = 128 * 1024
@@ -158,7 +158,7 @@ class _Pair:
     local: ByteStream
     counters: Counters
     on_request: OnRequest
-    peek: RequestPeek = field(default_factory=RequestPeek)
+    peek: RequestIdSniffer = field(default_factory=RequestIdSniffer)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     answered: bool = False  # the local server has sent all that it will send
     deaf: bool = False  # the local server reads no more

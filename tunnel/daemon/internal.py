@@ -22,18 +22,18 @@ from tunnel.contract import (
     UPGRADE_STREAM,
     verify_secret,
 )
-from tunnel.daemon.agents.handshakes import Arrivals
+from tunnel.daemon.agents.handshakes import PendingHandshakes
 from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import CLOSING_CODES, TunnelSession
 from tunnel.daemon.config import TunnelConfig
 from tunnel.daemon.http.accept import Rest
 from tunnel.daemon.http.messages import Refusal, Request, answer, head, send_and_close, success
-from tunnel.daemon.lane.lane import FastLane
+from tunnel.daemon.lane.lane import PublicLane
 from tunnel.daemon.metrics import CONTENT_TYPE, Metrics
-from tunnel.daemon.relay.relay import Switch
+from tunnel.daemon.relay.relay import Relay
 from tunnel.daemon.share.key import key_of_share
-from tunnel.daemon.share.peer import Lent
-from tunnel.daemon.share.shares import Shares
+from tunnel.daemon.share.peer import RemoteSubscription
+from tunnel.daemon.share.shares import SharedStreams
 from tunnel.net.sockets import ByteStream
 
 _SESSION: Final = "/internal/session/"
@@ -54,12 +54,12 @@ class InternalApi:
         config: TunnelConfig,
         *,
         sessions: Registry[TunnelSession],
-        arrivals: Arrivals,
-        switch: Switch,
+        arrivals: PendingHandshakes,
+        switch: Relay,
         metrics: Metrics,
         drain: Callable[[], None],
         handed_over: Callable[[TunnelSession], None],
-        fast: FastLane,
+        fast: PublicLane,
     ) -> None:
         self._secrets = config.secrets
         self._node = config.node
@@ -234,19 +234,19 @@ class InternalApi:
         except BaseException:
             tunnel.reset()
             raise
-        if isinstance(tunnel, Lent):
+        if isinstance(tunnel, RemoteSubscription):
             return partial(tunnel.carry, stream, request.rest, request.request_id)
         return partial(self._switch.carry, session, tunnel, stream, request.rest, request.request_id)
 
-    async def _lent(self, request: Request, session: TunnelSession, deadline: float) -> Lent | None:
+    async def _lent(self, request: Request, session: TunnelSession, deadline: float) -> RemoteSubscription | None:
         """A place among the viewers of one answer, for another daemon that asks for one. Raises Refusal."""
         said, shares = request.header(H_SHARE.lower()), self._metrics.shares
-        if said is None or not isinstance(shares, Shares):
+        if said is None or not isinstance(shares, SharedStreams):
             return None
         key = key_of_share(said, session)
         if key is None or shares.is_plain(key):
             return None
-        return await Lent.at(shares, self._switch, session, key, deadline)
+        return await RemoteSubscription.at(shares, self._switch, session, key, deadline)
 
     async def _arrived(self, session_id: str) -> None:
         """Give the handshake of that session a moment to end: Django may know, and close, what is not in yet."""

@@ -49,14 +49,14 @@ class Events(Protocol):
     def __len__(self) -> int: ...
 
 
-class Source(Protocol):
+class MetricSource(Protocol):
     """A part of the daemon that tells numbers of its own."""
 
     def live(self) -> Iterator[Metric]:
         """What is true now."""
 
 
-class Heart(Protocol):
+class HeartbeatState(Protocol):
     """Who tells the API that this node lives."""
 
     @property
@@ -75,10 +75,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._sessions = sessions
         self.outbox: Events | None = None
-        self.fast: Source | None = None
-        self.shares: Source | None = None
-        self.room: Source | None = None
-        self.heart: Heart | None = None
+        self.fast: MetricSource | None = None
+        self.shares: MetricSource | None = None
+        self.room: MetricSource | None = None
+        self.heart: HeartbeatState | None = None
         self.leaving = False  # told to end, and not ready any more; what comes is served until `draining`
         self.draining = False
         self.bytes_in = 0  # of sessions that have ended

@@ -16,28 +16,28 @@ import trio
 
 from tunnel.contract import CLOSE_RESTART, CLOSE_SHUTDOWN, Admitted, Credential
 from tunnel.contract import Heartbeat as HeartbeatMessage
-from tunnel.daemon.agents.drain import Departures
-from tunnel.daemon.agents.handshakes import Arrivals
+from tunnel.daemon.agents.drain import Drain
+from tunnel.daemon.agents.handshakes import PendingHandshakes
 from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import TunnelSession, never_connected, rfc3339
 from tunnel.daemon.config import TunnelConfig
 from tunnel.daemon.control.admission import Admission
 from tunnel.daemon.control.client import ControlPlane
-from tunnel.daemon.control.events import Outbox
-from tunnel.daemon.control.heartbeat import Heart
+from tunnel.daemon.control.events import EventQueue
+from tunnel.daemon.control.heartbeat import HeartbeatLoop
 from tunnel.daemon.http.accept import HttpServer, Slots
-from tunnel.daemon.http.capacity import Room
-from tunnel.daemon.http.forwarded import Proxies
+from tunnel.daemon.http.capacity import ConnectionLimit
+from tunnel.daemon.http.forwarded import TrustedProxies
 from tunnel.daemon.http.messages import HSTS
 from tunnel.daemon.internal import InternalApi
-from tunnel.daemon.lane.fd_passing import AVAILABLE, Handed, Hands
-from tunnel.daemon.lane.lane import FastLane
+from tunnel.daemon.lane.fd_passing import AVAILABLE, FdPassing, PassedConnection
+from tunnel.daemon.lane.lane import PublicLane
 from tunnel.daemon.metrics import Metrics
 from tunnel.daemon.ports import Ports
 from tunnel.daemon.public import Listener, identity_of
-from tunnel.daemon.relay.relay import Switch
-from tunnel.daemon.share.shares import Shares
-from tunnel.daemon.upstream.remote import RemoteLines
+from tunnel.daemon.relay.relay import Relay
+from tunnel.daemon.share.shares import SharedStreams
+from tunnel.daemon.upstream.remote import PeerUpstreams
 from tunnel.logs import JsonLog
 from tunnel.net.descriptors import connections_possible
 from tunnel.net.watchdog import Watchdog
@@ -48,7 +48,7 @@ _FLUSH_SECONDS: Final = 3.0  # to tell Django how they ended
 _CLOSING_AT_ONCE: Final = 1000
 
 
-def _adopt(public: HttpServer, listener: Listener, handed: Handed) -> None:
+def _adopt(public: HttpServer, listener: Listener, handed: PassedConnection) -> None:
     """Serve a client's connection that a sibling gave away."""
     public.adopt(handed.sock, handed.address, partial(listener.adopted, handed))
 
@@ -65,14 +65,14 @@ class Daemon:
         self.node_url = config.url(ports.internal_port)
         self.sessions: Registry[TunnelSession] = Registry()
         self.metrics = Metrics(self.sessions)
-        self.switch = Switch(
+        self.switch = Relay(
             self.metrics,
             log,
             idle_seconds=config.idle_seconds,
             buffer_bytes=config.buffer_bytes,
         )
         self.admission: Admission | None = None
-        self.fast: FastLane | None = None
+        self.fast: PublicLane | None = None
         self._slots = Slots(config.max_handshakes, wait_seconds=config.queue_seconds)
         self._drain_asked = trio.Event()
         self._lameduck = trio.CancelScope()
@@ -83,7 +83,7 @@ class Daemon:
         self._grace_seconds = config.drain_seconds
         self._background: trio.Nursery | None = None
         self._closing = trio.CapacityLimiter(_CLOSING_AT_ONCE)
-        self._departures = Departures(self._attend, grace=config.drain_seconds)
+        self._departures = Drain(self._attend, grace=config.drain_seconds)
 
     @property
     def streams_fast(self) -> int:
@@ -127,9 +127,9 @@ class Daemon:
         """Serve until drained. Tells its ports through `task_status` once both are served."""
         config = self.config
         control = ControlPlane(config.api_url, config.secrets[0], call_seconds=config.call_seconds)
-        outbox = Outbox(control, config.node, self._log)
+        outbox = EventQueue(control, config.node, self._log)
         self.metrics.outbox = outbox
-        heart = Heart(
+        heart = HeartbeatLoop(
             control,
             self.sessions,
             self.metrics,
@@ -153,16 +153,16 @@ class Daemon:
             on_unsure=lambda: heart.beat_soon(full=True),
         )
         self.admission = admission
-        arrivals = Arrivals()
+        arrivals = PendingHandshakes()
         sockets = connections_possible()
-        room = Room(
+        room = ConnectionLimit(
             config.max_sessions + 10 * config.max_handshakes,
             sockets,
             elsewhere=lambda: internal_port.connections,
-            trusts=Proxies(config.trusted_proxies).trusts,
+            trusts=TrustedProxies(config.trusted_proxies).trusts,
         )
         self.metrics.room = room
-        fast = FastLane(
+        fast = PublicLane(
             config,
             control=control,
             sessions=self.sessions,
@@ -172,15 +172,15 @@ class Daemon:
             room=room,
         )
         fast.node_url = self.node_url
-        remote = RemoteLines(config.secrets[0], open_seconds=config.open_seconds)
+        remote = PeerUpstreams(config.secrets[0], open_seconds=config.open_seconds)
         fast.remote = remote
         self.fast = fast
         hands = None
         if config.family is not None and AVAILABLE:
-            hands = fast.hands = Hands(config.family, self._log)
+            hands = fast.hands = FdPassing(config.family, self._log)
         self.switch.shed = fast.shed
         self.metrics.fast = fast
-        shares = Shares(fast, self._log, events=config.share_events)
+        shares = SharedStreams(fast, self._log, events=config.share_events)
         fast.share = shares.take_over
         fast.plain = shares.plain_until
         self.metrics.shares = shares
@@ -256,7 +256,7 @@ class Daemon:
                 await trio.sleep(self._lameduck_seconds)
             self._lameduck_seconds = 0.0
 
-    async def _end(self, heart: Heart, listener: Listener, public: HttpServer) -> None:
+    async def _end(self, heart: HeartbeatLoop, listener: Listener, public: HttpServer) -> None:
         # 1. Django sends nothing more either; what comes all the same is refused, or passed on to the daemon that has
         # the device by then.
         self.metrics.draining = True
@@ -308,7 +308,7 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 - the background must not die of one session
             self._log.error("background_crashed", work=getattr(work, "__qualname__", ""), error=repr(error))
 
-    def _public(self, listener: Listener, room: Room) -> HttpServer:
+    def _public(self, listener: Listener, room: ConnectionLimit) -> HttpServer:
         config = self.config
         return HttpServer(
             self._ports.public,

@@ -127,7 +127,7 @@ class _Worker:
         return self.pid != 0
 
 
-class Workers:
+class Prefork:
     """The parent. `run` returns when all workers have ended after a signal."""
 
     def __init__(self, config: TunnelConfig, ports: list[Ports], log: JsonLog, serve: Serve) -> None:

@@ -26,20 +26,20 @@ from tunnel.contract import (
     Refused,
     Replaced,
 )
-from tunnel.daemon.agents.handshakes import Arrival, Arrivals
+from tunnel.daemon.agents.handshakes import PendingHandshake, PendingHandshakes
 from tunnel.daemon.agents.head import check_upgrade, credential, upgrade_head
 from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import Identity, TunnelSession, never_connected
 from tunnel.daemon.config import TunnelConfig
 from tunnel.daemon.control.admission import Admission
 from tunnel.daemon.control.client import ControlPlane, ControlUnavailable
-from tunnel.daemon.control.events import Outbox
+from tunnel.daemon.control.events import EventQueue
 from tunnel.daemon.http.accept import Rest
-from tunnel.daemon.http.capacity import Room
+from tunnel.daemon.http.capacity import ConnectionLimit
 from tunnel.daemon.http.forwarded import client_address
 from tunnel.daemon.http.messages import HSTS, Refusal, Request, refusal, request_of, send_and_close
-from tunnel.daemon.lane.fd_passing import Handed
-from tunnel.daemon.lane.lane import FastLane
+from tunnel.daemon.lane.fd_passing import PassedConnection
+from tunnel.daemon.lane.lane import PublicLane
 from tunnel.daemon.lane.route import is_lane_path
 from tunnel.daemon.metrics import Metrics
 from tunnel.http import RequestParser
@@ -65,16 +65,16 @@ class Listener:
         *,
         admission: Admission,
         sessions: Registry[TunnelSession],
-        arrivals: Arrivals,
-        outbox: Outbox,
+        arrivals: PendingHandshakes,
+        outbox: EventQueue,
         control: ControlPlane,
         metrics: Metrics,
         log: JsonLog,
         spawn: Callable[..., None],
         handed_over: Callable[[TunnelSession], None],
-        fast: FastLane,
+        fast: PublicLane,
         watchdog: Watchdog,
-        room: Room,
+        room: ConnectionLimit,
     ) -> None:
         self._config = config
         self._admission = admission
@@ -125,7 +125,7 @@ class Listener:
             transport = await self._answered(request, stream, identity, admitted)
             return partial(self._hold, self._begin(identity, admitted, transport))
 
-    async def adopted(self, handed: Handed, stream: ByteStream) -> None:
+    async def adopted(self, handed: PassedConnection, stream: ByteStream) -> None:
         """A client's connection that a sibling gave away, with the request that it had read."""
         parser = RequestParser()
         head = parser.feed(handed.data)
@@ -164,7 +164,7 @@ class Listener:
             self._outbox.put(never_connected(identity, "drain"))
             raise
 
-    async def _admit(self, asked: Credential, arrival: Arrival) -> tuple[Identity, Admitted]:
+    async def _admit(self, asked: Credential, arrival: PendingHandshake) -> tuple[Identity, Admitted]:
         self._check_not_draining()
         if len(self._sessions) + self._admitting >= self._max_sessions:
             raise Refusal("OVERLOADED", "this daemon holds as many tunnels as it may", retry_after=30)

@@ -17,7 +17,7 @@ _FIELD: Final = b"\r\nx-request-id:"
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-class RequestPeek:
+class RequestIdSniffer:
     """One direction, towards the box. Feed it only while `looking`; call `turned` when bytes came the other way."""
 
     __slots__ = ("_held", "looking")
@@ -27,7 +27,7 @@ class RequestPeek:
         self._held = b""
 
     def __repr__(self) -> str:
-        return f"<RequestPeek looking={self.looking} held={len(self._held)}>"
+        return f"<RequestIdSniffer looking={self.looking} held={len(self._held)}>"
 
     @property
     def halfway(self) -> bool:

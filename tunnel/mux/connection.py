@@ -23,14 +23,14 @@ from tunnel.mux.errors import (
     OpenTimeout,
     open_error,
 )
-from tunnel.mux.liveness import Life
-from tunnel.mux.pacing import WEIGHED, Pace
+from tunnel.mux.liveness import Liveness
+from tunnel.mux.pacing import WEIGHED, Pacer
 from tunnel.mux.statistics import ConnectionStatistics, statistics_of
 from tunnel.mux.stream import Stream
 from tunnel.mux.transport import Payload, Transport, TransportProtocolError
-from tunnel.mux.write_progress import Writing
+from tunnel.mux.write_progress import WriteProgress
 from tunnel.net.sockets import least_round_trip, unsent
-from tunnel.net.waiter import Seat
+from tunnel.net.waiter import Waiter
 from tunnel.net.watchdog import Watchdog
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind, OpenRefusal, OpenRefused, RemoteProtocolError
@@ -70,12 +70,12 @@ class Connection:
         """Asked where a new stream finds no room: resets one that is only kept for later; False if there is none."""
         self._transport = transport
         self._config = config
-        self._writer = Seat()  # while there is nothing to say
-        self._writing = Writing()
-        self._pace = Pace(config.max_batch)
+        self._writer = Waiter()  # while there is nothing to say
+        self._writing = WriteProgress()
+        self._pace = Pacer(config.max_batch)
         if transport.kernel_socket() is None:
             self._pace.look(0.0, None)
-        self._life = Life()
+        self._life = Liveness()
         self._heard_at = -math.inf  # when the session had heard of its peer last, as of the last look
         self._hurried = False  # the next `kick` need not wait for the writer's turn
         self._left: Payload = b""  # the writer's first message: the socket did not take it at once

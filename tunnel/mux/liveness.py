@@ -18,7 +18,7 @@ class Moved(Protocol):
         """The TCP socket below, None where there is none."""
 
 
-class Life:
+class Liveness:
     """Of one link. Ask `seen` now and then."""
 
     __slots__ = ("_acked", "_arrived", "_queued")

@@ -30,7 +30,7 @@ _LOOK: Final = 0.02  # between two looks at a fast line
 _SHORTEST, _LONGEST = 0.005, 0.1  # pauses
 
 
-class Pace:
+class Pacer:
     """Of one writer. `batch` is what it may write at once; `slow` says that it has to ask `pause` before."""
 
     __slots__ = ("_acked", "_at", "_busy", "_measured", "_most", "_written", "batch", "due", "rate", "slow")
@@ -50,7 +50,7 @@ class Pace:
         """When to look at a line that is not slow."""
 
     def __repr__(self) -> str:
-        return f"<Pace {self.rate:.0f} B/s {'slow' if self.slow else 'fast'}>"
+        return f"<Pacer {self.rate:.0f} B/s {'slow' if self.slow else 'fast'}>"
 
     def wrote(self, size: int) -> None:
         """So many bytes were handed over."""

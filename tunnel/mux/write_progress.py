@@ -12,7 +12,7 @@ class Unsent(Protocol):
         """Bytes of what is being written that the peer's system has not taken; None: nobody can tell."""
 
 
-class Writing:
+class WriteProgress:
     """Of one writer. `since` is its to set; whoever looks now and then asks for `stuck`."""
 
     __slots__ = ("_left", "since")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 
-class Seat:
+class Waiter:
     """Where one task waits."""
 
     __slots__ = ("task",)

@@ -55,7 +55,7 @@ _SIZES: Final = {126: 2, 127: 8}  # bytes of the longer forms of a length
 _KEYS: Final = 4096  # bytes of randomness drawn at once: a system call for a thousand messages
 
 
-class Wire:
+class WebSocketCodec:
     """One side of an open WebSocket connection (the handshake is over).
 
     `close_code` is what the peer sent: None while open, 1005 for a close frame without a code, 1006 if the peer
@@ -86,7 +86,7 @@ class Wire:
 
     def __repr__(self) -> str:
         side = "client" if self._client else "server"
-        return f"<Wire {side} {self._protocol.state.name.lower()} close_code={self.close_code}>"
+        return f"<WebSocketCodec {side} {self._protocol.state.name.lower()} close_code={self.close_code}>"
 
     @property
     def open(self) -> bool:

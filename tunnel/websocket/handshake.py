@@ -18,7 +18,7 @@ import wsproto.utilities
 
 from tunnel.mux.transport import Transport
 from tunnel.net.sockets import tune
-from tunnel.websocket.codec import MAX_FRAME, Wire
+from tunnel.websocket.codec import MAX_FRAME, WebSocketCodec
 from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 Headers = Sequence[tuple[str, str]]
@@ -111,7 +111,7 @@ async def server_transport(
             await request.accept(subprotocol=subprotocol, extra_headers=_encoded(headers))
         except trio_websocket.ConnectionClosed as error:
             raise HandshakeError("the connection ended in the handshake") from error
-    return SocketTransport(sock, Wire(client=False, max_frame=max_frame), rest)
+    return SocketTransport(sock, WebSocketCodec(client=False, max_frame=max_frame), rest)
 
 
 async def client_transport(
@@ -145,7 +145,7 @@ async def client_transport(
             received = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in connection.handshake_headers]
     except _BAD_HANDSHAKE as error:
         raise HandshakeError(f"no WebSocket handshake: {type(error).__name__}") from error
-    wire = Wire(client=True, max_frame=max_frame)
+    wire = WebSocketCodec(client=True, max_frame=max_frame)
     if isinstance(stream, trio.SocketStream):
         sock = socket.socket(fileno=stream.socket.detach())
         tune(sock)

@@ -1,4 +1,4 @@
-"""WebSocket transports: the hot path on a non-blocking socket, and one on any Trio stream. See also `websocket_plain`.
+"""WebSocket transports: the hot path on a non-blocking socket, and one on any Trio stream.
 
 The socket is read into one buffer of 256 KiB that all transports of a Trio run share: what is read is decoded before
 the next await, so that an idle tunnel holds no buffer. How much is read at once follows what it cost last time
@@ -19,7 +19,7 @@ import trio
 from tunnel.mux.transport import Payload, TransportProtocolError
 from tunnel.net.sockets import Socket, acknowledged, descriptor, shared_buffer, unsent
 from tunnel.net.turn import Turn
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 
 CLOSE_SECONDS: Final = 1.0
 """How long `aclose` may take: flush, close frame, the peer's answer."""
@@ -32,7 +32,7 @@ _CONTROL_SECONDS: Final = 30.0  # a pong that cannot be written for so long mean
 class _WireTransport:
     """What both hot transports share; the subclass knows how to read and write."""
 
-    def __init__(self, wire: Wire, initial: bytes) -> None:
+    def __init__(self, wire: WebSocketCodec, initial: bytes) -> None:
         self._wire = wire
         self._initial = initial
         self._pending = b""  # control frames that still have to be written
@@ -240,7 +240,7 @@ class SocketTransport(_WireTransport):
     `initial` are bytes that were read behind the handshake.
     """
 
-    def __init__(self, sock: socket.socket, wire: Wire, initial: bytes = b"") -> None:
+    def __init__(self, sock: socket.socket, wire: WebSocketCodec, initial: bytes = b"") -> None:
         super().__init__(wire, initial)
         self._sock = sock
         self._buffer = shared_buffer()
@@ -351,7 +351,7 @@ class SocketTransport(_WireTransport):
 class StreamTransport(_WireTransport):
     """The same over any Trio stream: TLS, a stream in memory. The stream is owned from now on."""
 
-    def __init__(self, stream: trio.abc.Stream, wire: Wire, initial: bytes = b"") -> None:
+    def __init__(self, stream: trio.abc.Stream, wire: WebSocketCodec, initial: bytes = b"") -> None:
         super().__init__(wire, initial)
         self._stream = stream
         self._given = 0

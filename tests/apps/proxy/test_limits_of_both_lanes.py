@@ -15,7 +15,7 @@ import pytest
 from apps.proxy import engine, running
 from tunnel.contract import SETTINGS, read_settings
 from tunnel.daemon.config import TunnelConfig, load
-from tunnel.daemon.lane.lane import FastLane
+from tunnel.daemon.lane.lane import PublicLane
 from tunnel.http import LIMITS, Limits
 
 GIB = 1 << 30
@@ -57,7 +57,7 @@ def of_the_api() -> Limits:
 
 
 def of_the_fast_lane(config: TunnelConfig) -> Limits:
-    return FastLane(config, control=Mock(), sessions=Mock(), arrivals=Mock(), log=Mock())._limits
+    return PublicLane(config, control=Mock(), sessions=Mock(), arrivals=Mock(), log=Mock())._limits
 
 
 @pytest.mark.parametrize("name", OF_AN_EXCHANGE)

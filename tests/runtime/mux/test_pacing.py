@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tunnel.mux.liveness import Life
-from tunnel.mux.pacing import WEIGHED, Pace
+from tunnel.mux.liveness import Liveness
+from tunnel.mux.pacing import WEIGHED, Pacer
 from tunnel.net.sockets import Socket
 
 KIB = 1024
@@ -35,7 +35,7 @@ class Line:
         self.saved -= at_once
         self.held += size - at_once
 
-    def write(self, pace: Pace, seconds: float, least: float = 0.0001) -> list[float]:
+    def write(self, pace: Pacer, seconds: float, least: float = 0.0001) -> list[float]:
         """Write as much as the pace allows for so long; the queue, in seconds of the line, after each batch."""
         end, queues = self.now + seconds, []
         while self.now < end:
@@ -55,7 +55,7 @@ class Line:
 
 @pytest.mark.parametrize("kilobits", [64, 128, 512, 2048])
 def test_a_slow_line_queues_a_fraction_of_a_second(kilobits: int) -> None:
-    line, pace = Line(kilobits * 125.0), Pace(MOST)
+    line, pace = Line(kilobits * 125.0), Pacer(MOST)
     line.write(pace, 20.0)
     assert max(line.write(pace, 20.0)) < 0.5 + 8 * KIB / line.rate + 0.15
     assert pace.rate == pytest.approx(line.rate, rel=0.3)
@@ -63,17 +63,17 @@ def test_a_slow_line_queues_a_fraction_of_a_second(kilobits: int) -> None:
 
 def test_the_first_bytes_of_a_line_of_which_nothing_is_known_are_few() -> None:
     line = Line(16_000.0)
-    assert max(line.write(Pace(MOST), 5.0)) < 2.5, "seconds"
+    assert max(line.write(Pacer(MOST), 5.0)) < 2.5, "seconds"
 
 
 def test_a_fast_line_is_written_in_whole_messages_after_the_first() -> None:
-    line, pace = Line(50e6), Pace(MOST)
+    line, pace = Line(50e6), Pacer(MOST)
     line.write(pace, 0.5)
     assert (pace.slow, pace.batch) == (False, MOST)
 
 
 def test_a_line_that_becomes_slow_is_noticed_and_one_that_becomes_fast_too() -> None:
-    line, pace = Line(50e6), Pace(MOST)
+    line, pace = Line(50e6), Pacer(MOST)
     line.write(pace, 1.0)
     line.rate = 16_000.0
     line.write(pace, 40.0)  # what the kernel had taken before is twelve seconds of it
@@ -84,7 +84,7 @@ def test_a_line_that_becomes_slow_is_noticed_and_one_that_becomes_fast_too() -> 
 
 
 def test_a_rest_says_nothing_of_the_line() -> None:
-    line, pace = Line(2e6), Pace(MOST)
+    line, pace = Line(2e6), Pacer(MOST)
     line.write(pace, 2.0)
     rate = pace.rate
     for _ in range(50):
@@ -97,7 +97,7 @@ def test_a_rest_says_nothing_of_the_line() -> None:
 
 
 def test_where_nobody_can_tell_nothing_is_held_back() -> None:
-    pace = Pace(MOST)
+    pace = Pacer(MOST)
     pace.wrote(MOST)
     pace.look(1.0, None)
     assert (pace.slow, pace.batch, pace.pause(2.0, None, 0.0)) == (False, MOST, 0.0)
@@ -114,7 +114,7 @@ class Moved:
 
 
 def test_bytes_of_a_frame_that_is_not_whole_yet_are_life() -> None:
-    moved, life = Moved(), Life()
+    moved, life = Moved(), Liveness()
     assert not life.seen(moved)
     moved.bytes_in += 1
     assert life.seen(moved)
@@ -129,7 +129,7 @@ def test_a_ping_that_a_standing_peers_kernel_takes_is_no_life_and_a_backlog_that
         peer, _ = listener.accept()
         with peer:
             sock.setblocking(False)
-            moved, life = Moved(sock=sock), Life()
+            moved, life = Moved(sock=sock), Liveness()
             for _ in range(3):
                 sock.send(b"ping")
                 assert not life.seen(moved), "it was taken at once"

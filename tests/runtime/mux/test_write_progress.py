@@ -13,12 +13,12 @@ import trio
 from tests.tls import Authority, make_authority
 from tunnel.mux.connection import Connection
 from tunnel.mux.transport import Transport
-from tunnel.mux.write_progress import Writing
+from tunnel.mux.write_progress import WriteProgress
 from tunnel.net.sockets import acknowledged, tune, unsent
 from tunnel.protocol.core import Role
 from tunnel.protocol.errors import EndKind
 from tunnel.protocol.limits import SessionConfig
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 
@@ -34,7 +34,7 @@ class Line:
 
 def looked_at(*left: int | None) -> list[float]:
     """Told each second, from 1 s after the write began at 100 s: how long it is stuck by then."""
-    writing, line = Writing(), Line(*left)
+    writing, line = WriteProgress(), Line(*left)
     writing.since = 100.0
     return [writing.stuck(101.0 + number, line) for number in range(len(left))]
 
@@ -56,7 +56,7 @@ def test_where_nobody_can_tell_the_whole_write_counts() -> None:
 
 
 def test_nothing_is_asked_while_nothing_is_written() -> None:
-    assert Writing().stuck(100.0, Line()) == 0.0
+    assert WriteProgress().stuck(100.0, Line()) == 0.0
 
 
 def test_what_a_socket_still_holds() -> None:
@@ -98,7 +98,7 @@ async def encrypted(near: socket.socket, far: socket.socket, authority: Authorit
         nursery.start_soon(ours.do_handshake)
         nursery.start_soon(theirs.do_handshake)
     await trio.aclose_forcefully(streams[1])
-    return StreamTransport(ours, Wire(client=True))
+    return StreamTransport(ours, WebSocketCodec(client=True))
 
 
 async def narrow_line(
@@ -114,7 +114,7 @@ async def narrow_line(
     tune(near)
     far.setblocking(False)
     config = SessionConfig(write_timeout=limit)
-    transport: Transport = SocketTransport(near, Wire(client=False))
+    transport: Transport = SocketTransport(near, WebSocketCodec(client=False))
     if authority is not None:
         transport = await encrypted(near, far, authority)
     connection = Connection(transport, role=Role.CLIENT, config=config, accept_streams=False, name="narrow")

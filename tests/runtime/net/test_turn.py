@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, box, fast_world
-from tests.runtime.daemon.lane.laneworld import Wire as BoxWire
+from tests.runtime.daemon.lane.laneworld import WebSocketCodec as BoxWire
 from tunnel.net.turn import LEAST, MOST, SECONDS, Turn
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 QUICK, SLOW = 1e-9, 1e-6  # seconds a byte
@@ -63,7 +63,7 @@ async def test_a_transport_takes_less_at_once_of_what_costs_more(kind: str, monk
     ours, theirs = socket.socketpair()
     with theirs:
         ours.setblocking(False)
-        wire = Wire(client=False)
+        wire = WebSocketCodec(client=False)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         transport: SocketTransport | StreamTransport
         if kind == "socket":

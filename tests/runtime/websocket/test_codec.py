@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol
 
 from tunnel.mux.transport import TransportProtocolError
-from tunnel.websocket.codec import MAX_FRAME, Wire
+from tunnel.websocket.codec import MAX_FRAME, WebSocketCodec
 
 KEY = b"\x11\x22\x33\x44"
 BINARY, CONT, TEXT, CLOSE, PING, PONG = 2, 0, 1, 8, 9, 10
@@ -36,7 +36,7 @@ def pieces_of(data: bytes, size: int) -> Iterable[bytes]:
     return (data[i : i + size] for i in range(0, len(data), size))
 
 
-def heard(wire: Wire, data: bytes, size: int) -> bytes:
+def heard(wire: WebSocketCodec, data: bytes, size: int) -> bytes:
     """The payload that `wire` makes of `data`, given in pieces of `size` bytes of a buffer that is used again."""
     found, buffer = b"", bytearray(size)
     for piece in pieces_of(data, size):
@@ -65,7 +65,7 @@ def test_data_in_any_pieces(client: bool, size: int) -> None:
         + frame(CONT, b"", fin=False, mask=mask)
     )
     said += frame(CONT, b"two", mask=mask) + frame(PONG, b"nobody asked", mask=mask) + frame(BINARY, b"last", mask=mask)
-    wire = Wire(client=client)
+    wire = WebSocketCodec(client=client)
     assert heard(wire, said, size) == b"".join(bodies) + b"onetwolast"
     answer = wire.control_to_send()
     assert answer[0] == 0x80 | PONG
@@ -104,7 +104,7 @@ BROKEN = [
 @pytest.mark.parametrize("size", (1, 3, 1 << 20))
 @pytest.mark.parametrize("said,code", BROKEN)
 def test_what_breaks_the_protocol_is_told_and_ends_it(said: bytes, code: int, size: int) -> None:
-    wire = Wire(client=False)
+    wire = WebSocketCodec(client=False)
     assert heard(wire, frame(BINARY, b"before"), size) == b"before"
     with pytest.raises(TransportProtocolError) as caught:
         heard(wire, said, size)
@@ -120,20 +120,20 @@ def test_what_breaks_the_protocol_is_told_and_ends_it(said: bytes, code: int, si
 
 def test_a_client_takes_no_masked_frame() -> None:
     with pytest.raises(TransportProtocolError):
-        Wire(client=True).receive(frame(BINARY, b"masked"))
+        WebSocketCodec(client=True).receive(frame(BINARY, b"masked"))
 
 
 @pytest.mark.parametrize("size", (1, 1 << 20))
 @pytest.mark.parametrize("said,code,reason", [(b"", 1005, ""), (b"\x03\xe8", 1000, ""), (b"\x0f\xa1bye", 4001, "bye")])
 def test_a_close_frame_is_answered_and_nothing_counts_behind_it(said: bytes, code: int, reason: str, size: int) -> None:
-    wire = Wire(client=False)
+    wire = WebSocketCodec(client=False)
     assert heard(wire, frame(BINARY, b"a") + frame(CLOSE, said) + frame(BINARY, b"b") + b"\xff\xff", size) == b"a"
     assert (wire.close_code, wire.close_reason) == (code, reason)
     assert wire.control_to_send() == bytes([0x88, len(said)]) + said
 
 
 def test_after_our_close_frame_the_peers_bytes_still_come() -> None:
-    wire = Wire(client=False)
+    wire = WebSocketCodec(client=False)
     wire.close(1000, "enough")
     assert wire.control_to_send() == b"\x88\x08\x03\xe8enough"
     assert heard(wire, frame(BINARY, b"under way") + frame(CLOSE, b"\x03\xe8"), 1 << 20) == b"under way"
@@ -141,7 +141,7 @@ def test_after_our_close_frame_the_peers_bytes_still_come() -> None:
 
 
 def test_no_frame_is_held_back_and_none_is_kept() -> None:
-    wire = Wire(client=False)
+    wire = WebSocketCodec(client=False)
     said = frame(BINARY, b"x" * MAX_FRAME)
     assert heard(wire, said[:1000], 1000) == b"x" * (1000 - 14)
     assert heard(wire, said[1000:], 999) == b"x" * (MAX_FRAME - 1000 + 14)
@@ -150,14 +150,14 @@ def test_no_frame_is_held_back_and_none_is_kept() -> None:
 @pytest.mark.parametrize("size", (0, 1, 125, 126, 65535, 65536))
 def test_our_messages_are_read_by_the_other_side(size: int) -> None:
     for client in (False, True):
-        here, there = Wire(client=client), Wire(client=not client)
+        here, there = WebSocketCodec(client=client), WebSocketCodec(client=not client)
         for payload in (b"y" * size, bytearray(b"z" * size), memoryview(b"w" * size)):
             header, body = here.message(payload)
             assert b"".join(bytes(one) for one in there.receive(header + bytes(body))) == bytes(payload)
 
 
 def test_keys_differ_from_message_to_message() -> None:
-    wire = Wire(client=True)
+    wire = WebSocketCodec(client=True)
     keys = {wire.message(b"x")[0][2:] for _ in range(3000)}
     assert len(keys) > 2990
     assert all(len(key) == 4 for key in keys)
@@ -193,7 +193,7 @@ def judged(said: bytes) -> tuple[bytes, int | None]:
 @example([(BINARY, b"x", False), (CLOSE, b"\x03\xe9", True)], 200)
 def test_random_sequences_are_taken_as_websockets_takes_them(frames: list[tuple[int, bytes, bool]], size: int) -> None:
     said = b"".join(frame(opcode, payload, fin=fin) for opcode, payload, fin in frames)
-    wire, found, code = Wire(client=False), bytearray(), None
+    wire, found, code = WebSocketCodec(client=False), bytearray(), None
     try:
         for piece in pieces_of(said, size):
             for one in wire.receive(piece):
@@ -211,7 +211,7 @@ def test_random_sequences_are_taken_as_websockets_takes_them(frames: list[tuple[
 
 @given(st.binary(max_size=400), st.integers(1, 50))
 def test_random_bytes_raise_nothing_else(said: bytes, size: int) -> None:
-    wire = Wire(client=False)
+    wire = WebSocketCodec(client=False)
     try:
         for piece in pieces_of(frame(BINARY, b"ok") + said, size):
             wire.receive(piece)
@@ -243,7 +243,7 @@ def test_frames_that_bring_nothing_are_rated(name: str, size: int) -> None:
     """As pings of yamux: 32 at once, 10 a second."""
     clock, one = Clock(), IDLE[name]
     each = 2 if "fragments" in name else 1
-    wire = Wire(client=False, clock=clock)
+    wire = WebSocketCodec(client=False, clock=clock)
     heard(wire, one * (32 // each), size)
     for _ in range(20):
         clock.now += 1.0
@@ -258,13 +258,13 @@ def test_frames_that_bring_nothing_are_rated(name: str, size: int) -> None:
 
 def test_the_empty_end_of_a_message_is_none_of_these() -> None:
     """A gorilla server ends what it cut into pieces with an empty continuation."""
-    wire = Wire(client=False, clock=Clock())
+    wire = WebSocketCodec(client=False, clock=Clock())
     message = frame(BINARY, b"ab", fin=False) + frame(CONT)
     assert heard(wire, message * 1000, 4096) == b"ab" * 1000
 
 
 def test_of_the_pings_of_one_read_the_last_is_answered() -> None:
-    wire = Wire(client=False, clock=Clock())
+    wire = WebSocketCodec(client=False, clock=Clock())
     wire.receive(b"".join(frame(PING, b"%d" % n) for n in range(20)) + frame(BINARY, b"x") + frame(PING, b"last"))
     assert wire.control_to_send() == frame(PONG, b"last", mask=False)
     wire.receive(frame(PONG, b"nobody asked"))
@@ -276,15 +276,15 @@ def test_of_the_pings_of_one_read_the_last_is_answered() -> None:
 def test_what_floods_in_costs_no_more_than_the_first_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """3 MB of empty pings were 2.6 s of the daemon's event loop."""
     looked = 0
-    original = Wire._begin
+    original = WebSocketCodec._begin
 
-    def begin(self: Wire, data: bytes, pos: int, end: int) -> int:
+    def begin(self: WebSocketCodec, data: bytes, pos: int, end: int) -> int:
         nonlocal looked
         looked += 1
         return original(self, data, pos, end)
 
-    monkeypatch.setattr(Wire, "_begin", begin)
-    wire = Wire(client=False, clock=Clock())
+    monkeypatch.setattr(WebSocketCodec, "_begin", begin)
+    wire = WebSocketCodec(client=False, clock=Clock())
     flood = frame(PING) * (3_000_000 // 6)
     with pytest.raises(TransportProtocolError):
         heard(wire, flood, 1 << 18)

@@ -9,7 +9,7 @@ import trio.testing
 from tunnel.mux.connection import Connection
 from tunnel.protocol.core import Role
 from tunnel.protocol.limits import SessionConfig
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import StreamTransport
 
 
@@ -24,7 +24,7 @@ class Slow:
         assert deliver is not None
         self._deliver = deliver
         self.near.send_stream.send_all_hook = self._wait
-        self.transport = StreamTransport(self.near, Wire(client=True))
+        self.transport = StreamTransport(self.near, WebSocketCodec(client=True))
 
     async def _wait(self) -> None:
         self.writing += 1
@@ -72,7 +72,7 @@ async def test_a_message_waits_for_the_answer_to_a_ping() -> None:
             slow.let_through()
             slow.let_through()
             await trio.testing.wait_all_tasks_blocked()
-            peer = Wire(client=False)
+            peer = WebSocketCodec(client=False)
             assert [bytes(each) for each in peer.receive(await slow.far.receive_some())] == [b"message"]
             nursery.cancel_scope.cancel()
 

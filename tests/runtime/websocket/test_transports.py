@@ -27,7 +27,7 @@ from tests.runtime.websocket.transport_kit import (
 from tunnel.mux.transport import Transport, TransportProtocolError
 from tunnel.net.sockets import ByteStream, accept, listen
 from tunnel.websocket import handshake as t
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 
@@ -345,7 +345,10 @@ async def test_a_second_task_is_told_that_it_is_one_too_many(pair: tuple[SocketT
 
 async def test_the_stream_transport_does_the_same_on_a_stream_in_memory() -> None:
     left, right = trio.testing.memory_stream_pair()
-    server, client = StreamTransport(left, Wire(client=False)), StreamTransport(right, Wire(client=True))
+    server, client = (
+        StreamTransport(left, WebSocketCodec(client=False)),
+        StreamTransport(right, WebSocketCodec(client=True)),
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(echo, server)
         await client.send_all(b"q" * 70_000)
@@ -357,7 +360,10 @@ async def test_the_stream_transport_does_the_same_on_a_stream_in_memory() -> Non
 async def test_two_ends_that_cannot_half_close_do_not_wait_for_each_other(autojump_clock: trio.abc.Clock) -> None:
     """TLS through a front: the close frames were exchanged, and neither end learns of the other's end of stream."""
     left, right = trio.testing.memory_stream_pair()
-    server, client = StreamTransport(left, Wire(client=False)), StreamTransport(right, Wire(client=True))
+    server, client = (
+        StreamTransport(left, WebSocketCodec(client=False)),
+        StreamTransport(right, WebSocketCodec(client=True)),
+    )
     took: list[float] = []
 
     async def answer() -> None:

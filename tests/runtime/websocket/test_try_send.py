@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.runtime.websocket.transport_kit import beside_a_raw_peer, masked
 from tunnel.net.sockets import ByteStream
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import SocketTransport, StreamTransport
 
 
@@ -72,4 +72,4 @@ async def test_a_peer_that_is_gone_breaks_what_is_sent_without_waiting(
 
 async def test_a_stream_that_can_only_wait_leaves_it_to_the_writer() -> None:
     left, _right = trio.testing.memory_stream_pair()
-    assert not StreamTransport(left, Wire(client=True)).try_send(b"x")
+    assert not StreamTransport(left, WebSocketCodec(client=True)).try_send(b"x")

@@ -14,7 +14,7 @@ from tests.runtime.websocket.plain_transport import plain_server
 from tunnel.mux.transport import Transport
 from tunnel.net.sockets import ByteStream, accept, listen
 from tunnel.websocket import handshake as t
-from tunnel.websocket.codec import Wire
+from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import SocketTransport
 
 SERVER_HEADERS = [("X-VisionA-Device-Id", "d1")]
@@ -64,7 +64,7 @@ async def beside_a_raw_peer(seconds: float) -> AsyncIterator[tuple[SocketTranspo
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     left.setblocking(False)
     right.setblocking(False)
-    transport, peer = SocketTransport(left, Wire(client=False)), ByteStream(right)
+    transport, peer = SocketTransport(left, WebSocketCodec(client=False)), ByteStream(right)
     with trio.fail_after(seconds):
         yield transport, peer
         peer.close()

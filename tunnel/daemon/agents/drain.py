@@ -25,7 +25,7 @@ _LOOK_SECONDS: Final = 60.0
 """Between two looks for tunnels whose stream ids run out: 134 million are left then."""
 
 
-class Departures:
+class Drain:
     """The tunnels that leave. `spawn` starts work that outlives a call."""
 
     def __init__(self, spawn: Callable[..., None], *, grace: float) -> None:

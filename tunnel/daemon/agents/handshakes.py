@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import trio
 
 
-class Arrival:
+class PendingHandshake:
     """One handshake. `device_id` is empty until Django has answered."""
 
     __slots__ = ("device_id", "over")
@@ -22,19 +22,19 @@ class Arrival:
         self.over = trio.Event()
 
 
-class Arrivals:
+class PendingHandshakes:
     """All handshakes under way, by the session id that the daemon chose. As many as there may be handshakes."""
 
     def __init__(self) -> None:
-        self._under_way: dict[str, Arrival] = {}
+        self._under_way: dict[str, PendingHandshake] = {}
 
     def __repr__(self) -> str:
-        return f"<Arrivals {len(self._under_way)}>"
+        return f"<PendingHandshakes {len(self._under_way)}>"
 
     @contextmanager
-    def expect(self, session_id: str) -> Iterator[Arrival]:
+    def expect(self, session_id: str) -> Iterator[PendingHandshake]:
         """A handshake, from before Django is asked until the session is held or never will be."""
-        arrival = self._under_way[session_id] = Arrival()
+        arrival = self._under_way[session_id] = PendingHandshake()
         try:
             yield arrival
         finally:

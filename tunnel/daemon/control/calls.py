@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from tunnel.contract import Crowded
-from tunnel.daemon.control.http_client import Answer, Connection, Origin, Unanswered
+from tunnel.daemon.control.http_client import Answer, ApiConnection, Origin, Unanswered
 from tunnel.net.places import Places
 
 _KEPT_SECONDS: Final = 1.0
@@ -30,7 +30,7 @@ class Calls:
         self._name = name
         self._places = Places(places, queue)
         self._seconds = seconds
-        self._kept: deque[tuple[float, Origin, Connection]] = deque()  # until when; the freshest last
+        self._kept: deque[tuple[float, Origin, ApiConnection]] = deque()  # until when; the freshest last
         self.asked_again = 0
 
     def __repr__(self) -> str:
@@ -62,20 +62,20 @@ class Calls:
             await self._kept.pop()[2].close()
 
     async def _call(self, origin: Origin, data: bytes, *, again: bool) -> Answer:
-        connection = await self._kept_one(origin) or await Connection.open(origin)
+        connection = await self._kept_one(origin) or await ApiConnection.open(origin)
         try:
             answer = await connection.exchange(data)
         except Unanswered as error:
             if not (again and error.broken):
                 raise
             self.asked_again += 1
-            connection = await Connection.open(origin)
+            connection = await ApiConnection.open(origin)
             answer = await connection.exchange(data)
         if connection.reusable:
             self._kept.append((trio.current_time() + _KEPT_SECONDS, origin, connection))
         return answer
 
-    async def _kept_one(self, origin: Origin) -> Connection | None:
+    async def _kept_one(self, origin: Origin) -> ApiConnection | None:
         """The connection used last, if it is good still; those that are not are closed."""
         while self._kept:
             until, whose, connection = self._kept.pop()

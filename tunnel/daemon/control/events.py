@@ -20,7 +20,7 @@ _GATHER_SECONDS: Final = 0.05
 _BACKOFF: Final = (0.2, 2.0)
 
 
-class Outbox:
+class EventQueue:
     """One sender, many putters."""
 
     def __init__(self, control: ControlPlane, node: str, log: JsonLog, *, limit: int = 20_000) -> None:

@@ -22,7 +22,7 @@ _STILL: Final = 3  # heartbeats in whose time none was even tried: the task that
 Describe = Callable[[], HeartbeatMessage]
 
 
-class Heart:
+class HeartbeatLoop:
     """One each `interval` seconds; an answer is waited for up to `patience` (what `control` waits).
 
     `describe` gives the heartbeat without its list of sessions. `beat_soon` asks for one out of turn.

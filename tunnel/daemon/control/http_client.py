@@ -72,7 +72,7 @@ def request(origin: Origin, method: str, path: str, headers: Mapping[str, str], 
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-class Connection:
+class ApiConnection:
     """A connection to an origin. `exchange` calls on it; `reusable` tells whether another call may follow."""
 
     def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], sock: trio.SocketStream) -> None:

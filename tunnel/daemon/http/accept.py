@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from tunnel.contract import Crowded, request_id_from, stranger
-from tunnel.daemon.http.capacity import Room
+from tunnel.daemon.http.capacity import ConnectionLimit
 from tunnel.daemon.http.messages import Lines, Refusal, Request, read_request, refusal, send_and_close, unreadable
 from tunnel.http import ProxyError
 from tunnel.logs import JsonLog
@@ -106,7 +106,7 @@ class HttpServer:
         slots: Slots,
         head_seconds: float,
         max_connections: int,
-        room: Room | None = None,
+        room: ConnectionLimit | None = None,
         ours: Lines = (),
     ) -> None:
         self._listener = listener

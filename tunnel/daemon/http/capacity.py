@@ -29,7 +29,7 @@ _UNHEARD_SECONDS: Final = 1.0  # a head takes a round trip: until then a newcome
 _PROVED: Final = 10_000
 
 
-class Connection(Protocol):
+class HeldConnection(Protocol):
     """A client's connection, once its first request was read."""
 
     def idle_since(self) -> float | None:
@@ -54,7 +54,7 @@ class _Held:
         self.unheard = unheard
         self.read = False
         self.agent = False
-        self.connection: Connection | None = None
+        self.connection: HeldConnection | None = None
 
     def idle_since(self, now: float) -> float | None:
         if self.connection is not None:
@@ -105,7 +105,7 @@ class _Party:
         self.longest = _Longest()
 
 
-class Room:
+class ConnectionLimit:
     """The places of one public port, by whatever stands for a connection there.
 
     Args:
@@ -137,7 +137,7 @@ class Room:
         self.refused = 0
 
     def __repr__(self) -> str:
-        return f"<Room clients={len(self._clients)} of {self.most_clients} agents={self._agents}>"
+        return f"<ConnectionLimit clients={len(self._clients)} of {self.most_clients} agents={self._agents}>"
 
     @property
     def most_agents(self) -> int:
@@ -192,7 +192,7 @@ class Room:
         self.refused += not room
         return room
 
-    def heard(self, key: object, connection: Connection) -> None:
+    def heard(self, key: object, connection: HeldConnection) -> None:
         """From now on `connection` tells whether it idles."""
         held = self._places.get(key)
         if held is not None:

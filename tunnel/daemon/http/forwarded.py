@@ -30,7 +30,7 @@ def client_address(peer: str, request: Request, trusted: Sequence[Network]) -> s
     return forwarded_address(peer, [value for name, value in request.fields if name == "x-forwarded-for"], trusted)
 
 
-class Proxies:
+class TrustedProxies:
     """Whom we believe when it says for whom it asks."""
 
     def __init__(self, trusted: Sequence[Network]) -> None:

@@ -14,10 +14,10 @@ import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 from tunnel.contract import TUNNEL_PATH
-from tunnel.daemon.lane.client_socket import Pipe
-from tunnel.daemon.lane.head_cache import Noted
-from tunnel.daemon.lane.interfaces import ClientContext, Run, Served
-from tunnel.daemon.lane.migration import Wander, give
+from tunnel.daemon.lane.client_socket import ClientSocket
+from tunnel.daemon.lane.head_cache import HeadKey
+from tunnel.daemon.lane.interfaces import ClientContext, ClientExchange, InFlight
+from tunnel.daemon.lane.migration import Migration, give
 from tunnel.http import Buffer, FramingError, ProxyError, RequestHead, RequestParser
 from tunnel.net.sockets import ByteStream
 
@@ -37,7 +37,7 @@ _AGENTS: Final = TUNNEL_PATH.encode()
 IDLE, HEAD, RUN, LINGER = range(4)
 
 
-class Client(Pipe):
+class Client(ClientSocket):
     """One connection. `run` is the exchange that is under way."""
 
     __slots__ = (
@@ -48,12 +48,12 @@ class Client(Pipe):
     def __init__(self, lane: ClientContext, raw: ByteStream, address: str, turns: int = 0) -> None:
         super().__init__(raw)
         self._lane = lane
-        self.wander = Wander(turns)
+        self.wander = Migration(turns)
         self.address = address
         self.trusted = lane.proxies.trusts(address)
         self.forwarded = address.encode("latin-1")
-        self.run: Served | None = None
-        self.noted: Noted | None = None
+        self.run: InFlight | None = None
+        self.noted: HeadKey | None = None
         self.proved = False  # a request of it was allowed
         self.phase = HEAD
         self.since = trio.current_time()  # of the phase
@@ -196,7 +196,7 @@ class Client(Pipe):
             rest = left
         return await self._to_end(run, rest)
 
-    async def _body(self, run: Run, data: bytes) -> bytes | None:
+    async def _body(self, run: ClientExchange, data: bytes) -> bytes | None:
         """Read the request's body and pass it on; what was read behind it. None: there is no next request."""
         reader = run.body_reader()
         run.expect_body()
@@ -219,14 +219,14 @@ class Client(Pipe):
                 return None
         return None
 
-    async def _send_body(self, run: Run, pieces: list[Buffer]) -> bool:
+    async def _send_body(self, run: ClientExchange, pieces: list[Buffer]) -> bool:
         self.reading = False
         try:
             return await run.send_body(pieces)
         finally:
             self.reading = True
 
-    async def _to_end(self, run: Run, rest: bytes) -> bytes | None:
+    async def _to_end(self, run: ClientExchange, rest: bytes) -> bytes | None:
         """Wait for the exchange to be over, watching for the client's end; None: the connection ends with it.
 
         What is read behind it is returned. Requests that were served while this task rested are over by then as well.
@@ -252,7 +252,7 @@ class Client(Pipe):
         """Whether an exchange is under way. Asked of `run` anew each time: another may have taken its place."""
         return self.run is not None and not self.run.over
 
-    async def _upgraded(self, run: Run, data: bytes) -> None:
+    async def _upgraded(self, run: ClientExchange, data: bytes) -> None:
         """Bytes as they come, until the client's end; then until the box's."""
         while not run.over:
             if data and not await self._send_body(run, [data]):
@@ -325,7 +325,7 @@ class Client(Pipe):
         else:
             self.finished(keep=False)
 
-    def served_by(self, quick: Served, now: float) -> None:
+    def served_by(self, quick: InFlight, now: float) -> None:
         """An ordinary request is under way; the reading task goes on resting."""
         self.run = quick
         self.phase = RUN

@@ -17,7 +17,7 @@ _PIECES: Final = 512
 """So many pieces are written as they are; the system takes 1 024 at once (IOV_MAX), and each costs it something."""
 
 
-class Pipe:
+class ClientSocket:
     """The bytes of one connection. One task reads, whoever has something writes."""
 
     __slots__ = ("_unsent", "raw", "sent", "sock")

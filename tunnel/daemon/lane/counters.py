@@ -7,12 +7,12 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from tunnel.daemon.lane.fd_passing import Hands
+from tunnel.daemon.lane.fd_passing import FdPassing
 
 _NAME: Final = "visiona_fast_"
 
 
-class Tally:
+class LaneCounters:
     """Totals since the start."""
 
     __slots__ = ("bytes_down", "bytes_up", "ordinary", "outcomes")
@@ -20,7 +20,7 @@ class Tally:
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = {}
         self.ordinary = 0
-        """Of those that ended well, the ones that `Quick` served to the end; not among `outcomes`."""
+        """Of those that ended well, the ones that the fast path served to the end; not among `outcomes`."""
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -28,7 +28,7 @@ class Tally:
         """One exchange that ended so."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
-    def live(self, clients: Sized, running: Sized, hands: Hands | None) -> Iterator[Metric]:
+    def live(self, clients: Sized, running: Sized, hands: FdPassing | None) -> Iterator[Metric]:
         """What Prometheus is told."""
         yield GaugeMetricFamily(_NAME + "connections", "Client connections", value=len(clients))
         yield GaugeMetricFamily(_NAME + "exchanges", "Exchanges under way", value=len(running))

@@ -14,7 +14,7 @@ import trio
 from tunnel.daemon.lane.authorizer import Grant
 from tunnel.daemon.lane.interfaces import Downstream, ExchangeContext
 from tunnel.daemon.lane.progress import Progress, not_taken
-from tunnel.daemon.upstream.interfaces import BoxStream, Line
+from tunnel.daemon.upstream.interfaces import BoxStream, Upstream
 from tunnel.daemon.upstream.interfaces import NotOpened as NotOpened
 from tunnel.http import (
     CONTINUE,
@@ -31,7 +31,7 @@ _DOWN: Final = 128 * 1024  # taken from the box at once
 CUT: Final = "cut"
 
 
-class Carried(Progress):
+class LaneExchange(Progress):
     """A request that is carried to its box."""
 
     __slots__ = ("_down_done", "_fresh_only", "_lane", "_moved_on", "_pumping", "_stream", "_until", "_up_done")
@@ -96,7 +96,7 @@ class Carried(Progress):
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
                 line = newer
 
-    async def _open(self, line: Line) -> BoxStream:
+    async def _open(self, line: Upstream) -> BoxStream:
         """A new stream of that session. Raises ProxyError, `NotOpened` if another session may do."""
         return await line.open(self.request_id)
 
@@ -117,7 +117,7 @@ class Carried(Progress):
         else:
             stream.listener = self._spoke
 
-    def going_on(self, stream: BoxStream, line: Line, *, reused: bool, started: float, body: int) -> None:
+    def going_on(self, stream: BoxStream, line: Upstream, *, reused: bool, started: float, body: int) -> None:
         """Carry on what went out whole at `started`, `body` bytes behind the head."""
         self._stream = stream
         self._line = line

@@ -2,7 +2,7 @@
 
 No task wakes for it: the poller brings the request, the tunnel's reader the answer. It decides nothing that
 `tunnel.http` has not decided for the same bytes before, and whatever turns out not to be ordinary is handed to
-`Carried`, as if it had been carried by that from the start. One a client's connection, used again and again.
+`LaneExchange`, as if it had been carried by that from the start. One a client's connection, used again and again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Final
 import trio
 
 from tunnel.daemon.lane.authorizer import Grant
-from tunnel.daemon.lane.counters import Tally
-from tunnel.daemon.lane.exchange import Carried
-from tunnel.daemon.lane.head_cache import HEAD_BYTES, Memo, Noted, Ready
+from tunnel.daemon.lane.counters import LaneCounters
+from tunnel.daemon.lane.exchange import LaneExchange
+from tunnel.daemon.lane.head_cache import HEAD_BYTES, CachedRequest, HeadCache, HeadKey
 from tunnel.daemon.lane.ids import Ids, is_request_id
 from tunnel.daemon.lane.interfaces import Downstream, FastPathContext
 from tunnel.daemon.upstream.interfaces import BoxStream
-from tunnel.daemon.upstream.local import LocalLine
-from tunnel.daemon.upstream.pool import Idle
+from tunnel.daemon.upstream.local import LocalUpstream
+from tunnel.daemon.upstream.pool import IdleStream
 from tunnel.http import UNREAD_FROM, Exchange, OrdinaryAnswers, ProxyError, Via
 from tunnel.logs import JsonLog
 from tunnel.mux.errors import TunnelError
@@ -37,7 +37,7 @@ _LETTERS: Final = 65
 _ID_FIELD: Final = b"\r\nX-Request-ID: "  # as the shipped nginx spells it
 
 
-class Quick:
+class FastPath:
     """The ordinary exchange of one connection; `over` where there is none."""
 
     __slots__ = (
@@ -53,10 +53,10 @@ class Quick:
         lane: FastPathContext,
         client: Downstream,
         *,
-        memo: Memo,
+        memo: HeadCache,
         answers: OrdinaryAnswers,
         ids: Ids,
-        tally: Tally,
+        tally: LaneCounters,
         log: JsonLog,
     ) -> None:
         self._lane = lane
@@ -72,16 +72,16 @@ class Quick:
         self._started = 0.0
         self.over = True
         self.upgraded = False
-        self._ready: Ready
+        self._ready: CachedRequest
         self.grant: Grant
-        self._line: LocalLine
+        self._line: LocalUpstream
         self._body = 0
-        self._idle: Idle | None = None  # what stood for the stream's rest; None: it is a new one
+        self._idle: IdleStream | None = None  # what stood for the stream's rest; None: it is a new one
         self._request_id = b""
         self._trace = b""
 
     def __repr__(self) -> str:
-        return f"<Quick over={self.over}>"
+        return f"<FastPath over={self.over}>"
 
     # --- towards the box ----------------------------------------------------------------------------------------------
     def begin(self, data: bytes) -> bool:
@@ -117,7 +117,7 @@ class Quick:
             name = sha256(data[:at] + data[end:size]).digest()
         ready = self._memo.find(name)
         if ready is None:
-            self._client.noted = Noted(name, size, data, numbered=at >= 0)
+            self._client.noted = HeadKey(name, size, data, numbered=at >= 0)
             return False
         self._body = ready.length
         if len(data) != size + self._body:
@@ -132,7 +132,7 @@ class Quick:
         self._request_id = inbound
         return self._send(data, size, ready, grant, line, now)
 
-    def _granted(self, ready: Ready, now: float) -> Grant | None:
+    def _granted(self, ready: CachedRequest, now: float) -> Grant | None:
         """The grant for a request that was met before, if nobody has to be asked and it is surely not to be shared."""
         lane = self._lane
         authorizer = lane.authorizer
@@ -151,7 +151,9 @@ class Quick:
                 return None
         return grant
 
-    def _send(self, data: bytes, size: int, ready: Ready, grant: Grant, line: LocalLine, now: float) -> bool:
+    def _send(
+        self, data: bytes, size: int, ready: CachedRequest, grant: Grant, line: LocalUpstream, now: float
+    ) -> bool:
         idle = self._idle = line.lines.take_idle(now, repeatable=ready.repeatable)
         stream: BoxStream
         if idle is not None:
@@ -193,7 +195,7 @@ class Quick:
     def _few(self) -> bool:
         """Whether few others ask as this one does; what takes long, bulk and events, does not count."""
         running = self._lane.running
-        return len(running) <= _MANY and sum(isinstance(each, Quick) for each in running) <= _FEW
+        return len(running) <= _MANY and sum(isinstance(each, FastPath) for each in running) <= _FEW
 
     # --- from the box -------------------------------------------------------------------------------------------------
     def _heard(self) -> None:
@@ -273,7 +275,7 @@ class Quick:
                 self._finished(trio.current_time())
 
     # --- what is not ordinary -----------------------------------------------------------------------------------------
-    def _carry(self) -> Carried:
+    def _carry(self) -> LaneExchange:
         """Hand the exchange over, as it is: sent whole, nothing answered."""
         ready, client, lane = self._ready, self._client, self._lane
         request_id, trace = self._request_id, self._trace
@@ -288,7 +290,7 @@ class Quick:
         head = ready.prepared.head(client.forwarded, request_id, trace)
         exchange = Exchange(ready.prepared.request._replace(head=head), via, self.grant.limits)
         exchange.sent_whole(self._body)
-        run = Carried(lane, client, ready.head, exchange, self.grant, via.request_id)
+        run = LaneExchange(lane, client, ready.head, exchange, self.grant, via.request_id)
         stream, self._stream = self._stream, None
         self.over = True
         lane.no_longer(self)

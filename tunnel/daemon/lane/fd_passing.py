@@ -1,6 +1,6 @@
 """Client connections that change hands between the processes of one host: to the one that holds their box.
 
-The kernel spreads connections over the processes (`workers`), so most requests of many come to one that has to ask
+The kernel spreads connections over the processes (`prefork`), so most requests of many come to one that has to ask
 another for the box's streams, and are carried twice. A connection whose requests keep going to the same sibling is
 given to it, socket and all (SCM_RIGHTS), with what was read of the next request: nothing of that has been answered or
 sent on. Each process listens on a socket in Linux's abstract namespace; both ends ask the kernel who the other is, and
@@ -38,7 +38,7 @@ _ANCILLARY: Final = socket.CMSG_SPACE(array("i").itemsize) if hasattr(socket, "C
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
-class Handed(NamedTuple):
+class PassedConnection(NamedTuple):
     """A client's connection that comes from a sibling. Whoever gets it owns `sock`."""
 
     sock: socket.socket
@@ -50,11 +50,11 @@ class Handed(NamedTuple):
     """What was read of its next request: the whole head at least."""
 
 
-Take = Callable[[Handed], None]
+Take = Callable[[PassedConnection], None]
 """Owns what it gets; neither waits nor raises."""
 
 
-class Hands:
+class FdPassing:
     """This process's way to its siblings and from them. `run` it; `close` it before the process takes no more."""
 
     def __init__(self, family: Family, log: JsonLog) -> None:
@@ -70,7 +70,7 @@ class Hands:
         self.taken = 0
 
     def __repr__(self) -> str:
-        return f"<Hands of {self._family.number} given={self.given} taken={self.taken}>"
+        return f"<FdPassing of {self._family.number} given={self.given} taken={self.taken}>"
 
     # --- giving -------------------------------------------------------------------------------------------------------
     def give(self, url: str, sock: socket.socket, *, address: str, turns: int, data: bytes) -> bool:
@@ -234,7 +234,7 @@ def _descriptors(level: int, kind: int, data: bytes) -> array[int]:
     return found
 
 
-def _read_message(message: bytes, descriptors: list[int], *, whole: bool) -> Handed | None:
+def _read_message(message: bytes, descriptors: list[int], *, whole: bool) -> PassedConnection | None:
     said, _, data = message.partition(b"\n")
     turns, _, address = said.partition(b" ")
     if not (whole and data and turns.isdigit() and len(descriptors) == 1):
@@ -243,4 +243,4 @@ def _read_message(message: bytes, descriptors: list[int], *, whole: bool) -> Han
         return None
     sock = socket.socket(fileno=descriptors[0])
     sock.setblocking(False)
-    return Handed(sock, address.decode("latin-1"), int(turns), data)
+    return PassedConnection(sock, address.decode("latin-1"), int(turns), data)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from tunnel.daemon.lane.authorizer import Grant
-from tunnel.daemon.lane.route import Asked, takes_endless
+from tunnel.daemon.lane.route import LaneRequest, takes_endless
 from tunnel.http import NO_PARAMS, Limits, Prepared, Via, outline
 
 SIZE: Final = 2048
@@ -24,7 +24,7 @@ BODY_BYTES: Final = 8192
 _TOLD: Final = frozenset({b"origin", b"accept-language"})  # what is read of a head after its exchange began
 
 
-class Ready:
+class CachedRequest:
     """A request as it may go out at once."""
 
     __slots__ = (
@@ -32,7 +32,7 @@ class Ready:
         "readable", "repeatable", "sharable",
     )  # fmt: skip
 
-    def __init__(self, asked: Asked, prepared: Prepared, cors: bytes) -> None:
+    def __init__(self, asked: LaneRequest, prepared: Prepared, cors: bytes) -> None:
         head = asked.head
         self.key = asked.key
         self.mount = asked.mount
@@ -56,7 +56,7 @@ class Ready:
         self.plain_until = 0.0
 
 
-class Noted(NamedTuple):
+class HeadKey(NamedTuple):
     """A whole head that is not kept, until it is known what it comes to: its name and size, and `data` it began.
 
     `numbered` says that the name is that of the head less the value of its X-Request-ID.
@@ -68,7 +68,7 @@ class Noted(NamedTuple):
     numbered: bool
 
 
-def is_keepable(asked: Asked, prepared: Prepared, *, numbered: bool) -> bool:
+def is_keepable(asked: LaneRequest, prepared: Prepared, *, numbered: bool) -> bool:
     """Whether nothing but what is hashed says how the request is served: no upgrade, no ticket, no id of its own."""
     request = prepared.request
     values = asked.said.values
@@ -87,13 +87,13 @@ def is_keepable(asked: Asked, prepared: Prepared, *, numbered: bool) -> bool:
     )
 
 
-class Memo:
+class HeadCache:
     """What heads came to. One for clients that are trusted proxies, one for all others."""
 
     __slots__ = ("_kept", "_once", "find")
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, Ready] = OrderedDict()
+        self._kept: OrderedDict[bytes, CachedRequest] = OrderedDict()
         self._once: set[bytes] = set()
         self.find = self._kept.get
         """What is kept under a name, or None."""
@@ -111,13 +111,13 @@ class Memo:
         self._once.add(name)
         return False
 
-    def note(self, noted: Noted, asked: Asked, limits: Limits, cors: bytes, *, trusted: bool) -> None:
+    def note(self, noted: HeadKey, asked: LaneRequest, limits: Limits, cors: bytes, *, trusted: bool) -> None:
         """Keep what a head comes to, if it was met before and nothing speaks against it."""
         if not self.again(noted.name):
             return
         via = Via(scheme="http", address="", request_id="", trusted=trusted, mount=asked.mount)
         prepared = outline(asked.head, via, limits)
         if is_keepable(asked, prepared, numbered=noted.numbered):
-            self._kept[noted.name] = Ready(asked, prepared, cors)
+            self._kept[noted.name] = CachedRequest(asked, prepared, cors)
             if len(self._kept) > SIZE:
                 self._kept.popitem(last=False)

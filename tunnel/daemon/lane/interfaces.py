@@ -10,19 +10,19 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from tunnel.daemon.http.forwarded import Proxies
+from tunnel.daemon.http.forwarded import TrustedProxies
 from tunnel.daemon.lane.authorizer import Authorizer, Grant
-from tunnel.daemon.lane.fd_passing import Hands
-from tunnel.daemon.lane.head_cache import Noted
-from tunnel.daemon.lane.migration import Wander
-from tunnel.daemon.upstream.interfaces import BoxStream, Line
-from tunnel.daemon.upstream.local import LocalLine
+from tunnel.daemon.lane.fd_passing import FdPassing
+from tunnel.daemon.lane.head_cache import HeadKey
+from tunnel.daemon.lane.migration import Migration
+from tunnel.daemon.upstream.interfaces import BoxStream, Upstream
+from tunnel.daemon.upstream.local import LocalUpstream
 from tunnel.http import BodyReader, Buffer, Field, ProxyError, RequestHead
 from tunnel.net.poller import Poller
 from tunnel.net.sockets import ByteStream
 
 
-class Served(Protocol):
+class InFlight(Protocol):
     """What who watches over an exchange knows of it."""
 
     grant: Grant
@@ -50,7 +50,7 @@ class Served(Protocol):
         """The watchdog: end it if nothing moved for too long."""
 
 
-class Run(Served, Protocol):
+class ClientExchange(InFlight, Protocol):
     """What a client's connection knows of the exchange that it carries; who shares streams writes another one."""
 
     @property
@@ -78,7 +78,7 @@ class Run(Served, Protocol):
 
 Plain = Callable[[Grant, bytes], float]
 """(grant, request line for the box): until when it is known that the answer is not one to share, else 0.0."""
-Remote = Callable[[Grant], Line]
+Remote = Callable[[Grant], Upstream]
 """The way to a session that another daemon holds."""
 
 
@@ -118,14 +118,14 @@ class Downstream(Protocol):
         """Bytes that the kernel took."""
 
     @property
-    def wander(self) -> Wander:
+    def wander(self) -> Migration:
         """Whether it is worth giving to another process."""
 
-    noted: Noted | None
+    noted: HeadKey | None
     """What the head of its request came to, if that is kept."""
     proved: bool
     """A request of it was allowed."""
-    run: Served | None
+    run: InFlight | None
     """What it carries now."""
 
     def answer(self, data: bytes, *, keep: bool) -> None:
@@ -152,7 +152,7 @@ class Downstream(Protocol):
     def cut_when_flushed(self) -> None:
         """Reset it once the kernel has taken what was written."""
 
-    def served_by(self, quick: Served, now: float) -> None:
+    def served_by(self, quick: InFlight, now: float) -> None:
         """The fast path carries its request."""
 
     def served(self, now: float) -> None:
@@ -177,13 +177,13 @@ class ExchangeContext(Runner, Protocol):
     def patience(self) -> float:
         """Seconds for which a device that moves is waited for."""
 
-    def reach(self, grant: Grant) -> Line | None:
+    def reach(self, grant: Grant) -> Upstream | None:
         """The way to the device's session; None: it has to be waited for."""
 
-    async def wait_reach(self, grant: Grant, until: float) -> Line:
+    async def wait_reach(self, grant: Grant, until: float) -> Upstream:
         """The way to the device's session, wherever it is. Raises ProxyError TUNNEL_DISCONNECTED."""
 
-    async def newer(self, grant: Grant, line: Line, until: float) -> Line | None:
+    async def newer(self, grant: Grant, line: Upstream, until: float) -> Upstream | None:
         """The way to a session that came after that of `line`. Raises ProxyError TUNNEL_DISCONNECTED."""
 
     @staticmethod
@@ -193,14 +193,14 @@ class ExchangeContext(Runner, Protocol):
     def cors_of(self, head: RequestHead) -> list[Field]:
         """The CORS fields for the answer to a request."""
 
-    def ended(self, run: Ended) -> None:
+    def ended(self, run: LoggedExchange) -> None:
         """Count and log an exchange that is over."""
 
-    def crashed(self, run: Ended, error: Exception) -> None:
+    def crashed(self, run: LoggedExchange, error: Exception) -> None:
         """A bug of ours in one exchange: log it and end it."""
 
 
-class Ended(Served, Protocol):
+class LoggedExchange(InFlight, Protocol):
     """An exchange that tells how it ended."""
 
     @property
@@ -218,7 +218,7 @@ class Ended(Served, Protocol):
 class FastPathContext(ExchangeContext, Protocol):
     """Who runs the exchanges, as the fast path sees it."""
 
-    running: set[Served]
+    running: set[InFlight]
     poller: Poller | None
     plain: Plain | None
 
@@ -226,14 +226,14 @@ class FastPathContext(ExchangeContext, Protocol):
     def authorizer(self) -> Authorizer | None:
         """Who says what Django said."""
 
-    def here(self, grant: Grant) -> LocalLine | None:
+    def here(self, grant: Grant) -> LocalUpstream | None:
         """The way to the device's session, if it is here and the one that the grant is about."""
 
-    def no_longer(self, run: Served) -> None:
+    def no_longer(self, run: InFlight) -> None:
         """It does not run any more, here or in this guise."""
 
 
-class FastPath(Served, Protocol):
+class FastPathServer(InFlight, Protocol):
     """What serves the ordinary requests of one connection."""
 
     def begin(self, data: bytes) -> bool:
@@ -243,7 +243,7 @@ class FastPath(Served, Protocol):
 class ClientContext(Runner, Protocol):
     """The lane, as a client's connection sees it."""
 
-    hands: Hands | None
+    hands: FdPassing | None
     poller: Poller | None
 
     @property
@@ -255,16 +255,16 @@ class ClientContext(Runner, Protocol):
         """For a head to come whole."""
 
     @property
-    def proxies(self) -> Proxies:
+    def proxies(self) -> TrustedProxies:
         """Whom we believe when it says for whom it asks."""
 
-    def fast_path(self, client: Downstream) -> FastPath:
+    def fast_path(self, client: Downstream) -> FastPathServer:
         """What serves the ordinary requests of that connection."""
 
-    def cached(self, client: Downstream, head: RequestHead) -> Run | None:
+    def cached(self, client: Downstream, head: RequestHead) -> ClientExchange | None:
         """The exchange, if all that it needs is at hand."""
 
-    async def begin(self, client: Downstream, head: RequestHead) -> Run | None:
+    async def begin(self, client: Downstream, head: RequestHead) -> ClientExchange | None:
         """The exchange; None: the client was told why there is none."""
 
     def told(self, error: ProxyError, head: RequestHead | None, *, keep: bool, request_id: str = "") -> bytes:

@@ -1,7 +1,7 @@
-"""The fast lane: `/d/{device_id}/{path}` and `/ws/*` on the daemon's public port. Contract: docs/fast-lane.md.
+"""The public lane: `/d/{device_id}/{path}` and `/ws/*` on the daemon's public port. Contract: docs/fast-lane.md.
 
-Puts together who may (`fast_auth`), the client's connection (`fast_client`), the exchange (`fast_run`) and the streams
-(`fast_line`), and watches over all of them. What a proxied exchange is lives in `tunnel.http`, for both lanes.
+Puts together who may (`authorizer`), the client's connection (`client`), the exchange (`exchange`) and the ways to the
+box (`upstream`), and watches over all of them. What a proxied exchange is lives in `tunnel.http`, for both lanes.
 """
 
 from __future__ import annotations
@@ -13,30 +13,38 @@ import trio
 from prometheus_client.core import Metric
 
 from tunnel.contract import Origins, language_of
-from tunnel.daemon.agents.handshakes import Arrivals
+from tunnel.daemon.agents.handshakes import PendingHandshakes
 from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.config import TunnelConfig
 from tunnel.daemon.control.client import ControlPlane
-from tunnel.daemon.http.capacity import Room
-from tunnel.daemon.http.forwarded import Proxies
+from tunnel.daemon.http.capacity import ConnectionLimit
+from tunnel.daemon.http.forwarded import TrustedProxies
 from tunnel.daemon.http.messages import HSTS
 from tunnel.daemon.lane.authorizer import Authorizer, Grant, concerns, key_of_ticket
 from tunnel.daemon.lane.client import Agents, Client, push_out
 from tunnel.daemon.lane.cors import Cors
-from tunnel.daemon.lane.counters import Tally
-from tunnel.daemon.lane.exchange import Carried
-from tunnel.daemon.lane.fast_path import Quick
-from tunnel.daemon.lane.fd_passing import Hands
-from tunnel.daemon.lane.head_cache import Memo
+from tunnel.daemon.lane.counters import LaneCounters
+from tunnel.daemon.lane.exchange import LaneExchange
+from tunnel.daemon.lane.fast_path import FastPath
+from tunnel.daemon.lane.fd_passing import FdPassing
+from tunnel.daemon.lane.head_cache import HeadCache
 from tunnel.daemon.lane.ids import Ids
-from tunnel.daemon.lane.interfaces import Downstream, Ended, FastPath, Plain, Remote, Run, Served
-from tunnel.daemon.lane.reauthorize import Watch
+from tunnel.daemon.lane.interfaces import (
+    ClientExchange,
+    Downstream,
+    FastPathServer,
+    InFlight,
+    LoggedExchange,
+    Plain,
+    Remote,
+)
+from tunnel.daemon.lane.reauthorize import Reauthorizer
 from tunnel.daemon.lane.refusals import no_upgrade, told
-from tunnel.daemon.lane.route import Asked, Said, field_of, is_bodyless, read
-from tunnel.daemon.upstream.interfaces import BoxStream, Line
-from tunnel.daemon.upstream.local import LocalLine
-from tunnel.daemon.upstream.remote_stream import RemoteStream
+from tunnel.daemon.lane.route import HeadFields, LaneRequest, field_of, is_bodyless, read
+from tunnel.daemon.upstream.interfaces import BoxStream, Upstream
+from tunnel.daemon.upstream.local import LocalUpstream
+from tunnel.daemon.upstream.remote_stream import PeerStream
 from tunnel.http import (
     Exchange,
     Field,
@@ -56,11 +64,11 @@ _LOOK_SECONDS: Final = 0.5
 _ANY_BODY: Final = Limits(request_body=1 << 62)
 """Before it is known how large a body may be."""
 
-Share = Callable[[Downstream, Asked, Exchange, Grant, str], Run | None]
+Share = Callable[[Downstream, LaneRequest, Exchange, Grant, str], ClientExchange | None]
 """(client, what was asked, exchange, grant, request id): may take over a GET of the whole, or not (None)."""
 
 
-class FastLane:
+class PublicLane:
     """All client connections of this daemon's fast lane. `run` it; `serve` each connection."""
 
     def __init__(
@@ -69,10 +77,10 @@ class FastLane:
         *,
         control: ControlPlane,
         sessions: Registry[TunnelSession],
-        arrivals: Arrivals,
+        arrivals: PendingHandshakes,
         log: JsonLog,
         full: Callable[[], bool] = lambda: False,
-        room: Room | None = None,
+        room: ConnectionLimit | None = None,
     ) -> None:
         self.config = config
         self.head_seconds = config.head_seconds
@@ -81,10 +89,10 @@ class FastLane:
         self.share: Share | None = None
         self.plain: Plain | None = None
         self.remote: Remote | None = None
-        self.hands: Hands | None = None
+        self.hands: FdPassing | None = None
         self.poller: Poller | None = None
-        self.running: set[Served] = set()
-        self._tally = Tally()
+        self.running: set[InFlight] = set()
+        self._tally = LaneCounters()
         self._control = control
         self._sessions = sessions
         self._arrivals = arrivals
@@ -94,7 +102,7 @@ class FastLane:
         origins = Origins(config.cors_origins, development=config.development)
         self._cors = Cors(origins, [(name.encode(), value.encode()) for name, value in HSTS if config.hsts])
         self._ids = Ids()
-        self.proxies = Proxies(config.trusted_proxies)
+        self.proxies = TrustedProxies(config.trusted_proxies)
         self._limits = Limits(
             request_body=config.body_max,
             open_seconds=config.open_seconds,
@@ -103,16 +111,16 @@ class FastLane:
             upgraded_idle_seconds=config.upgraded_idle_seconds,
         )
         self._clients: set[Client] = set()
-        self._memos = Memo(), Memo()  # of clients, and of clients that are trusted proxies
+        self._memos = HeadCache(), HeadCache()  # of clients, and of clients that are trusted proxies
         self._answers = OrdinaryAnswers()
-        self._lines: dict[TunnelSession, LocalLine] = {}
+        self._lines: dict[TunnelSession, LocalUpstream] = {}
         self._nursery: trio.Nursery | None = None
         self._authorizer: Authorizer | None = None
-        self._watch: Watch | None = None
+        self._watch: Reauthorizer | None = None
         self._empty = trio.lowlevel.ParkingLot()
 
     def __repr__(self) -> str:
-        return f"<FastLane clients={len(self._clients)} running={len(self.running)}>"
+        return f"<PublicLane clients={len(self._clients)} running={len(self.running)}>"
 
     def __len__(self) -> int:
         return len(self.running)
@@ -123,7 +131,7 @@ class FastLane:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._authorizer = Authorizer(self._control, self._log, nursery, limits=self._limits)
-            self._watch = Watch(self._authorizer.refusal, self._authorizer.forget, self.spawn)
+            self._watch = Reauthorizer(self._authorizer.refusal, self._authorizer.forget, self.spawn)
             if AVAILABLE:
                 self.poller = Poller()
                 nursery.start_soon(self.poller.run)
@@ -184,7 +192,7 @@ class FastLane:
                 self._room.leave(kept)
 
     # --- who may ------------------------------------------------------------------------------------------------------
-    def cached(self, client: Downstream, head: RequestHead) -> Run | None:
+    def cached(self, client: Downstream, head: RequestHead) -> ClientExchange | None:
         """The exchange, if all that it needs is at hand; else None, and `begin` finds out why not."""
         if self.draining or head.method == b"OPTIONS" or not head.target.startswith(b"/d/"):
             return None
@@ -209,17 +217,17 @@ class FastLane:
         """Django's word; None while the lane does not run."""
         return self._authorizer
 
-    def fast_path(self, client: Downstream) -> FastPath:
+    def fast_path(self, client: Downstream) -> FastPathServer:
         """What serves the ordinary requests of a connection."""
         memo = self._memos[client.trusted]
-        return Quick(self, client, memo=memo, answers=self._answers, ids=self._ids, tally=self._tally, log=self._log)
+        return FastPath(self, client, memo=memo, answers=self._answers, ids=self._ids, tally=self._tally, log=self._log)
 
     def _outdated(self, grant: Grant) -> bool:
         """The device was admitted anew since: it may be somebody else's by now."""
         session = self._sessions.of_device(grant.device_id)
         return session is not None and session.epoch > grant.epoch
 
-    async def begin(self, client: Downstream, head: RequestHead) -> Run | None:
+    async def begin(self, client: Downstream, head: RequestHead) -> ClientExchange | None:
         """The exchange, or None once the client was told why there is none."""
         request_id = self._ids.request_id(field_of(head, b"x-request-id"))
         try:
@@ -243,7 +251,7 @@ class FastLane:
             client.answer(self.told(error, head, keep=is_bodyless(head), request_id=request_id), keep=is_bodyless(head))
             return None
 
-    def _preflight(self, client: Downstream, asked: Asked, request_id: str) -> bool:
+    def _preflight(self, client: Downstream, asked: LaneRequest, request_id: str) -> bool:
         if asked.head.method != b"OPTIONS" or not asked.said.values[10]:
             return False
         keep = is_bodyless(asked.head)
@@ -252,7 +260,7 @@ class FastLane:
         client.answer(self._cors.preflight(said.origin, said.values[10], names, request_id, keep_alive=keep), keep=keep)
         return True
 
-    async def _grant(self, client: Downstream, asked: Asked, request_id: str) -> Grant:
+    async def _grant(self, client: Downstream, asked: LaneRequest, request_id: str) -> Grant:
         authorizer = self._authorizer
         if authorizer is None:
             raise ProxyError("TUNNEL_UNAVAILABLE", "not running")
@@ -274,7 +282,7 @@ class FastLane:
                 raise no_upgrade(asked.head.method)
         return grant
 
-    def _started(self, client: Downstream, asked: Asked, grant: Grant, request_id: str) -> Run:
+    def _started(self, client: Downstream, asked: LaneRequest, grant: Grant, request_id: str) -> ClientExchange:
         """The exchange of an allowed caller. Raises ProxyError."""
         if not asked.mount and not asked.upgrade:
             raise no_upgrade(asked.head.method)
@@ -291,12 +299,12 @@ class FastLane:
             client.proved = True
             self._room.prove(client.address)
         exchange = Exchange(asked.head, via, grant.limits)
-        run: Run | None = None
+        run: ClientExchange | None = None
         request = exchange.request
         if self.share is not None and asked.sharable and not (request.body_length or request.private):
             run = self.share(client, asked, exchange, grant, request_id)
         if run is None:
-            run = Carried(self, client, asked.head, exchange, grant, request_id)
+            run = LaneExchange(self, client, asked.head, exchange, grant, request_id)
         self.running.add(run)
         return run
 
@@ -318,31 +326,31 @@ class FastLane:
             run.end_with(ProxyError("OVERLOADED", "the daemon's buffers are full"))
 
     # --- ways to the box ----------------------------------------------------------------------------------------------
-    def here(self, grant: Grant) -> LocalLine | None:
+    def here(self, grant: Grant) -> LocalUpstream | None:
         """The way to the device's session, if it is here, the one that counts, and the one that the grant is about."""
         session = self._sessions.of_device(grant.device_id)
         if session is None or session.identity.epoch != grant.epoch or session.leaving or session.closing:
             return None
         return self._line_of(session)
 
-    def reach(self, grant: Grant) -> Line | None:
+    def reach(self, grant: Grant) -> Upstream | None:
         """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
         here = self._here(grant)
         if here is None and self.remote is not None and grant.node_url != self.node_url:
             return self.remote(grant)
         return here
 
-    def _here(self, grant: Grant) -> LocalLine | None:
+    def _here(self, grant: Grant) -> LocalUpstream | None:
         """The way to the device's session if it counts here: the grant's, or a newer one."""
         session = self._sessions.of_device(grant.device_id)
         if session is None or session.closing or session.leaving or session.epoch < grant.epoch:
             return None
         return self._line_of(session)
 
-    def _line_of(self, session: TunnelSession) -> LocalLine:
-        return self._lines.get(session) or self._lines.setdefault(session, LocalLine(session, self._full))
+    def _line_of(self, session: TunnelSession) -> LocalUpstream:
+        return self._lines.get(session) or self._lines.setdefault(session, LocalUpstream(session, self._full))
 
-    async def wait_reach(self, grant: Grant, until: float) -> Line:
+    async def wait_reach(self, grant: Grant, until: float) -> Upstream:
         """The way to the device's session, wherever it is; by Django's newer word where the grant's is outdated.
 
         `until` is the last moment to look for another one. Raises ProxyError TUNNEL_DISCONNECTED.
@@ -358,7 +366,7 @@ class FastLane:
                 raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
             grant = fresh
 
-    async def newer(self, grant: Grant, line: Line, until: float) -> Line | None:
+    async def newer(self, grant: Grant, line: Upstream, until: float) -> Upstream | None:
         """The way to a session of the device that came after that of `line`, as far as is known here or to Django.
 
         One on its way is waited for, `until` that moment. Raises ProxyError TUNNEL_DISCONNECTED.
@@ -391,7 +399,7 @@ class FastLane:
     @staticmethod
     def pumped(stream: BoxStream) -> bool:
         """Whether a stream can't call back, so that a task has to wait for it."""
-        return isinstance(stream, RemoteStream)
+        return isinstance(stream, PeerStream)
 
     # --- what is told -------------------------------------------------------------------------------------------------
     def cors_of(self, head: RequestHead) -> list[Field]:
@@ -400,7 +408,7 @@ class FastLane:
 
     def told(self, error: ProxyError, head: RequestHead | None, *, keep: bool, request_id: str = "") -> bytes:
         """The envelope of an error as a whole answer."""
-        said = Said(head).values if head is not None else [b""] * 11
+        said = HeadFields(head).values if head is not None else [b""] * 11
         return told(
             error,
             request_id or self._ids.request_id(said[3]),
@@ -410,7 +418,7 @@ class FastLane:
             extra=self._cors.lines(said[1]),
         )
 
-    def ended(self, run: Ended) -> None:
+    def ended(self, run: LoggedExchange) -> None:
         """Count and log an exchange that is over."""
         facts = run.facts()
         self._tally.count(run.outcome)
@@ -419,13 +427,13 @@ class FastLane:
         self._log.info("forward", **facts)
         self.no_longer(run)
 
-    def no_longer(self, run: Served) -> None:
+    def no_longer(self, run: InFlight) -> None:
         """It does not run any more, here or in this guise."""
         self.running.discard(run)
         if self._empty and not self.running:
             self._empty.unpark_all()
 
-    def crashed(self, run: Ended, error: Exception) -> None:
+    def crashed(self, run: LoggedExchange, error: Exception) -> None:
         """A bug of ours in one exchange."""
         self._log.error("exchange_crashed", request_id=run.request_id, error=repr(error))
         run.end_with(ProxyError("INTERNAL_ERROR", "crashed"))

@@ -46,11 +46,11 @@ class Movable(Protocol):
         """Whether the kernel has not taken all that was written."""
 
     @property
-    def wander(self) -> Wander:
+    def wander(self) -> Migration:
         """The ways of its requests."""
 
 
-class Wander:
+class Migration:
     """The ways of one connection's requests. `turns` is how often the connection changed hands."""
 
     __slots__ = ("_count", "_mount", "_url", "turns")
@@ -62,7 +62,7 @@ class Wander:
         self._count = 0
 
     def __repr__(self) -> str:
-        return f"<Wander {self._count} times to {self._url or 'nobody'}, turns={self.turns}>"
+        return f"<Migration {self._count} times to {self._url or 'nobody'}, turns={self.turns}>"
 
     def went(self, target: bytes, url: str) -> None:
         """A request went by the process at `url`."""

@@ -8,7 +8,7 @@ import trio
 
 from tunnel.daemon.lane.authorizer import Grant
 from tunnel.daemon.lane.interfaces import Downstream
-from tunnel.daemon.upstream.interfaces import Line
+from tunnel.daemon.upstream.interfaces import Upstream
 from tunnel.http import Exchange, ProxyError, RequestHead
 from tunnel.mux.errors import GoingAway, OpenTimeout, StreamRefused, TooManyStreams
 
@@ -38,14 +38,14 @@ class Progress:
         self._head = head
         self._head_at = 0.0
         self._head_sent = False
-        self._line: Line | None = None
+        self._line: Upstream | None = None
         self._reused = False
         self._up = 0
         self._down = 0
         self._mark = -1
 
     def __repr__(self) -> str:
-        return f"<Carried {self.outcome or 'running'} up={self._up} down={self._down} {self.exchange!r}>"
+        return f"<LaneExchange {self.outcome or 'running'} up={self._up} down={self._down} {self.exchange!r}>"
 
     @property
     def wants_body(self) -> bool:

@@ -42,7 +42,7 @@ def _place(name: bytes) -> int:
     return place
 
 
-class Said:
+class HeadFields:
     """The fields of a head that concern us; the first of each name, empty where absent."""
 
     __slots__ = ("values",)
@@ -70,12 +70,12 @@ class Said:
         ]
 
 
-class Asked:
+class LaneRequest:
     """A request, read: `device` is lower-case text ("": none named), `mount` the prefix that the box doesn't see."""
 
     __slots__ = ("device", "head", "key", "kind", "mount", "said", "token", "upgrade")
 
-    def __init__(self, head: RequestHead, said: Said, device: str, mount: bytes, ticket: str | None) -> None:
+    def __init__(self, head: RequestHead, said: HeadFields, device: str, mount: bytes, ticket: str | None) -> None:
         self.head = head
         self.said = said
         self.device = device
@@ -126,10 +126,10 @@ class Asked:
         )
 
 
-def read(head: RequestHead) -> Asked:
+def read(head: RequestHead) -> LaneRequest:
     """Which box a head is for. Raises ProxyError 404 for what is no route of this lane."""
     target = head.target
-    said = Said(head)
+    said = HeadFields(head)
     if target.startswith(_D):
         end = target.find(b"/", 3)
         query = target.find(b"?", 3)
@@ -138,7 +138,7 @@ def read(head: RequestHead) -> Asked:
         raw = target[3:end]
         ticket = own_params(target).ticket if query >= 0 else None
         device = raw.decode("ascii").lower() if is_device_id(raw) else NOBODY
-        return Asked(head, said, device, target[:end], ticket)
+        return LaneRequest(head, said, device, target[:end], ticket)
     if target.startswith(_WS):
         own = own_params(target)
         named = said.values[9].strip()
@@ -146,7 +146,7 @@ def read(head: RequestHead) -> Asked:
             device = named.decode("ascii").lower() if is_device_id(named) else NOBODY
         else:
             device = own.device_id or ""
-        return Asked(head, said, device, b"", own.ticket)
+        return LaneRequest(head, said, device, b"", own.ticket)
     raise ProxyError("NOT_FOUND", "no route of this lane")
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tunnel.http.sniffer import RequestPeek
+from tunnel.http.sniffer import RequestIdSniffer
 
 ANSWERED: Final = "answered"
 DONE: Final = "done"
 Facts = dict[str, Any]
 
 
-class Ledger:
+class AccessLog:
     """The requests of one stream, each from its first byte on. Byte counts are the stream's totals, times seconds.
 
     `request_id` stands for the first request if its head tells none.
@@ -28,13 +28,13 @@ class Ledger:
         self.answered_at = now  # of the last byte from the box
         self._started = now
         self._begun = False
-        self._peek = RequestPeek()
+        self._peek = RequestIdSniffer()
         self._up = self._down = 0  # totals when this request began
         self._turn = (0, 0, now)  # … when the head began that is being looked at
         self._told: tuple[int, int] | None = None  # totals when its line was written
 
     def __repr__(self) -> str:
-        return f"<Ledger {self.request_id} told={self._told is not None} {self._peek!r}>"
+        return f"<AccessLog {self.request_id} told={self._told is not None} {self._peek!r}>"
 
     @property
     def listening(self) -> bool:

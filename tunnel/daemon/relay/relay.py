@@ -1,6 +1,6 @@
-"""The byte switch: carries bytes between a client's socket and a tunnel stream, both ways, and parses none of them.
+"""The relay: carries the bytes between a client's socket and a tunnel stream, both ways, and parses none of them.
 
-Where the direction turns it looks for a request's id, for the log and nothing else (`exchanges`). A half-close passes
+Where the direction turns it looks for a request's id, for the log and nothing else (`access_log`). A half-close passes
 on as a half-close, a reset as a reset. Two tasks a stream, no timer of its own: one watchdog for all of them looks once
 a second at what moved.
 """
@@ -16,7 +16,7 @@ import trio
 from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.http.messages import Refusal
 from tunnel.daemon.metrics import Metrics
-from tunnel.daemon.relay.access_log import Facts, Ledger
+from tunnel.daemon.relay.access_log import AccessLog, Facts
 from tunnel.daemon.upstream.interfaces import BoxStream
 from tunnel.logs import JsonLog
 from tunnel.mux.errors import OpenTimeout, SessionEnded, StreamRefused, StreamReset, TooManyStreams, TunnelError
@@ -34,10 +34,10 @@ _LATELY: Final = 1.0  # a byte that came so long ago says that the agent lives
 _PAUSE: Final = 0.05
 
 
-Tell = Callable[["Forward", Facts], None]
+Tell = Callable[["RelayedStream", Facts], None]
 
 
-class Forward:
+class RelayedStream:
     """One client connection on one stream."""
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Forward:
         self.raw = raw
         self.scope = trio.CancelScope()
         self.started = trio.current_time()
-        self.ledger = Ledger(request_id, self.started)
+        self.ledger = AccessLog(request_id, self.started)
         self.tell = tell
         self.up = 0  # bytes, client to agent
         self.down = 0
@@ -72,7 +72,7 @@ class Forward:
         self.marked_at = self.started
 
     def __repr__(self) -> str:
-        return f"<Forward {self.session.id} up={self.up} down={self.down} {self.outcome or 'open'}>"
+        return f"<RelayedStream {self.session.id} up={self.up} down={self.down} {self.outcome or 'open'}>"
 
     def end(self, outcome: str) -> None:
         """Break both sides off; the first reason counts."""
@@ -192,7 +192,7 @@ async def _settle(session: TunnelSession, stream: Stream, deadline: float) -> No
     session.acknowledges = False
 
 
-class Switch:
+class Relay:
     """All forwards of the daemon, and the limits that hold for them together."""
 
     def __init__(self, metrics: Metrics, log: JsonLog, *, idle_seconds: float, buffer_bytes: int) -> None:
@@ -200,7 +200,7 @@ class Switch:
         self._log = log
         self._idle_seconds = idle_seconds
         self._buffer_bytes = buffer_bytes
-        self._forwards: set[Forward] = set()
+        self._forwards: set[RelayedStream] = set()
         self._over_budget = False
         self.shed: Callable[[TunnelSession], None] | None = None
         """Breaks off what others carry on a session whose buffers have to be given up."""
@@ -254,9 +254,9 @@ class Switch:
         self, session: TunnelSession, stream: Stream, raw: ByteStream, first: bytes, request_id: str
     ) -> None:
         """Run one forward to its end. `request_id` is that of the call that opened."""
-        await self.run(Forward(session, stream, raw, request_id, self.tell), first)
+        await self.run(RelayedStream(session, stream, raw, request_id, self.tell), first)
 
-    async def run(self, forward: Forward, first: bytes) -> None:
+    async def run(self, forward: RelayedStream, first: bytes) -> None:
         """See one forward to its end, count it and log its requests. `first` was read behind the client's head."""
         session = forward.session
         self._forwards.add(forward)
@@ -277,7 +277,7 @@ class Switch:
             if line is not None:
                 self.tell(forward, line)
 
-    def tell(self, forward: Forward, line: Facts) -> None:
+    def tell(self, forward: RelayedStream, line: Facts) -> None:
         """Log a request of a forward."""
         session, stream = forward.session, getattr(forward.stream, "stream_id", None)  # None: one of many viewers
         self._log.info("forward", device=session.device_id, session=session.id, stream=stream, **line)
@@ -296,7 +296,7 @@ class Switch:
                 self._look_at(forward, now)
             self._hold_budget(sessions())
 
-    def _look_at(self, forward: Forward, now: float) -> None:
+    def _look_at(self, forward: RelayedStream, now: float) -> None:
         moved = forward.up + forward.down
         if moved != forward.mark:
             forward.mark, forward.marked_at = moved, now

@@ -5,24 +5,24 @@ from __future__ import annotations
 import trio
 
 from tunnel.daemon.lane.authorizer import Grant
-from tunnel.daemon.lane.exchange import Carried
+from tunnel.daemon.lane.exchange import LaneExchange
 from tunnel.daemon.lane.interfaces import Downstream
 from tunnel.daemon.share.key import Key, share_of
-from tunnel.daemon.share.pull import Pulls
-from tunnel.daemon.share.view import SHOW_SECONDS, WAIT_SECONDS, Alone, View
-from tunnel.daemon.upstream.interfaces import BoxStream, Line
-from tunnel.daemon.upstream.remote import RemoteLine
+from tunnel.daemon.share.pull import Sources
+from tunnel.daemon.share.view import SHOW_SECONDS, WAIT_SECONDS, NotShareable, Subscription
+from tunnel.daemon.upstream.interfaces import BoxStream, Upstream
+from tunnel.daemon.upstream.remote import PeerUpstream
 from tunnel.http import Exchange, ExchangeError, RequestHead
 
 
-class Watched(Carried):
+class SharedExchange(LaneExchange):
     """A GET that may be a viewer's."""
 
     __slots__ = ("_alone", "_key", "_shares", "_view")
 
     def __init__(
         self,
-        shares: Pulls,
+        shares: Sources,
         key: Key,
         client: Downstream,
         head: RequestHead,
@@ -33,7 +33,7 @@ class Watched(Carried):
         super().__init__(shares.lane, client, head, exchange, grant, request_id)
         self._shares = shares
         self._key = key
-        self._view: View | None = None
+        self._view: Subscription | None = None
         self._alone = False
 
     async def start(self) -> None:
@@ -69,12 +69,12 @@ class Watched(Carried):
     def _idle_stream(self) -> BoxStream | None:
         if self._line is None:
             self._line = self._lane.reach(self.grant)
-        if isinstance(self._line, RemoteLine) and self._may_join():
+        if isinstance(self._line, PeerUpstream) and self._may_join():
             return None  # who holds the box is told on a stream of its own that others may watch the same
         return super()._idle_stream()
 
-    async def _open(self, line: Line) -> BoxStream:
-        if isinstance(line, RemoteLine) and self._may_join():
+    async def _open(self, line: Upstream) -> BoxStream:
+        if isinstance(line, PeerUpstream) and self._may_join():
             return await line.open(self.request_id, share_of(self._key))
         return await super()._open(line)
 
@@ -109,7 +109,7 @@ class Watched(Carried):
         except Exception as error:  # noqa: BLE001 - as in the other `_spoke`: it must not end the tunnel
             self._lane.crashed(self, error)
 
-    def _told(self, alone: Alone) -> None:
+    def _told(self, alone: NotShareable) -> None:
         """The answer is not shared."""
         if alone.stream is None:
             self._go_alone()

@@ -13,10 +13,10 @@ import trio
 
 from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.http.messages import Refusal
-from tunnel.daemon.relay.relay import Forward, Switch
+from tunnel.daemon.relay.relay import Relay, RelayedStream
 from tunnel.daemon.share.key import Key
-from tunnel.daemon.share.pull import Pull, Pulls
-from tunnel.daemon.share.view import SHOW_SECONDS, WAIT_SECONDS, Alone, View
+from tunnel.daemon.share.pull import Source, Sources
+from tunnel.daemon.share.view import SHOW_SECONDS, WAIT_SECONDS, NotShareable, Subscription
 from tunnel.http import LIMITS
 from tunnel.mux.errors import StreamReset
 from tunnel.mux.stream import Stream
@@ -29,20 +29,22 @@ _OPEN_SECONDS: Final = 10.0
 _AT_WORK: Final = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
-class Lent:
+class RemoteSubscription:
     """A place among the viewers of an answer, or at the head of those to come. `carry` it, or `reset` it."""
 
-    def __init__(self, shares: Pulls, switch: Switch, session: TunnelSession, pull: Pull) -> None:
+    def __init__(self, shares: Sources, switch: Relay, session: TunnelSession, pull: Source) -> None:
         self.shares = shares
         self.switch = switch
         self.session = session
         self.pull = pull
-        self.stream: Stream | View
+        self.stream: Stream | Subscription
         """The box's for who is the first and begins the pull, else the viewer's."""
 
     @classmethod
-    async def at(cls, shares: Pulls, switch: Switch, session: TunnelSession, key: Key, deadline: float) -> Lent:
-        """Join those who watch, or open a stream for those to come. Raises Refusal as `Switch.open` does."""
+    async def at(
+        cls, shares: Sources, switch: Relay, session: TunnelSession, key: Key, deadline: float
+    ) -> RemoteSubscription:
+        """Join those who watch, or open a stream for those to come. Raises Refusal as `Relay.open` does."""
         pull = shares.find(key)
         if pull is not None:
             lent = cls(shares, switch, session, pull)
@@ -64,23 +66,23 @@ class Lent:
 
     async def carry(self, raw: ByteStream, first: bytes, request_id: str) -> None:
         """Answer the other daemon's request to the end. `first` was read behind its call's head."""
-        await self.switch.run(Watcher(self, raw, request_id), first)
+        await self.switch.run(RemoteSubscriber(self, raw, request_id), first)
 
 
-class Watcher(Forward):
+class RemoteSubscriber(RelayedStream):
     """Another daemon that watches; a forward as any other if there is nothing to watch."""
 
     __slots__ = ("_alone", "_head", "_lent")
 
-    def __init__(self, lent: Lent, raw: ByteStream, request_id: str) -> None:
+    def __init__(self, lent: RemoteSubscription, raw: ByteStream, request_id: str) -> None:
         super().__init__(lent.session, lent.stream, raw, request_id, lent.switch.tell)
         self._lent = lent
         self._head = b""
-        self._alone: Alone | None = None
+        self._alone: NotShareable | None = None
 
     def _spoke(self) -> None:
         """The pull has news: a stream that is ours from now on must be so at once, whatever ends us meanwhile."""
-        alone = self.stream.alone if isinstance(self.stream, View) else None
+        alone = self.stream.alone if isinstance(self.stream, Subscription) else None
         if alone is not None:
             self._alone = alone
             if alone.stream is not None:
@@ -88,7 +90,7 @@ class Watcher(Forward):
 
     async def _both(self, first: bytes) -> None:
         await self._guard(self._take_place, first)
-        if isinstance(self.stream, View) and not self.outcome:
+        if isinstance(self.stream, Subscription) and not self.outcome:
             await self._watch(self.stream)
         if self._alone is not None and not self.outcome:
             await self._guard(self._go_alone)
@@ -122,7 +124,7 @@ class Watcher(Forward):
                 raise trio.BrokenResourceError("no head")
         return got
 
-    async def _watch(self, view: View) -> None:
+    async def _watch(self, view: Subscription) -> None:
         """Pass on what a viewer gets, until it ends, the other daemon leaves, or there is nothing to share."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._guard, self._notice_leaving)
@@ -133,15 +135,15 @@ class Watcher(Forward):
     async def _show(self) -> None:
         try:
             await self._carry_down()
-        except Alone as alone:
+        except NotShareable as alone:
             self._alone = alone
 
     async def _notice_leaving(self) -> None:
         await self.raw.receive_some(1)  # it has no more to say, so it left
         self.end("client_reset")
 
-    async def _be_patient(self, view: View, scope: trio.CancelScope) -> None:
-        """How long a viewer waits for the head, as at the daemon that he came to (`Watched.look`)."""
+    async def _be_patient(self, view: Subscription, scope: trio.CancelScope) -> None:
+        """How long a viewer waits for the head, as at the daemon that he came to (`SharedExchange.look`)."""
         pull, began = self._lent.pull, trio.current_time()
         told = 0
         while True:
@@ -156,7 +158,7 @@ class Watcher(Forward):
             if view.undecided and waited >= SHOW_SECONDS:
                 view.believe()
             elif waited >= WAIT_SECONDS and not view.leads and not self._lent.shares.known(pull.key):
-                self._alone = self._alone or Alone(None, b"")
+                self._alone = self._alone or NotShareable(None, b"")
                 scope.cancel()
 
     async def _go_alone(self) -> None:

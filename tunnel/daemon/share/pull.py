@@ -1,4 +1,4 @@
-"""The one stream behind all viewers of an endless answer. What each of them reads from is in `share_view`.
+"""The one stream behind all viewers of an endless answer. What each of them reads from is in `share.view`.
 
 Driven by the tunnel's reader, as all of the fast lane: no task wakes for a frame. It does not know clients.
 """
@@ -13,7 +13,7 @@ import trio
 
 from tunnel.daemon.lane.interfaces import ExchangeContext
 from tunnel.daemon.share.key import Key
-from tunnel.daemon.share.view import Alone, View
+from tunnel.daemon.share.view import NotShareable, Subscription
 from tunnel.daemon.upstream.interfaces import BoxStream
 from tunnel.http import LIMITS, NO_LENGTH, AnswerHead, ExchangeError, ResponseReader
 from tunnel.http.fanout import Fanout
@@ -29,7 +29,7 @@ _AHEAD: Final = 2 * _DOWN  # bytes that wait for the quickest viewer of what is 
 _CODING: Final = re.compile(rb"\r?\ntransfer-encoding[ \t]*:[^\r\n]*", re.IGNORECASE)
 
 
-class Verdict(Enum):
+class ShareVerdict(Enum):
     """What the head of an answer says of it."""
 
     ENDLESS = 1
@@ -38,7 +38,7 @@ class Verdict(Enum):
     """An error, or no head at all: it says nothing about the path."""
 
 
-class PullOwner(Protocol):
+class SourceOwner(Protocol):
     """All shared streams, as one of them sees them."""
 
     views_total: int
@@ -51,26 +51,26 @@ class PullOwner(Protocol):
     def events(self) -> bool:
         """Whether event streams are shared."""
 
-    def settled(self, pull: Pull, verdict: Verdict) -> None:
+    def settled(self, pull: Source, verdict: ShareVerdict) -> None:
         """The head of its answer is known."""
 
-    def over(self, pull: Pull) -> None:
+    def over(self, pull: Source) -> None:
         """It takes no viewers any more."""
 
-    def unshare(self, pull: Pull, why: str) -> None:
+    def unshare(self, pull: Source, why: str) -> None:
         """Nobody can step in any more."""
 
-    def hold(self, pull: Pull, size: int) -> None:
+    def hold(self, pull: Source, size: int) -> None:
         """So many bytes of it are kept for slow viewers."""
 
-    def release(self, pull: Pull) -> None:
+    def release(self, pull: Source) -> None:
         """No bytes of it are kept any more."""
 
     def crashed(self, error: Exception) -> None:
         """A bug of ours."""
 
 
-class Pull:
+class Source:
     """One answer of a box for many. Made before its stream is open, so that who comes meanwhile waits for it."""
 
     __slots__ = (
@@ -78,11 +78,11 @@ class Pull:
         "broken", "head", "key", "leader", "over", "views",
     )  # fmt: skip
 
-    def __init__(self, shares: PullOwner, key: Key) -> None:
+    def __init__(self, shares: SourceOwner, key: Key) -> None:
         self._shares = shares
         self.key = key
-        self.views: dict[View, None] = {}  # in the order of coming
-        self.leader: View | None = None
+        self.views: dict[Subscription, None] = {}  # in the order of coming
+        self.leader: Subscription | None = None
         self.head: bytes | None = None
         """The box's raw head for each viewer, once the answer is known to be endless."""
         self.over = False
@@ -99,7 +99,7 @@ class Pull:
 
     def __repr__(self) -> str:
         state = "over" if self.over else "waiting" if self.head is None else "running"
-        return f"<Pull {state} views={len(self.views)} {self._fanout!r}>"
+        return f"<Source {state} views={len(self.views)} {self._fanout!r}>"
 
     @property
     def skipped(self) -> int:
@@ -111,16 +111,16 @@ class Pull:
         """How many interim answers of the box came; none of them is passed on."""
         return self._reader.interim
 
-    def join(self) -> View:
+    def join(self) -> Subscription:
         """One more viewer."""
-        view = View(self)
+        view = Subscription(self)
         self.views[view] = None
         if self._fanout is not None:
             self._shares.views_total += 1
             view.viewer = self._fanout.add()
         return view
 
-    def carry(self, stream: BoxStream) -> View:
+    def carry(self, stream: BoxStream) -> Subscription:
         """The stream is open: its request is sent by the viewer who gets the answer if it is not shared."""
         self._stream = stream
         self.leader = self.join()
@@ -132,9 +132,9 @@ class Pull:
 
     def give_up(self) -> None:
         """There is no stream: everybody asks for himself."""
-        self._settle(Verdict.TROUBLE)
+        self._settle(ShareVerdict.TROUBLE)
 
-    def leave(self, view: View) -> None:
+    def leave(self, view: Subscription) -> None:
         """A viewer is gone; with the last one the pull ends."""
         if view not in self.views:
             return
@@ -209,7 +209,7 @@ class Pull:
         if self.head is None:
             self._raw += data
         if not data and self.head is None:
-            self._settle(Verdict.TROUBLE)  # who gets the stream meets its end
+            self._settle(ShareVerdict.TROUBLE)  # who gets the stream meets its end
             return
         interim = self._reader.interim
         try:
@@ -226,14 +226,14 @@ class Pull:
             return
         body = b"".join(pieces)
         if self.head is None:
-            verdict = Verdict.ENDLESS if self.undecided else self._judge(head)
+            verdict = ShareVerdict.ENDLESS if self.undecided else self._judge(head)
             self._first += body
             body = self._first
-            shown = verdict is Verdict.ENDLESS and _begins(body, self._boundary)
+            shown = verdict is ShareVerdict.ENDLESS and _begins(body, self._boundary)
             if shown is None and not self._reader.complete:
                 return  # a few more bytes tell
             if not shown or self._doubts(body):
-                self._settle(Verdict.PLAIN if verdict is Verdict.ENDLESS else verdict)
+                self._settle(ShareVerdict.PLAIN if verdict is ShareVerdict.ENDLESS else verdict)
                 return
             self._first = b""
             self._start()
@@ -251,24 +251,24 @@ class Pull:
             self._start()
             self._share(body)
 
-    def _judge(self, head: AnswerHead) -> Verdict:
+    def _judge(self, head: AnswerHead) -> ShareVerdict:
         if head.status != 200:
-            return Verdict.TROUBLE if head.status >= 300 else Verdict.PLAIN
+            return ShareVerdict.TROUBLE if head.status >= 300 else ShareVerdict.PLAIN
         said = {name.lower(): value for name, value in head.fields}
         kind = said.get(b"content-type", b"")
         if head.length != NO_LENGTH or said.get(b"content-encoding", b"identity").strip() != b"identity":
-            return Verdict.PLAIN
+            return ShareVerdict.PLAIN
         boundary = boundary_of(kind)
         if boundary is not None:
             self._boundary = boundary
             self._cutter = PartCutter(boundary)
             self._fanout = Fanout()
-            return Verdict.ENDLESS
+            return ShareVerdict.ENDLESS
         if self._shares.events and is_event_stream(kind):
             self._cutter = EventCutter()
             self._fanout = Fanout(units=_EVENTS, size=_EVENT_BYTES, replay=False)
-            return Verdict.ENDLESS
-        return Verdict.PLAIN
+            return ShareVerdict.ENDLESS
+        return ShareVerdict.PLAIN
 
     def _doubts(self, body: bytes) -> bool:
         """Whether its first bytes show already that nobody could step in."""
@@ -281,7 +281,7 @@ class Pull:
         self.head = _head_of(bytes(self._raw))
         self._raw.clear()
         self.leader = None
-        self._shares.settled(self, Verdict.ENDLESS)
+        self._shares.settled(self, ShareVerdict.ENDLESS)
         self._shares.views_total += len(self.views)
         for view in self.views:
             if self._fanout is not None:
@@ -313,7 +313,7 @@ class Pull:
             self._drop(clean=True)
         self._wake()
 
-    def _settle(self, verdict: Verdict) -> None:
+    def _settle(self, verdict: ShareVerdict) -> None:
         """It is not shared: the leader gets the stream as it is, the others ask for themselves."""
         self._shares.settled(self, verdict)
         self._end()
@@ -326,7 +326,7 @@ class Pull:
                 stream.reset()
         views, self.views = list(self.views), {}
         for view in views:
-            view.alone = Alone(stream if view is leader else None, bytes(self._raw) if view is leader else b"")
+            view.alone = NotShareable(stream if view is leader else None, bytes(self._raw) if view is leader else b"")
         self._raw.clear()
         for view in views:
             view.wake()
@@ -335,7 +335,7 @@ class Pull:
         if self.over:
             return
         if self.head is None:
-            self._settle(Verdict.TROUBLE)
+            self._settle(ShareVerdict.TROUBLE)
             return
         self.broken = error if isinstance(error, TunnelError) else StreamReset(str(error))
         self._shares.release(self)
@@ -378,17 +378,17 @@ class Pull:
             raise
 
 
-class Pulls(Protocol):
+class Sources(Protocol):
     """All shared streams, as a viewer's exchange sees them."""
 
     @property
     def lane(self) -> ExchangeContext:
         """Who runs exchanges."""
 
-    def find(self, key: Key) -> Pull | None:
+    def find(self, key: Key) -> Source | None:
         """The pull that a new viewer can join."""
 
-    def begin(self, key: Key) -> Pull:
+    def begin(self, key: Key) -> Source:
         """A pull that has no stream yet: from now on others wait for it."""
 
     def known(self, key: Key) -> bool:

@@ -1,7 +1,7 @@
-"""Shared camera streams: one pull from a box, any number of viewers on the fast lane (docs/shared-streams.md).
+"""Shared camera streams: one source at a box, any number of viewers on the public lane (docs/shared-streams.md).
 
-A viewer's exchange reads from a `View` as if it were a stream of its own to the box; behind all of them is one `Pull`.
-How bodies are cut and who misses what is `tunnel.http.parts` and `.fanout`; what a viewer's exchange is, `fast_run`.
+A viewer's exchange reads from a `Subscription` as if it were a stream of its own to the box; behind all of them is one
+`Source`. How bodies are cut and who misses what is `tunnel.http.parts` and `.fanout`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import trio
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tunnel.daemon.lane.authorizer import Grant
-from tunnel.daemon.lane.interfaces import Downstream, ExchangeContext, Run
-from tunnel.daemon.lane.route import Asked, takes_endless
-from tunnel.daemon.share.exchange import Watched
+from tunnel.daemon.lane.interfaces import ClientExchange, Downstream, ExchangeContext
+from tunnel.daemon.lane.route import LaneRequest, takes_endless
+from tunnel.daemon.share.exchange import SharedExchange
 from tunnel.daemon.share.key import Key, path_key
-from tunnel.daemon.share.pull import Pull, Verdict
+from tunnel.daemon.share.pull import ShareVerdict, Source
 from tunnel.http import Exchange
 from tunnel.logs import JsonLog
 from tunnel.protocol.limits import SessionConfig
@@ -31,7 +31,7 @@ PATHS: Final = 8192
 """Request lines and paths of which is remembered what they answered."""
 
 
-class Shares:
+class SharedStreams:
     """All shared streams of the daemon, by who may see what: the lane asks it first for each GET."""
 
     def __init__(self, lane: ExchangeContext, log: JsonLog, *, events: bool) -> None:
@@ -42,21 +42,21 @@ class Shares:
         self.views_total = 0
         self.skipped_total = 0
         self.given_up_total = 0
-        self._held: dict[str, dict[Pull, int]] = {}
+        self._held: dict[str, dict[Source, int]] = {}
         self._held_bytes: Counter[str] = Counter()
-        self._pulls: dict[Key, Pull] = {}
+        self._pulls: dict[Key, Source] = {}
         self._plain: OrderedDict[Key, float] = OrderedDict()
         self._endless: OrderedDict[Key, None] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<Shares {list(self._pulls.values())}>"
+        return f"<SharedStreams {list(self._pulls.values())}>"
 
     def __len__(self) -> int:
         return len(self._pulls)
 
     def take_over(
-        self, client: Downstream, asked: Asked, exchange: Exchange, grant: Grant, request_id: str
-    ) -> Run | None:
+        self, client: Downstream, asked: LaneRequest, exchange: Exchange, grant: Grant, request_id: str
+    ) -> ClientExchange | None:
         """The run of a viewer; None for what is surely no endless stream. The lane's `Share`."""
         head = exchange.request.head
         key = grant.device_id, grant.user_id, grant.epoch, head[: head.index(b"\r\n")]
@@ -67,7 +67,7 @@ class Shares:
             del self._plain[key]
         if not takes_endless(asked.head):
             return None
-        return Watched(self, key, client, asked.head, exchange, grant, request_id)
+        return SharedExchange(self, key, client, asked.head, exchange, grant, request_id)
 
     def may_be_endless(self, key: Key) -> bool:
         """Whether another daemon is to be asked for it as for what may be shared: that costs a stream of its own.
@@ -84,48 +84,48 @@ class Shares:
         """How long a request line of a caller is known to be answered by no endless stream; 0.0: it is not known."""
         return self._plain.get((grant.device_id, grant.user_id, grant.epoch, line), 0.0)
 
-    def find(self, key: Key) -> Pull | None:
+    def find(self, key: Key) -> Source | None:
         """The pull that a new viewer can join."""
         return self._pulls.get(key)
 
-    def begin(self, key: Key) -> Pull:
+    def begin(self, key: Key) -> Source:
         """A pull that has no stream yet: from now on others wait for it."""
-        pull = self._pulls[key] = Pull(self, key)
+        pull = self._pulls[key] = Source(self, key)
         return pull
 
     def known(self, key: Key) -> bool:
         """Whether it was an endless stream before."""
         return key in self._endless
 
-    def settled(self, pull: Pull, verdict: Verdict) -> None:
+    def settled(self, pull: Source, verdict: ShareVerdict) -> None:
         """The head of a pull's answer is known."""
         key = pull.key
-        if verdict is Verdict.ENDLESS:
+        if verdict is ShareVerdict.ENDLESS:
             self.pulls_total += 1
             self._endless[key] = None
             if len(self._endless) > PATHS:
                 self._endless.popitem(last=False)
-        elif verdict is Verdict.PLAIN:
+        elif verdict is ShareVerdict.PLAIN:
             for each in (key, path_key(key)):
                 self._plain[each] = trio.current_time() + PLAIN_SECONDS
                 if len(self._plain) > PATHS:
                     self._plain.popitem(last=False)
 
-    def over(self, pull: Pull) -> None:
+    def over(self, pull: Source) -> None:
         """Nobody joins it any more. Idempotent."""
         if self._pulls.get(pull.key) is pull:
             del self._pulls[pull.key]
             self.skipped_total += pull.skipped
 
-    def unshare(self, pull: Pull, why: str) -> None:
+    def unshare(self, pull: Source, why: str) -> None:
         """Nobody knows any more where the units of this answer begin: who watches goes on, nobody joins."""
         self.given_up_total += 1
         self._log.info("share_given_up", device_id=pull.key[0], reason=why)
         self._endless.pop(pull.key, None)
-        self.settled(pull, Verdict.PLAIN)
+        self.settled(pull, ShareVerdict.PLAIN)
         self.over(pull)
 
-    def hold(self, pull: Pull, size: int) -> None:
+    def hold(self, pull: Source, size: int) -> None:
         """So many bytes are kept of it. Over the device's bound the one of which most are kept is cut off."""
         device = pull.key[0]
         held = self._held.setdefault(device, {})
@@ -135,7 +135,7 @@ class Shares:
             victim = max(held, key=held.__getitem__)
             victim.break_off("too many bytes kept for slow viewers")
 
-    def release(self, pull: Pull) -> None:
+    def release(self, pull: Source) -> None:
         """Nothing is kept of it any more. Idempotent."""
         device = pull.key[0]
         held = self._held.get(device, {})

@@ -1,6 +1,6 @@
 """What a viewer of a shared answer reads from instead of a stream to the box.
 
-Driven by the tunnel's reader, as the answer itself is (`share_pull`). It does not know clients.
+Driven by the tunnel's reader, as the answer itself is (`share.pull`). It does not know clients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WAIT_SECONDS: Final = 5.0
 """How long one waits for the answer to another of which nobody knows yet whether it is endless, or plain and slow."""
 
 
-class Alone(Exception):
+class NotShareable(Exception):
     """The answer is not shared. `stream` is the one it comes on, for the one viewer who gets it, with the `data` that
     came already; the others, without one, ask for themselves."""
 
@@ -31,7 +31,7 @@ class Alone(Exception):
         self.data = data
 
 
-class Source(Protocol):
+class SourceFeed(Protocol):
     """What a viewer reads from: one answer of a box for many."""
 
     @property
@@ -51,7 +51,7 @@ class Source(Protocol):
         """Interim answers that came."""
 
     @property
-    def leader(self) -> View | None:
+    def leader(self) -> Subscription | None:
         """Whose request went to the box."""
 
     def believe(self) -> None:
@@ -60,29 +60,29 @@ class Source(Protocol):
     def taken(self) -> None:
         """A viewer has taken what was kept for it."""
 
-    def leave(self, view: View) -> None:
+    def leave(self, view: Subscription) -> None:
         """That one is gone."""
 
     def send_nowait(self, data: Bytes) -> int:
         """The leader's request for the box."""
 
 
-class View:
+class Subscription:
     """A viewer's side, as a stream to the box: the head, then the bytes as they come, of whole units."""
 
     __slots__ = ("_changed", "_headed", "_left", "_pull", "alone", "listener", "viewer")
 
-    def __init__(self, pull: Source) -> None:
+    def __init__(self, pull: SourceFeed) -> None:
         self._pull = pull
         self._changed = trio.lowlevel.ParkingLot()
         self._headed = False
         self._left = False
-        self.alone: Alone | None = None
+        self.alone: NotShareable | None = None
         self.viewer: Viewer | None = None
         self.listener: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
-        return f"<View {self.viewer!r} of {self._pull!r}>"
+        return f"<Subscription {self.viewer!r} of {self._pull!r}>"
 
     @property
     def waiting(self) -> bool:

@@ -49,7 +49,7 @@ class BoxStream(Protocol):
         """Be done with it; clean if nothing is unread."""
 
 
-class Line(Protocol):
+class Upstream(Protocol):
     """A way to one tunnel session, here or at another daemon: where streams to the box come from."""
 
     session: str

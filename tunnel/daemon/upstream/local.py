@@ -8,13 +8,13 @@ import trio
 
 from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.upstream.interfaces import BoxStream, NotOpened
-from tunnel.daemon.upstream.pool import Idle, Lines
+from tunnel.daemon.upstream.pool import IdlePool, IdleStream
 from tunnel.http import ProxyError
 from tunnel.mux.errors import GoingAway, SessionEnded, TooManyStreams, TunnelError
 from tunnel.mux.stream import Stream
 
 
-class LocalLine:
+class LocalUpstream:
     """One tunnel session held here, with its idle streams."""
 
     __slots__ = ("_full", "lines", "session", "tag", "tunnel")
@@ -23,12 +23,12 @@ class LocalLine:
         self.tunnel = tunnel
         self.session = tunnel.id
         self.tag = self.session.encode()  # of hex digits and dashes, ours
-        self.lines = Lines(announced="keepalive" in tunnel.identity.features)
+        self.lines = IdlePool(announced="keepalive" in tunnel.identity.features)
         self._full = full
         tunnel.connection.spare = self.lines.give_up
 
     def __repr__(self) -> str:
-        return f"<LocalLine {self.tunnel!r} {self.lines!r}>"
+        return f"<LocalUpstream {self.tunnel!r} {self.lines!r}>"
 
     @property
     def local_address(self) -> str:
@@ -60,7 +60,7 @@ class LocalLine:
         """Keep or close the stream of an exchange that is over."""
         self.keep(stream, None, trio.current_time(), reusable=reusable)
 
-    def keep(self, stream: BoxStream, before: Idle | None, now: float, *, reusable: bool) -> None:
+    def keep(self, stream: BoxStream, before: IdleStream | None, now: float, *, reusable: bool) -> None:
         """The same; `before` is what stood for the stream's rest, if it had one before."""
         tunnel = self.tunnel
         if tunnel.closing or tunnel.parting or tunnel.connection.peer_going_away:

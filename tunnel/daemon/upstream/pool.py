@@ -16,19 +16,19 @@ from tunnel.http import PROBE_SECONDS, AfterAnswer, ReusePolicy
 
 PER_SESSION: Final = 128
 """Half of the streams that a tunnel may have: the other lane and long exchanges need some too, and get these as well
-where there are no others left (`Lines.give_up`)."""
+where there are no others left (`IdlePool.give_up`)."""
 IDLE_SECONDS: Final = 5.0
 FRESH_SECONDS: Final = 2.0
 """A request that cannot be repeated goes out only on a stream used this lately: servers close idle connections after
 5 s and more, and the notice of it may still be under way."""
 
 
-class Idle:
+class IdleStream:
     """A stream at rest."""
 
     __slots__ = ("alive", "lines", "probing", "since", "stream")
 
-    def __init__(self, lines: Lines, stream: BoxStream, since: float, *, probing: bool) -> None:
+    def __init__(self, lines: IdlePool, stream: BoxStream, since: float, *, probing: bool) -> None:
         self.lines = lines
         self.stream = stream
         self.since = since
@@ -53,7 +53,7 @@ def _spoken(stream: BoxStream) -> bool:
         return True
 
 
-class Lines:
+class IdlePool:
     """The idle streams of one tunnel session, used last first."""
 
     __slots__ = ("_dead", "_most", "idle", "policy")
@@ -61,11 +61,11 @@ class Lines:
     def __init__(self, *, announced: bool, most: int = PER_SESSION) -> None:
         self._most = most
         self.policy = ReusePolicy(announced=announced)
-        self.idle: deque[Idle] = deque()
+        self.idle: deque[IdleStream] = deque()
         self._dead = 0
 
     def __repr__(self) -> str:
-        return f"<Lines idle={len(self.idle) - self._dead} {self.policy!r}>"
+        return f"<IdlePool idle={len(self.idle) - self._dead} {self.policy!r}>"
 
     def __len__(self) -> int:
         return len(self.idle) - self._dead
@@ -82,7 +82,7 @@ class Lines:
         idle = self.take_idle(trio.current_time(), repeatable=repeatable)
         return None if idle is None else idle.stream
 
-    def take_idle(self, now: float, *, repeatable: bool) -> Idle | None:
+    def take_idle(self, now: float, *, repeatable: bool) -> IdleStream | None:
         """The same, with what stands for its rest: give it back by `keep`, once the exchange is over in good order."""
         idle = self.idle
         while idle:
@@ -104,9 +104,9 @@ class Lines:
             return last
         return None
 
-    def _take_probed(self, now: float, *, repeatable: bool) -> Idle | None:
+    def _take_probed(self, now: float, *, repeatable: bool) -> IdleStream | None:
         """The agent is a silent one and has not shown yet that it keeps streams: look for one that waited enough."""
-        found: Idle | None = None
+        found: IdleStream | None = None
         for each in self.idle:
             if each.alive and each.probing and now - each.since >= PROBE_SECONDS:
                 self.policy.still_open()
@@ -129,13 +129,13 @@ class Lines:
         """Take back a stream whose exchange is over: kept if the policy and the bounds allow it, else closed."""
         self.keep(stream, None, trio.current_time(), reusable=reusable)
 
-    def keep(self, stream: BoxStream, before: Idle | None, now: float, *, reusable: bool) -> None:
+    def keep(self, stream: BoxStream, before: IdleStream | None, now: float, *, reusable: bool) -> None:
         """The same; `before` is what stood for its rest when it was taken, if it was kept before."""
         then = self.policy.after_answer(reusable=reusable)
         if then is AfterAnswer.CLOSE or len(self.idle) >= self._most or _spoken(stream):
             stream.close_nowait()
         elif before is None or then is AfterAnswer.PROBE:
-            self.idle.append(Idle(self, stream, now, probing=then is AfterAnswer.PROBE))
+            self.idle.append(IdleStream(self, stream, now, probing=then is AfterAnswer.PROBE))
         else:
             before.since = now
             before.alive = True

@@ -11,8 +11,8 @@ from typing import Final
 import trio
 
 from tunnel.daemon.upstream.interfaces import BoxStream, NotOpened, Route
-from tunnel.daemon.upstream.pool import IDLE_SECONDS, Lines
-from tunnel.daemon.upstream.remote_stream import RemoteNodes, RemoteRefused, RemoteStream
+from tunnel.daemon.upstream.pool import IDLE_SECONDS, IdlePool
+from tunnel.daemon.upstream.remote_stream import PeerRefused, Peers, PeerStream
 from tunnel.http import ProxyError
 
 _LOOK_SECONDS: Final = 1.0
@@ -25,19 +25,19 @@ _FORGET_SECONDS: Final = 30.0
 """A way that nobody went for so long is forgotten: the session may be gone."""
 
 
-class RemoteLine:
+class PeerUpstream:
     """One tunnel session at another daemon, with the idle streams to it."""
 
-    def __init__(self, nodes: RemoteNodes, node_url: str, session: str, *, open_seconds: float) -> None:
+    def __init__(self, nodes: Peers, node_url: str, session: str, *, open_seconds: float) -> None:
         self.node_url = node_url
         self.session = session
         self.used = trio.current_time()
         self._nodes = nodes
         self._open_seconds = open_seconds
-        self._lines: Lines | None = None  # the first answer tells whether the agent keeps streams
+        self._lines: IdlePool | None = None  # the first answer tells whether the agent keeps streams
 
     def __repr__(self) -> str:
-        return f"<RemoteLine {self.session} at {self.node_url} {self._lines!r}>"
+        return f"<PeerUpstream {self.session} at {self.node_url} {self._lines!r}>"
 
     @property
     def local_address(self) -> str:
@@ -48,12 +48,12 @@ class RemoteLine:
         """An idle stream that may carry the request."""
         self.used = trio.current_time()
         while self._lines is not None and (stream := self._lines.take(repeatable=repeatable)) is not None:
-            if isinstance(stream, RemoteStream) and self.used - stream.opened < _REUSE_SECONDS and stream.quiet():
+            if isinstance(stream, PeerStream) and self.used - stream.opened < _REUSE_SECONDS and stream.quiet():
                 return stream
             stream.close_nowait()
         return None
 
-    async def open(self, request_id: str, share: str = "") -> RemoteStream:
+    async def open(self, request_id: str, share: str = "") -> PeerStream:
         """A new stream, accepted by the agent; with `share` one that the other daemon may have for others already.
 
         Raises ProxyError, NotOpened.
@@ -63,18 +63,18 @@ class RemoteLine:
             stream = await self._nodes.open(
                 self.node_url, self.session, request_id=request_id, deadline=deadline, share=share
             )
-        except RemoteRefused as error:
+        except PeerRefused as error:
             if error.code == "TUNNEL_DISCONNECTED":
                 self.close()  # its daemon waits for the idle ones, which it can't tell, before the box may go on
             kind = NotOpened if error.elsewhere else ProxyError
             raise kind(error.code, error.message, retry_after=error.retry_after) from None
         if self._lines is None:
-            self._lines = Lines(announced="keepalive" in stream.features, most=_PER_SESSION)
+            self._lines = IdlePool(announced="keepalive" in stream.features, most=_PER_SESSION)
         return stream
 
     def give(self, stream: BoxStream, *, reusable: bool) -> None:
         """Keep or close the stream of an exchange that is over."""
-        old = isinstance(stream, RemoteStream) and trio.current_time() - stream.opened >= _REUSE_SECONDS
+        old = isinstance(stream, PeerStream) and trio.current_time() - stream.opened >= _REUSE_SECONDS
         if self._lines is None or old:
             stream.close_nowait()
         else:
@@ -96,23 +96,23 @@ class RemoteLine:
             self._lines.close()
 
 
-class RemoteLines:
+class PeerUpstreams:
     """All ways to other daemons. `run` it; call it with a route for the way to its session."""
 
     def __init__(self, secret: str, *, open_seconds: float) -> None:
-        self._nodes = RemoteNodes(secret)
+        self._nodes = Peers(secret)
         self._open_seconds = open_seconds
-        self._lines: dict[tuple[str, str], RemoteLine] = {}
+        self._lines: dict[tuple[str, str], PeerUpstream] = {}
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __call__(self, route: Route) -> RemoteLine:
+    def __call__(self, route: Route) -> PeerUpstream:
         """The way to the session that the route names."""
         key = (route.node_url, route.session)
         line = self._lines.get(key)
         if line is None:
-            line = RemoteLine(self._nodes, *key, open_seconds=self._open_seconds)
+            line = PeerUpstream(self._nodes, *key, open_seconds=self._open_seconds)
             self._lines[key] = line
         return line
 

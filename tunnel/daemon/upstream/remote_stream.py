@@ -40,7 +40,7 @@ _PASSED_ON: Final = frozenset({"OVERLOADED", "TUNNEL_UNAVAILABLE", "TUNNEL_DISCO
 _Address = tuple[int, tuple[object, ...]]
 
 
-class RemoteRefused(Refusal):
+class PeerRefused(Refusal):
     """No stream. `elsewhere`: nothing was sent, and a newer session of the device may still take it."""
 
     def __init__(self, code: str, message: str, *, elsewhere: bool, retry_after: int | None = None) -> None:
@@ -48,7 +48,7 @@ class RemoteRefused(Refusal):
         self.elsewhere = elsewhere
 
 
-class RemoteStream(trio.abc.HalfCloseableStream):
+class PeerStream(trio.abc.HalfCloseableStream):
     """A stream that another daemon opened for us; one task sends, one receives, as on a `Stream`.
 
     What broke it is raised as StreamReset: a reset or a daemon that died is never an end of stream.
@@ -83,7 +83,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "half-closed" if self._ended else "open"
-        return f"<RemoteStream of {self.session} {state}>"
+        return f"<PeerStream of {self.session} {state}>"
 
     @property
     def acknowledged(self) -> bool:
@@ -212,7 +212,7 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         return sent
 
 
-class RemoteNodes:
+class Peers:
     """Opens streams at other daemons; remembers their addresses for some seconds. `secret` is the one that is sent."""
 
     def __init__(self, secret: str) -> None:
@@ -221,7 +221,7 @@ class RemoteNodes:
 
     async def open(
         self, node_url: str, session: str, *, request_id: str, deadline: float, share: str = ""
-    ) -> RemoteStream:
+    ) -> PeerStream:
         """A stream of `session` at the node, accepted by its agent before `deadline` (Trio's clock).
 
         `share` is the header that lets the node answer with what it pulls for others already; "": it may not.
@@ -243,7 +243,7 @@ class RemoteNodes:
                     raise _refused(status, fields, rest)
                 listed = fields.get(H_AGENT_FEATURES.lower(), "").split(",")
                 features = frozenset(name.strip() for name in listed) - {""}
-                return RemoteStream(raw, session, features, rest)
+                return PeerStream(raw, session, features, rest)
             raise _dead("the daemon does not answer")
         except BaseException:
             raw.close()
@@ -272,8 +272,8 @@ class RemoteNodes:
         return parts.netloc, addresses
 
 
-def _dead(message: str) -> RemoteRefused:
-    return RemoteRefused("TUNNEL_UNAVAILABLE", message, elsewhere=True, retry_after=1)
+def _dead(message: str) -> PeerRefused:
+    return PeerRefused("TUNNEL_UNAVAILABLE", message, elsewhere=True, retry_after=1)
 
 
 async def _connect(addresses: list[_Address], deadline: float) -> ByteStream:
@@ -332,22 +332,22 @@ async def _rest_of(raw: ByteStream, got: bytes) -> bytes:
     return got
 
 
-def _refused(status: int, fields: dict[str, str], body: bytes) -> RemoteRefused:
+def _refused(status: int, fields: dict[str, str], body: bytes) -> PeerRefused:
     """What the client is told for the other daemon's refusal (docs/internal-api.md); its code is kept if it is ours."""
     code, message = _told(body)
     wait = fields.get("retry-after", "")
     retry_after = int(wait) if wait.isascii() and wait.isdecimal() else None
     if status == 404:
-        return RemoteRefused("TUNNEL_DISCONNECTED", "the tunnel is gone", elsewhere=True, retry_after=1)
+        return PeerRefused("TUNNEL_DISCONNECTED", "the tunnel is gone", elsewhere=True, retry_after=1)
     if status == 503:
-        return RemoteRefused(
+        return PeerRefused(
             code if code in _PASSED_ON else "OVERLOADED", message, elsewhere=True, retry_after=retry_after or 1
         )
     if status == 502:
-        return RemoteRefused("AGENT_UNREACHABLE", message, elsewhere=False)
+        return PeerRefused("AGENT_UNREACHABLE", message, elsewhere=False)
     if status == 504:
-        return RemoteRefused("TUNNEL_TIMEOUT", message, elsewhere=False)
-    return RemoteRefused("TUNNEL_UNAVAILABLE", f"the daemon answered {status}", elsewhere=False, retry_after=1)
+        return PeerRefused("TUNNEL_TIMEOUT", message, elsewhere=False)
+    return PeerRefused("TUNNEL_UNAVAILABLE", f"the daemon answered {status}", elsewhere=False, retry_after=1)
 
 
 def _told(body: bytes) -> tuple[str, str]:

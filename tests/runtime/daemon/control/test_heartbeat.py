@@ -12,7 +12,7 @@ import trio.testing
 from tests.runtime.daemon.daemonworld import OTHER, TOKEN, Control, reply, world
 from tunnel.contract import TunnelEvent
 from tunnel.daemon.control.client import ControlPlane, ControlUnavailable
-from tunnel.daemon.control.events import BATCH, Outbox
+from tunnel.daemon.control.events import BATCH, EventQueue
 from tunnel.logs import JsonLog
 
 
@@ -189,8 +189,8 @@ def event(name: str) -> TunnelEvent:
     return {"session": name}  # type: ignore[typeddict-item]  # the outbox looks at nothing else
 
 
-def outbox(api: Api, limit: int = 1000) -> Outbox:
-    return Outbox(api, "n", JsonLog(io.BytesIO()), limit=limit)  # type: ignore[arg-type]  # all that it calls
+def outbox(api: Api, limit: int = 1000) -> EventQueue:
+    return EventQueue(api, "n", JsonLog(io.BytesIO()), limit=limit)  # type: ignore[arg-type]  # all that it calls
 
 
 async def test_the_outbox_keeps_the_order_over_failures(autojump_clock: trio.testing.MockClock) -> None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.daemon.http.capacity import Room
+from tunnel.daemon.http.capacity import ConnectionLimit
 
 AGENTS, HERE, THERE = "192.0.2.1", "192.0.2.2", "2001:db8:0:1::1"
 
@@ -25,7 +25,7 @@ class Client:
         self.closed = True
 
 
-def held(room: Room, address: str, since: float | None) -> Client | None:
+def held(room: ConnectionLimit, address: str, since: float | None) -> Client | None:
     """A connection whose first request was read; None: there was no place for it."""
     client = Client(since)
     key = object()
@@ -37,7 +37,7 @@ def held(room: Room, address: str, since: float | None) -> Client | None:
 
 
 async def test_the_longest_idle_one_gives_way_and_none_at_work(autojump_clock: trio.testing.MockClock) -> None:
-    room = Room(1000, 40)  # 30 for clients
+    room = ConnectionLimit(1000, 40)  # 30 for clients
     room.prove(HERE)
     clients = [held(room, HERE, None if n % 2 else 100.0 - n) for n in range(30)]
     assert None not in clients
@@ -54,7 +54,7 @@ async def test_the_longest_idle_one_gives_way_and_none_at_work(autojump_clock: t
 async def test_what_has_begun_to_work_or_has_worked_since_is_passed_over(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    room = Room(1000, 40)
+    room = ConnectionLimit(1000, 40)
     room.prove(HERE)
     clients = [held(room, HERE, float(n)) for n in range(30)]
     first, second, third, *_ = [c for c in clients if c]
@@ -67,7 +67,7 @@ async def test_what_has_begun_to_work_or_has_worked_since_is_passed_over(
 
 
 async def test_an_address_that_has_not_proved_itself_has_a_share(autojump_clock: trio.testing.MockClock) -> None:
-    room = Room(1000, 200)  # 150 for clients, 18 for such an address
+    room = ConnectionLimit(1000, 200)  # 150 for clients, 18 for such an address
     others = [held(room, f"198.51.100.{n}", float(n)) for n in range(50)]
     mine = [held(room, f"2001:db8:0:1::{n}", float(n)) for n in range(60)]  # one /64 is one
     assert None not in mine
@@ -81,13 +81,13 @@ async def test_an_address_that_has_not_proved_itself_has_a_share(autojump_clock:
 
 
 async def test_a_proxy_that_speaks_for_many_has_no_share(autojump_clock: trio.testing.MockClock) -> None:
-    room = Room(1000, 200, trusts=lambda address: address == HERE)
+    room = ConnectionLimit(1000, 200, trusts=lambda address: address == HERE)
     assert all(held(room, HERE, 1.0) for _ in range(150))
     assert room.gave_way == 0
 
 
 async def test_newcomers_are_heard_for_a_second_before_they_give_way(autojump_clock: trio.testing.MockClock) -> None:
-    room = Room(1000, 40)
+    room = ConnectionLimit(1000, 40)
     room.prove(HERE)
     ended: list[int] = []
     taken = [room.take(n, HERE, lambda n=n: ended.append(n)) for n in range(40)]  # type: ignore[misc]  # each its own
@@ -99,7 +99,7 @@ async def test_newcomers_are_heard_for_a_second_before_they_give_way(autojump_cl
 
 
 async def test_what_was_read_and_waits_for_us_does_not_idle(autojump_clock: trio.testing.MockClock) -> None:
-    room = Room(1000, 40)
+    room = ConnectionLimit(1000, 40)
     room.prove(HERE)
     for n in range(35):
         assert room.take(n, HERE, lambda: pytest.fail("it was closed"))
@@ -115,7 +115,7 @@ async def test_what_was_read_and_waits_for_us_does_not_idle(autojump_clock: trio
 
 async def test_agents_have_a_reserve_and_push_out_clients_beyond_it() -> None:
     elsewhere = 0
-    room = Room(1000, 40, elsewhere=lambda: elsewhere)
+    room = ConnectionLimit(1000, 40, elsewhere=lambda: elsewhere)
     assert (room.most_clients, room.most_agents) == (30, 30)
     for n in range(10):
         assert room.take(n, AGENTS, lambda: None)
@@ -131,11 +131,11 @@ async def test_agents_have_a_reserve_and_push_out_clients_beyond_it() -> None:
         room.leave(n)
         room.leave(n)
     assert room.most_clients == 30
-    assert repr(room) == "<Room clients=0 of 30 agents=0>"
+    assert repr(room) == "<ConnectionLimit clients=0 of 30 agents=0>"
 
 
 async def test_without_descriptors_one_gives_way_below_the_limit() -> None:
-    room = Room(1000, 1000)
+    room = ConnectionLimit(1000, 1000)
     assert not room.make_room()
     first, second = held(room, HERE, 2.0), held(room, HERE, 1.0)
     await trio.sleep(0.2)
@@ -155,7 +155,7 @@ async def test_looking_for_who_idles_costs_little() -> None:
             looked += 1
             return self.since
 
-    room = Room(10_000, 4000)  # 3000 for clients
+    room = ConnectionLimit(10_000, 4000)  # 3000 for clients
     room.prove(HERE)
     for n in range(3000):
         assert room.take(n, HERE, lambda: None)

@@ -13,8 +13,8 @@ from tests.runtime.daemon.daemonworld import OTHER, World
 from tests.runtime.daemon.lane.laneworld import DEVICE, LOGIN, Got, Visitor, Wire, box, fast_world, invalidate, ok
 from tunnel.daemon.lane import grants as fast_grants
 from tunnel.daemon.lane import reauthorize as fast_watch
-from tunnel.daemon.lane.fast_path import Quick
-from tunnel.daemon.lane.interfaces import Run
+from tunnel.daemon.lane.fast_path import FastPath
+from tunnel.daemon.lane.interfaces import ClientExchange
 
 UNKNOWN = {"status": 401, "code": "UNAUTHENTICATED", "message": "unknown"}
 
@@ -30,9 +30,9 @@ async def turn(w: World, *, everybody: bool = False) -> None:
             run.checked = -1e12
 
 
-def served(w: World) -> list[Run]:
+def served(w: World) -> list[ClientExchange]:
     assert w.daemon.fast is not None
-    return [run for run in w.daemon.fast.running if not isinstance(run, Quick)]
+    return [run for run in w.daemon.fast.running if not isinstance(run, FastPath)]
 
 
 async def forever(wire: Wire) -> None:
@@ -239,7 +239,7 @@ async def test_a_stream_that_begins_with_a_kept_answer_is_as_old_as_that() -> No
         await many(w, stack, 1)
         assert len(w.control.authorizations) == 1
         assert w.daemon.fast is not None
-        assert len({run.checked for run in w.daemon.fast.running if not isinstance(run, Quick)}) == 1
+        assert len({run.checked for run in w.daemon.fast.running if not isinstance(run, FastPath)}) == 1
         assert len(w.daemon.fast.running) == 2
 
 

@@ -20,8 +20,8 @@ from tests.runtime.daemon.daemonworld import OTHER, World, world
 from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, Wire, box, ok
 from tunnel.daemon.config import Family
 from tunnel.daemon.http.accept import HttpServer
-from tunnel.daemon.lane.fd_passing import AVAILABLE, DATA_MAX, Handed, Hands
-from tunnel.daemon.lane.migration import Wander, as_bytes, give
+from tunnel.daemon.lane.fd_passing import AVAILABLE, DATA_MAX, FdPassing, PassedConnection
+from tunnel.daemon.lane.migration import Migration, as_bytes, give
 from tunnel.http import LIMITS, ProxyError, RequestHead, RequestParser
 from tunnel.logs import JsonLog
 
@@ -36,12 +36,12 @@ class Brothers:
     def __init__(self) -> None:
         self.name = uuid.uuid4().hex
         self.log = io.BytesIO()
-        self.taken: list[Handed] = []
+        self.taken: list[PassedConnection] = []
         self.giver = self.hands(1)
         self.taker = self.hands(0)
 
-    def hands(self, number: int) -> Hands:
-        return Hands(Family(self.name, ("http://zero", "http://one"), number), JsonLog(self.log))
+    def hands(self, number: int) -> FdPassing:
+        return FdPassing(Family(self.name, ("http://zero", "http://one"), number), JsonLog(self.log))
 
     def give(self, sock: socket.socket, data: bytes = HEAD, url: str = "http://zero") -> bool:
         return self.giver.give(url, sock, address="192.0.2.1", turns=0, data=data)
@@ -199,7 +199,7 @@ def test_when_a_connection_is_worth_giving() -> None:
     """After two requests for one device; after sixteen where it has changed hands; in the end it stays."""
     target = f"/d/{DEVICE}/x".encode()
     for turns, often in ((0, 2), (1, 16), (2, 128), (3, 1024)):
-        wander = Wander(turns)
+        wander = Migration(turns)
         for _ in range(often - 1):
             wander.went(target, "http://zero")
             assert not wander.where(target)
@@ -209,14 +209,14 @@ def test_when_a_connection_is_worth_giving() -> None:
         assert not wander.where(b"/tunnel/connect")
         wander.stays()
         assert not wander.where(target)
-    wander = Wander(4)
+    wander = Migration(4)
     for _ in range(10_000):
         wander.went(target, "http://zero")
     assert not wander.where(target)
 
 
 def test_devices_that_take_turns_leave_the_connection_where_it_is() -> None:
-    wander = Wander()
+    wander = Migration()
     for number in range(100):
         target = f"/d/{DEVICE[:-1]}{number % 2}/x".encode()
         wander.went(target, "http://zero")
@@ -245,7 +245,7 @@ def test_a_head_that_would_be_too_long_again_stays() -> None:
     assert head is not None
     with pytest.raises(ProxyError):
         RequestParser().feed(as_bytes(head))
-    wander, hands = Wander(), Mock()
+    wander, hands = Migration(), Mock()
     for _ in range(2):
         wander.went(head.target, "http://zero")
     client: Any = SimpleNamespace(wander=wander, unsent=False, sock=None, address="192.0.2.1")

@@ -17,7 +17,7 @@ import trio.testing
 
 from tests.runtime.daemon.daemonworld import OTHER, World
 from tests.runtime.daemon.lane.laneworld import DEVICE, LOGIN, Handler, Visitor, Wire, box, fast_world, ok
-from tunnel.daemon.lane.lane import FastLane
+from tunnel.daemon.lane.lane import PublicLane
 from tunnel.http import PROBE_SECONDS, ProxyError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -429,9 +429,9 @@ async def test_clients_that_reset_as_their_answer_comes_cost_nobody_else() -> No
 
 async def test_who_is_cut_before_its_rest_is_written_costs_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, surely: whatever ends an exchange may do so before the task that it has begun has had its turn."""
-    spawn = FastLane.spawn
+    spawn = PublicLane.spawn
 
-    def spawn_and_cut(lane: FastLane, *work: Any) -> None:
+    def spawn_and_cut(lane: PublicLane, *work: Any) -> None:
         spawn(lane, *work)
         for run in list(lane.running):
             run.end_with(ProxyError("OVERLOADED", "cut"))
@@ -439,7 +439,7 @@ async def test_who_is_cut_before_its_rest_is_written_costs_nobody_else(monkeypat
     async with fast_world() as w:
         await box(w, once(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + bytes(6_000_000)))
         with monkeypatch.context() as patch:
-            patch.setattr(FastLane, "spawn", spawn_and_cut)
+            patch.setattr(PublicLane, "spawn", spawn_and_cut)
             async with Visitor(w) as visitor:
                 visitor.stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 await visitor.send(f"GET /d/{DEVICE}/x")

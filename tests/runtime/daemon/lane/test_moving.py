@@ -12,8 +12,8 @@ import trio
 from tests.runtime.daemon.daemonworld import World, world
 from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, box, fast_world, ok
 from tunnel.daemon.upstream.interfaces import NotOpened
-from tunnel.daemon.upstream.remote import RemoteLine
-from tunnel.daemon.upstream.remote_stream import RemoteNodes, RemoteRefused, RemoteStream
+from tunnel.daemon.upstream.remote import PeerUpstream
+from tunnel.daemon.upstream.remote_stream import PeerRefused, Peers, PeerStream
 from tunnel.net.sockets import ByteStream
 
 AWAY = {"node_url": "", "session": "", "moving": True, "ttl": 0.0}
@@ -91,7 +91,7 @@ async def test_one_that_moves_twice_is_found() -> None:
         assert await asked(w, "/x", meanwhile) == (200, "")
 
 
-class Nodes(RemoteNodes):
+class Nodes(Peers):
     """Another daemon that opens one stream and no more: the box is about to go."""
 
     def __init__(self) -> None:
@@ -99,16 +99,16 @@ class Nodes(RemoteNodes):
         ours, self.theirs = socket.socketpair()
         ours.setblocking(False)
         self.theirs.settimeout(UNTIL)
-        self.stream = RemoteStream(ByteStream(ours), "s", frozenset({"keepalive"}), b"")
+        self.stream = PeerStream(ByteStream(ours), "s", frozenset({"keepalive"}), b"")
         self.opened = 0
 
     async def open(
         self, node_url: str, session: str, *, request_id: str, deadline: float, share: str = ""
-    ) -> RemoteStream:
+    ) -> PeerStream:
         await trio.lowlevel.checkpoint()
         self.opened += 1
         if self.opened > 1:
-            raise RemoteRefused("TUNNEL_DISCONNECTED", "going away", elsewhere=True)
+            raise PeerRefused("TUNNEL_DISCONNECTED", "going away", elsewhere=True)
         return self.stream
 
 
@@ -117,7 +117,7 @@ async def test_a_daemon_that_takes_no_more_is_not_kept_waiting_by_idle_streams(
 ) -> None:
     nodes = Nodes()
     with nodes.theirs:
-        line = RemoteLine(nodes, "http://other", "s", open_seconds=1)
+        line = PeerUpstream(nodes, "http://other", "s", open_seconds=1)
         line.give(await line.open("req-1"), reusable=True)
         assert line.take(repeatable=True) is nodes.stream
         line.give(nodes.stream, reusable=True)
@@ -132,7 +132,7 @@ async def test_a_stream_too_old_for_another_request_is_closed(
 ) -> None:
     nodes = Nodes()
     with nodes.theirs:
-        line = RemoteLine(nodes, "http://other", "s", open_seconds=1)
+        line = PeerUpstream(nodes, "http://other", "s", open_seconds=1)
         stream = await line.open("req-1")
         if idle:
             line.give(stream, reusable=True)

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.runtime.daemon.daemonworld import World, echo, world
-from tunnel.daemon.relay.access_log import Ledger
+from tunnel.daemon.relay.access_log import AccessLog
 from tunnel.mux.stream import Stream
 from tunnel.net.sockets import ByteStream
 
@@ -101,7 +101,7 @@ HEAD = request("one")
 
 
 def test_a_head_in_pieces_belongs_to_its_own_request() -> None:
-    ledger = Ledger("call", 0.0)
+    ledger = AccessLog("call", 0.0)
     assert ledger.sent(HEAD, 0, 0, 1.0) is None
     ledger.answered_at = 2.0
     ledger.turned()
@@ -114,7 +114,7 @@ def test_a_head_in_pieces_belongs_to_its_own_request() -> None:
 
 
 def test_quiet_before_an_answer_is_no_end() -> None:
-    ledger = Ledger("call", 0.0)
+    ledger = AccessLog("call", 0.0)
     ledger.sent(HEAD, 0, 0, 0.0)
     assert ledger.quiet(100, 0, 5.0) is None
     ledger.turned()
@@ -123,7 +123,7 @@ def test_quiet_before_an_answer_is_no_end() -> None:
 
 
 def test_a_request_that_moves_on_after_its_line_gets_another() -> None:
-    ledger = Ledger("call", 0.0)
+    ledger = AccessLog("call", 0.0)
     ledger.sent(HEAD, 0, 0, 0.0)
     ledger.turned()
     assert ledger.quiet(100, 20, 2.0) is not None
@@ -135,7 +135,7 @@ def test_a_request_that_moves_on_after_its_line_gets_another() -> None:
 @pytest.mark.parametrize("outcome", ["agent_reset", "session_ended", "client_reset"])
 def test_a_cut_is_told_even_after_the_line(outcome: str) -> None:
     """What was quiet may have been in the middle of its answer."""
-    ledger = Ledger("call", 0.0)
+    ledger = AccessLog("call", 0.0)
     ledger.sent(HEAD, 0, 0, 0.0)
     ledger.turned()
     ledger.quiet(100, 20, 2.0)
@@ -145,7 +145,7 @@ def test_a_cut_is_told_even_after_the_line(outcome: str) -> None:
 
 
 def test_what_is_no_request_is_one_line_of_the_whole_stream() -> None:
-    ledger = Ledger("call", 0.0)
+    ledger = AccessLog("call", 0.0)
     assert ledger.sent(b"\x00\x01", 0, 0, 0.0) is None
     ledger.turned()
     assert ledger.sent(b"\x00\x02", 2, 2, 1.0) is None

@@ -13,7 +13,7 @@ from tests.runtime.daemon.daemonworld import World, world
 from tests.runtime.daemon.lane.laneworld import DEVICE, Handler, Visitor, Wire, box
 from tests.runtime.daemon.share.cameraworld import PATH, Camera, metric, part, views, watch
 from tunnel.contract import H_SHARE, H_TUNNEL_SESSION
-from tunnel.daemon.share.exchange import Watched
+from tunnel.daemon.share.exchange import SharedExchange
 from tunnel.mux.connection import Connection
 
 HOLDER, OTHER = 0, 1
@@ -277,7 +277,9 @@ async def test_a_box_that_says_it_is_at_work_is_waited_for_there_too() -> None:
         assert lane is not None
         running = lane.running
         await visitor.send(PATH)
-        await worlds[OTHER].until(lambda: any(isinstance(run, Watched) and run._interim() > 2 for run in running))
+        await worlds[OTHER].until(
+            lambda: any(isinstance(run, SharedExchange) and run._interim() > 2 for run in running)
+        )
         enough.set()
         got = await visitor.read()
         assert (got.status, got.body) == (200, b"done")

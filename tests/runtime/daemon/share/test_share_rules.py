@@ -7,7 +7,7 @@ import trio
 
 from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, Wire, box, fast_world
 from tests.runtime.daemon.share.cameraworld import PATH, Eye, camera, views, watch
-from tunnel.daemon.upstream.local import LocalLine
+from tunnel.daemon.upstream.local import LocalUpstream
 from tunnel.http import ProxyError
 from tunnel.mux.stream import Stream
 
@@ -135,16 +135,16 @@ async def test_who_waits_for_one_that_never_gets_a_stream_asks_for_himself(monke
         assert fast is not None
         opened: list[int] = []
         go = trio.Event()
-        original = LocalLine.open
+        original = LocalUpstream.open
 
-        async def slow(line: LocalLine, request_id: str) -> Stream:
+        async def slow(line: LocalUpstream, request_id: str) -> Stream:
             opened.append(1)
             if len(opened) == 1:
                 await go.wait()
                 raise ProxyError("OVERLOADED", "no room")
             return await original(line, request_id)
 
-        monkeypatch.setattr(LocalLine, "open", slow)
+        monkeypatch.setattr(LocalUpstream, "open", slow)
         first = await stack.enter_async_context(Visitor(w))
         await first.send(PATH)
         await w.until(lambda: opened)

@@ -13,14 +13,14 @@ import trio
 
 from tests.runtime.daemon.daemonworld import SECRET, TOKEN, World, echo, world
 from tunnel.daemon.upstream import remote_stream as remote
-from tunnel.daemon.upstream.remote_stream import RemoteNodes, RemoteRefused, RemoteStream
+from tunnel.daemon.upstream.remote_stream import PeerRefused, Peers, PeerStream
 from tunnel.mux.errors import StreamReset
 from tunnel.mux.stream import Stream
 from tunnel.net.sockets import ByteStream, accept, listen, tune
 
 
-async def opened(w: World, *, session: str = "", secret: str = SECRET, seconds: float = 5.0) -> RemoteStream:
-    return await RemoteNodes(secret).open(
+async def opened(w: World, *, session: str = "", secret: str = SECRET, seconds: float = 5.0) -> PeerStream:
+    return await Peers(secret).open(
         f"http://127.0.0.1:{w.internal}",
         session or w.daemon.sessions.all()[0].id,
         request_id="req-1",
@@ -28,9 +28,9 @@ async def opened(w: World, *, session: str = "", secret: str = SECRET, seconds: 
     )
 
 
-async def refused(node_url: str, *, secret: str = SECRET, session: str = "s", seconds: float = 0.2) -> RemoteRefused:
-    with pytest.raises(RemoteRefused) as caught:
-        await RemoteNodes(secret).open(node_url, session, request_id="req-1", deadline=trio.current_time() + seconds)
+async def refused(node_url: str, *, secret: str = SECRET, session: str = "s", seconds: float = 0.2) -> PeerRefused:
+    with pytest.raises(PeerRefused) as caught:
+        await Peers(secret).open(node_url, session, request_id="req-1", deadline=trio.current_time() + seconds)
     return caught.value
 
 
@@ -143,7 +143,7 @@ async def test_a_wait_ends_when_the_stream_is_reset_here() -> None:
 async def test_a_session_that_the_other_node_does_not_hold_goes_no_further() -> None:
     """Whom the registry named in vain is not asked to look elsewhere: it answers, and we ask the registry again."""
     async with world(open_seconds=0.2) as w:
-        with pytest.raises(RemoteRefused) as caught:
+        with pytest.raises(PeerRefused) as caught:
             await opened(w, session="0191-of-another-node")
         assert (caught.value.code, caught.value.elsewhere) == ("TUNNEL_DISCONNECTED", True)
 
@@ -151,7 +151,7 @@ async def test_a_session_that_the_other_node_does_not_hold_goes_no_further() -> 
 async def test_an_agent_that_does_not_accept_is_a_timeout() -> None:
     async with world(open_seconds=0.2) as w:
         await w.agent()  # it runs, but nobody accepts streams
-        with pytest.raises(RemoteRefused) as caught:
+        with pytest.raises(PeerRefused) as caught:
             await opened(w, seconds=0.2)
         assert (caught.value.code, caught.value.status, caught.value.elsewhere) == ("TUNNEL_TIMEOUT", 504, False)
 
@@ -167,7 +167,7 @@ async def test_a_tunnel_without_room_is_overloaded() -> None:
         agent, _ = await w.agent()
         await w.serve(agent, echo)
         first = await opened(w)
-        with pytest.raises(RemoteRefused) as caught:
+        with pytest.raises(PeerRefused) as caught:
             await opened(w)
         assert (caught.value.code, caught.value.retry_after) == ("OVERLOADED", 1)
         await first.aclose()
@@ -233,7 +233,7 @@ async def test_bytes_behind_the_answers_head_are_the_boxs_first() -> None:
         await trio.sleep_forever()
 
     async with daemon_that(say) as url:
-        stream = await RemoteNodes(SECRET).open(url, "s", request_id="r", deadline=trio.current_time() + 5)
+        stream = await Peers(SECRET).open(url, "s", request_id="r", deadline=trio.current_time() + 5)
         got = await stream.receive_some(3)
         while data := await stream.receive_some():
             got += data
@@ -272,7 +272,7 @@ async def test_a_write_that_fails_takes_nothing_away_from_what_the_box_said_befo
         peer.sendall(b"answer")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
-        stream = RemoteStream(ByteStream(sock), "s", frozenset(), b"")
+        stream = PeerStream(ByteStream(sock), "s", frozenset(), b"")
         with pytest.raises(StreamReset):
             stream.send_nowait(b"more of an upload")
         assert await stream.receive_some() == b"answer"
