@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.runtime.daemon.lane.laneworld import DEVICE, Visitor, box, fast_world
-from tests.runtime.daemon.lane.laneworld import WebSocketCodec as BoxWire
+from tests.runtime.daemon.lane.laneworld import Wire as BoxWire
 from tunnel.net.turn import LEAST, MOST, SECONDS, Turn
 from tunnel.websocket.codec import WebSocketCodec
 from tunnel.websocket.transports import SocketTransport, StreamTransport
