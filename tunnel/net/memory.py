@@ -3,7 +3,7 @@
 By its defaults Python's collector looks at 700 new objects for cycles and, now and then, at all there are: seen at a
 tenth of the daemon's CPU while it moves bulk, and more the more tunnels it holds. What is made at the start never
 becomes garbage. The C library returns each freed piece of 128 KiB and more to the kernel, which has to clear it for
-the next read anew: 180 000 page faults a GB were seen (mallopt(3); the figures are in docs/performance.md).
+the next read anew: 180 000 page faults a GB were seen (mallopt(3); the figures are in benchmarks/NOTES.md).
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """One watchdog for any number of tunnels: who has to be looked at when, and the one task that looks.
 
-A task and a cancel scope for each tunnel cost a quarter of what an idle one costs (docs/performance.md). The daemon
+A task and a cancel scope for each tunnel cost a quarter of what an idle one costs (benchmarks/NOTES.md). The daemon
 runs one of these for all of its tunnels, an agent one for its own. What is due is the tunnel's to say; a look never
 waits, so that none holds up the others, and one that fails ends its own tunnel only.
 """

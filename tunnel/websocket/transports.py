@@ -363,7 +363,7 @@ class StreamTransport(_WireTransport):
         return await self._stream.receive_some(self._turn.size)
 
     async def _write(self, prefix: bytes, body: Payload) -> None:
-        # One copy: two writes would be two TLS records and two system calls, which cost more (docs/performance.md).
+        # One copy: two writes would be two TLS records and two system calls, which cost more (benchmarks/NOTES.md).
         self._given += len(prefix) + len(body)
         await self._stream.send_all(b"".join((prefix, body)))
 
