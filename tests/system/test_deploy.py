@@ -18,7 +18,7 @@ from tests.system.before import agent_before
 from tests.system.many import online
 from tests.system.stack import Stack, eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 DATA = random.Random(20).randbytes(20 << 20)
 HALF = len(DATA) // 2

@@ -15,7 +15,7 @@ from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import DemoError
 from tests.system.stack import BUSY, Stack, Stream, eventually, run_stack
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 STREAM = "/api/cameras/0/stream"
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tests.conftest import Started
 from tests.system.many import end, online
 from tests.system.stack import Answer, Stack, eventually, run_stack, standing_still
 
-pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(600)]
 
 STREAM = "/api/cameras/0/stream"
 SCAN = "/api/devices/scan"
@@ -251,11 +251,14 @@ def test_a_network_that_is_cut_without_a_fin(stack: Stack, network: Namespace, t
     program = plans.tunnel(stack.plan)
     reach = {**program.env, "VISIONA_BIND_HOST": network.ours}
     tunnel = replace(program, env=reach, ready=lambda _pid: http_status(stack.internal_port, "/readyz") == 200)
-    stack.stop("agent")
-    stack.stop("tunnel", 40)
-    stack.start(tunnel)
-    box = in_network(stack, network, tmp_path)
-    try:
+    with ExitStack() as undo:
+        undo.callback(stack.start_agent)
+        stack.stop("agent")
+        undo.callback(lambda: stack.start(plans.tunnel(stack.plan)))
+        stack.stop("tunnel", 40)
+        stack.start(tunnel)
+        undo.callback(stack.stop, "tunnel", 40)
+        undo.callback(end, in_network(stack, network, tmp_path))
         eventually(lambda: "far" in online(stack), 60, "the box is online")
         assert stack.call("GET", SCAN).status == 200
         with network.cut():
@@ -263,8 +266,3 @@ def test_a_network_that_is_cut_without_a_fin(stack: Stack, network: Namespace, t
             eventually(lambda: stack.call("GET", SCAN).code == "TUNNEL_DISCONNECTED", 60, "it is said to be offline")
         eventually(lambda: "far" in online(stack), 90, "the box is back")
         eventually(lambda: served(stack), 30, "it serves")
-    finally:
-        end(box)
-        stack.stop("tunnel", 40)
-        stack.start(plans.tunnel(stack.plan))
-        stack.start_agent()

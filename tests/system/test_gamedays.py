@@ -13,7 +13,7 @@ from cloud.environment import database_address
 from cloud.supervisor import plan as plans
 from tests.system.stack import Stack, eventually, run_stack
 
-pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

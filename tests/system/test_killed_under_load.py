@@ -19,7 +19,7 @@ from cloud.supervisor.demo import DemoError
 from tests.system.many import load
 from tests.system.stack import Stack, eventually
 
-pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.gameday, pytest.mark.timeout(600)]
 
 SCAN = "/api/devices/scan"
 SPARE = 24

@@ -63,18 +63,20 @@ async def test_each_request_of_a_reused_stream_has_its_line() -> None:
         assert [line["outcome"] for line in lines] == ["answered", "answered", "done"]
         assert {(line["bytes_up"], line["bytes_down"]) for line in lines} == {(len(request("req-0")), len(ANSWER))}
         assert {line["stream"] for line in lines} == {1}
-        assert all(0 < line["seconds"] < 5 for line in lines)
+        assert all(0 < line["seconds"] < 60 for line in lines)
         assert "secret" not in str(w.lines)
 
 
 async def test_the_last_request_of_an_idle_stream_is_told_soon_and_once() -> None:
     async with world() as w:
+        began = trio.current_time()
         raw = await opened(w)
         await ask(raw, "req-1")
-        with trio.fail_after(3):
+        answered = trio.current_time() - began
+        with trio.fail_after(10):
             await w.until(lambda: ids(w) == ["req-1"])
         assert w.logged("forward")[0]["outcome"] == "answered"
-        assert w.logged("forward")[0]["seconds"] < 0.9, "it lasted until the answer, not until it was told"
+        assert w.logged("forward")[0]["seconds"] <= answered + 0.001, "it lasts until the answer, not until it is told"
         await trio.sleep(1.2)
         raw.send_eof()
         await raw.receive_some()
