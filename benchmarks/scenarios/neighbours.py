@@ -83,7 +83,7 @@ def _beside_bulk(bench: Bench, sides: list[Side], outcome: Outcome) -> None:
         found = interleaved(bench.effort.rounds, jobs)
         outcome.samples |= {f"{side.name}, small, {name}": samples for name, samples in found.items()}
         slower = [b["p99_ms"] / a["p99_ms"] for a, b in zip(found["alone"], found["beside"], strict=True)]
-        goal = at_most(3.0) if side is sides[0] else None
+        goal = at_most(2.0) if side is sides[0] else None
         outcome.figures += [
             alone(f"{side.name}: p99 of small requests beside 8 bulk streams, by p99 alone", slower, RATIO, goal),
             alone(f"{side.name}: that p99", [b["p99_ms"] for b in found["beside"]], "ms"),

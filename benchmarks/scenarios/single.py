@@ -31,10 +31,10 @@ def run(bench: Bench) -> Outcome:
         agent.running.stop()
     mine, its = samples[ours.name], samples[reference.name]
     for c in mine:
-        goal = at_least(1.15) if c in (32, 64) else None
+        goal = at_least(1.4) if c in (32, 64) else None
         outcome.figures.append(against(f"{ours.name}, c={c:g}", mine[c], its[c], "rps", "req/s", goal))
     for c in mine:
-        goal = at_most(0.55) if c == 32 else None
+        goal = at_most(0.45) if c == 32 else None
         outcome.figures.append(against(f"CPU a request, c={c:g}", mine[c], its[c], "relay_cpu_us", "µs", goal))
     outcome.curves.append(
         growing("single-rps", "Small requests a second, one stream each", "connections", "requests/s", "rps", samples)

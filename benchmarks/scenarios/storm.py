@@ -66,7 +66,7 @@ def run(bench: Bench) -> Outcome:
         fleet.running.stop()
     outcome.samples["storm"] = rounds
     outcome.figures += [
-        alone(f"all {effort.storm} online after", [r["seconds"] for r in rounds], "s", at_most(10)),
+        alone(f"all {effort.storm} online after", [r["seconds"] for r in rounds], "s", at_most(7)),
         alone("dials that failed once its health check was answered", [r["failed"] for r in rounds], "", at_most(0)),
         alone("the API's p99 for others meanwhile", [r["others_p99_s"] for r in rounds], "s", at_most(1)),
         alone("the API's failures for others meanwhile", [r["others_failed"] for r in rounds], "", at_most(0)),

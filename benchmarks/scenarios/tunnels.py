@@ -29,7 +29,7 @@ def run(bench: Bench) -> Outcome:
     mine, its = _each(ours), _each(theirs)
     value = mine / its
     outcome.figures += [
-        Figure("memory a tunnel", Spread(value, value, value), at_most(0.7), RATIO, mine, its, "KB"),
+        Figure("memory a tunnel", Spread(value, value, value), at_most(0.45), RATIO, mine, its, "KB"),
         Figure(f"memory with {max(ours):g}", *_whole(ours, theirs)),
         _flat("CPU a request, most tunnels by one", ours, "net_cpu_us", "µs", at_most(1.1)),
         _flat("the same, pings included", ours, "relay_cpu_us", "µs"),
