@@ -72,7 +72,7 @@ def _by_login(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
     if token_hash and named is not None:
         return _named(ask, token_hash, named, now)
     user = _static_user() if not token_hash else _user_of(sessions.use_hash(token_hash, now=now))
-    _check_origin(ask)
+    _check_origin(ask, shown=bool(token_hash))
     target = choose_device(user.pk, header=ask["device"] or None, query=None)
     return Reach(user.pk, token_hash, target.entry)
 
@@ -128,8 +128,10 @@ def _user_of(login: sessions.LoginSession | None) -> User:
     return user
 
 
-def _check_origin(ask: AuthorizeRequest) -> None:
-    if ask["websocket"] or ask["kind"] == "ticket":
+def _check_origin(ask: AuthorizeRequest, *, shown: bool = True) -> None:
+    """Raise FORBIDDEN for a foreign page, where a browser would let one ask. `shown`: the caller shows a credential,
+    which no page has by itself."""
+    if ask["websocket"] or ask["kind"] == "ticket" or not shown:
         origins.require_allowed(ask["origin"], ask["host"])
 
 

@@ -83,13 +83,14 @@ class ProxyView(APIView):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Credential (401), method (405), then which page asks (403), where no CORS answer keeps it from reading ours.
 
-        So it is with tickets; and with WebSockets, for which browsers ask no page for its leave.
+        So it is with tickets; with WebSockets, for which browsers ask no page for its leave; and where strangers act as
+        the static development user.
         """
         super().initial(request, *args, **kwargs)
         if self.methods is not None and request.method not in self.methods:
             raise MethodNotAllowed(request.method or "")
         self.upgrade = self.switches and is_for_websocket(request)
-        if self.ticket is not None or self.upgrade:
+        if self.ticket is not None or self.upgrade or not self._login():
             origins.require_allowed(request.headers.get("Origin", ""), request.META.get("HTTP_HOST", ""))
         if self.ticket is not None and self.upgrade:
             access.check_upgrade(self.ticket)

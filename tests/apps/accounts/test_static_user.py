@@ -1,5 +1,7 @@
 """The static development user of VISIONA_STATIC_USER_ID, as the prototype's front ends know it."""
 
+import uuid
+
 import pytest
 
 from apps.accounts import demo
@@ -62,3 +64,19 @@ def test_without_the_setting_there_is_none(anonymous, settings):
     answer = anonymous("POST", "/api/auth/login", {"email": demo.DEMO_EMAIL, "password": "any"})
     assert answer.code == "INVALID_CREDENTIALS"
     assert not User.objects.exists()
+
+
+PROXY = f"/api/devices/{uuid.uuid4()}/proxy/x"
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null"])
+@pytest.mark.parametrize("path", ["/api/cameras/0", "/api/inference/x", "/api/devices/scan", PROXY])
+def test_no_foreign_page_reaches_a_box_where_nobody_has_to_log_in(anonymous, path, origin):
+    """A browser sends what needs no preflight (a form, an image) whoever's page it is."""
+    for method in ("GET", "POST"):
+        assert anonymous(method, path, origin=origin).code == "FORBIDDEN"
+
+
+@pytest.mark.parametrize("given", [{}, {"origin": "http://localhost:5173"}, {"origin": "http://testserver"}])
+def test_other_pages_reach_boxes(anonymous, given):
+    assert anonymous("POST", PROXY, **given).code == "NOT_FOUND"  # no such device

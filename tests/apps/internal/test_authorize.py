@@ -223,6 +223,10 @@ def test_the_static_user(ask, online, db, settings):
     for kind, token in (("none", ""), ("bearer", demo.STATIC_TOKEN), ("ticket", ticket_for(user, device))):
         told = ask(kind=kind, token=token, device=str(device.pk)).data
         assert (told["allowed"], told["user_id"], told["login"]) == (True, str(user.pk), "")
+        told = ask(kind=kind, token=token, device=str(device.pk), origin="http://evil.example")
+        assert told.data["allowed"] is False
+    assert refusal(ask(kind="none", device=str(device.pk), origin="http://evil.example")) == (403, "FORBIDDEN")
+    assert ask(kind="none", device=str(device.pk), origin="http://localhost:5173").data["allowed"] is True
     User.objects.filter(pk=user.pk).update(is_active=False)
     assert refusal(ask(kind="none")) == (401, "UNAUTHENTICATED")
 

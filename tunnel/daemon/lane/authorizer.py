@@ -48,7 +48,7 @@ class Denied(ProxyError):
 
 
 Question = tuple[str, str, str, tuple[str, str] | None]
-"""Kind, login and device; and, of an upgrade, the Origin and Host that it came with."""
+"""Kind, login and device; and, where the page is judged, the Origin and Host that it came with."""
 
 
 class Grant:
@@ -65,7 +65,8 @@ class Grant:
         self.again["device"] = said["device_id"]
         self.again["kind"] = "login" if said["login"] else "none"
         self.again["token"] = said["login"]
-        page = (asked["origin"], asked["host"]) if asked["websocket"] else None  # a page is judged for upgrades only
+        judged = asked["websocket"] or not said["login"]  # for upgrades, and where nobody shows a credential
+        page = (asked["origin"], asked["host"]) if judged else None
         self.question: Question = self.again["kind"], said["login"], said["device_id"], page
         """All of `again` that Django's answer can depend on: who have the same share one answer."""
         self.device_id = said["device_id"]

@@ -97,8 +97,9 @@ class LaneRequest:
             self.token = ticket
         if self.kind == b"ticket":
             self.key = b""
-        elif self.upgrade:  # the Origin counts
-            self.key = key_of(self.kind, token, device.encode(), b"ws", values[1], values[2])
+        elif self.upgrade or self.kind == b"none":  # the Origin counts
+            way = b"ws" if self.upgrade else b""
+            self.key = key_of(self.kind, token, device.encode(), way, values[1], values[2])
         else:
             self.key = key_of(self.kind, token, device.encode())
 

@@ -345,6 +345,21 @@ async def test_a_reusable_ticket_is_asked_about_once_for_the_same_request_of_the
             assert len(w.control.authorizations) == before + 1
 
 
+async def test_who_shows_no_credential_is_judged_by_the_page() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            for origin in ("http://front.example", "http://evil.example", ""):
+                for _ in range(4):
+                    fields = [f"Origin: {origin}"] if origin else []
+                    assert (await visitor.ask(GET, *fields, token="")).status == 200
+        assert [one["origin"] for one in w.control.authorizations] == [
+            "http://front.example",
+            "http://evil.example",
+            "",
+        ]
+
+
 async def test_a_kept_connection_without_a_request_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_client, "IDLE_SECONDS", 0.1)
     async with fast_world() as w:
