@@ -39,8 +39,7 @@ SEC_WEBSOCKET: Final = 16  # passes with a 101 alone
 DESTINATION: Final = 17
 X_FORWARDED_PREFIX: Final = 18
 REFERER: Final = 19
-AUTHORIZATION: Final = 20
-BOX_AUTHORIZATION: Final = 21
+BOX_AUTHORIZATION: Final = 20
 
 _HOP_BY_HOP: Final = {
     b"connection": CONNECTION,
@@ -66,7 +65,7 @@ _REQUEST: Final = (
     dict.fromkeys(_CLIENTS.split(b" "), FORWARDED)
     | _HOP_BY_HOP
     | {
-        b"authorization": AUTHORIZATION,  # ours: it stays here
+        b"authorization": DROP,  # ours
         b"x-visiona-box-authorization": BOX_AUTHORIZATION,
         b"referer": REFERER,
         b"cookie": DROP,

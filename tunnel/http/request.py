@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 from tunnel.http.body import BodyReader, ChunkedReader, LengthReader
 from tunnel.http.errors import ProxyError, bad_request, too_large
 from tunnel.http.fields import (
-    AUTHORIZATION,
     BOX_AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
@@ -48,6 +47,8 @@ IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"
 """RFC 9110 §9.2.2."""
 
 _CREDENTIAL_BYTES: Final = 8192
+_OF_PROXIES: Final = frozenset({FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST})
+_WORDED: Final = frozenset({DESTINATION, REFERER, X_FORWARDED_PREFIX, BOX_AUTHORIZATION})
 _BOUND: Final = (b"ntlm", b"negotiate")
 _MOVING: Final = frozenset({b"COPY", b"MOVE"})
 
@@ -108,12 +109,25 @@ class ProxyRequest(NamedTuple):
         return LengthReader(self.body_length)
 
 
+class _Worded:
+    """What goes out in other words than it came: of hardly any request."""
+
+    __slots__ = ("authorization", "destination", "prefix", "referer")
+
+    def __init__(self) -> None:
+        self.authorization: bytes | None = None
+        """For the box."""
+        self.destination: list[Field] = []
+        self.prefix = b""
+        """Of a trusted proxy's own."""
+        self.referer: list[Field] = []
+
+
 class _Draft:
     """What one pass over the fields finds."""
 
     __slots__ = (
-        "authorization", "bearer", "coding", "connection", "destination", "expect", "forwarded", "host", "length",
-        "passed", "prefix", "proto", "shown_host", "upgrade",
+        "coding", "connection", "expect", "forwarded", "host", "length", "proto", "shown_host", "upgrade", "worded",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -126,11 +140,7 @@ class _Draft:
         self.forwarded: list[bytes] = []
         self.proto: bytes | None = None
         self.shown_host: bytes | None = None
-        self.prefix = b""
-        self.destination: list[Field] = []
-        self.bearer = b""
-        self.authorization: bytes | None = None  # for the box
-        self.passed: list[Field] = []  # in other words than they came
+        self.worded: _Worded | None = None
 
     def take(self, rule: int, field: Field, *, trusted: bool) -> bool:
         """Note a field with a meaning; whether it also passes on as it is."""
@@ -158,26 +168,25 @@ class _Draft:
         return False
 
     def _take_worded(self, rule: int, field: Field, *, trusted: bool) -> bool:
-        """What goes out in other words than it came, or from a trusted proxy alone."""
-        if rule == DESTINATION:
-            self.destination.append(field)
-        elif rule == REFERER:
-            self.passed.append((field[0], _referer(field[1])))
-        elif rule in (AUTHORIZATION, BOX_AUTHORIZATION):
-            self._take_credential(rule, field[1])
-        elif trusted:
+        if trusted and rule in _OF_PROXIES:
             return self._take_forwarded(rule, field[1])
+        if rule not in _WORDED:
+            return False
+        worded = self.worded = self.worded or _Worded()
+        name, value = field
+        if rule == DESTINATION:
+            worded.destination.append(field)
+        elif rule == REFERER:
+            worded.referer.append((name, _referer(value)))
+        elif rule == X_FORWARDED_PREFIX and trusted:
+            worded.prefix = value.strip(b" \t").rstrip(b"/")
+        elif rule == BOX_AUTHORIZATION:
+            if worded.authorization is not None:
+                raise bad_request("two credentials for the box")
+            if len(value) > _CREDENTIAL_BYTES:
+                raise ProxyError("HEADERS_TOO_LARGE", f"a credential for the box of {len(value)} bytes")
+            worded.authorization = value.strip(b" \t")
         return False
-
-    def _take_credential(self, rule: int, value: bytes) -> None:
-        if rule == AUTHORIZATION:
-            self.bearer = value[7:].strip(b" \t") if value[:7].lower() == b"bearer " else b""
-            return
-        if self.authorization is not None:
-            raise bad_request("two credentials for the box")
-        if len(value) > _CREDENTIAL_BYTES:
-            raise ProxyError("HEADERS_TOO_LARGE", f"a credential for the box of {len(value)} bytes")
-        self.authorization = value.strip(b" \t")
 
     def _take_forwarded(self, rule: int, value: bytes) -> bool:
         if rule == X_FORWARDED_FOR:
@@ -186,18 +195,7 @@ class _Draft:
             self.proto = value
         elif rule == X_FORWARDED_HOST:
             self.shown_host = value
-        elif rule == X_FORWARDED_PREFIX:
-            self.prefix = value.strip(b" \t").rstrip(b"/")
         return rule == FORWARDED
-
-    def placed(self, method: bytes, via: Via, hosts: tuple[bytes, ...]) -> list[Field]:
-        """`Destination` as the box knows it; to other methods than WebDAV's it may mean anything. Raises 400."""
-        if method not in _MOVING:
-            return self.destination
-        return [
-            (name, destination(value.rstrip(b" \t"), mount=via.mount, home=via.home, hosts=hosts))
-            for name, value in self.destination
-        ]
 
     def body_length(self, *, http11: bool, limit: int) -> int:
         """Bytes of body or CHUNKED. Raises 400 for any doubt about where it ends (RFC 9112 §6), 413 over `limit`."""
@@ -266,6 +264,7 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         raise ProxyError("METHOD_NOT_ALLOWED", "an unknown method")
     path, query = split_target(request.target, limits.target_bytes)
     path = box_path(path, via.mount)
+    query, own = split_query(query, request.fields)
 
     draft = _Draft()
     passed: list[Field] = []
@@ -278,20 +277,23 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         if rule == PASS or (rule != DROP and draft.take(rule, field, trusted=via.trusted)):
             passed.append(field)
 
-    query, own = split_query(query, draft.bearer)
     length = draft.body_length(http11=request.http11, limit=limits.request_body)
     host = _host(draft, http11=request.http11)
     hosts = (host,) if draft.shown_host is None else (host, draft.shown_host)
-    passed += draft.passed
-    if draft.destination:
-        passed += draft.placed(request.method, via, hosts)
+    worded = draft.worded
+    if worded is not None:
+        passed += worded.referer
+        passed += _placed(worded.destination, request.method, via, hosts)
     options = list_members(draft.connection)
     nominated = set(options) - NOT_NOMINABLE
     if nominated:
         passed = without(passed, nominated)
-    authorization = draft.authorization or b""
-    if authorization:  # behind what a nomination takes off
-        passed.append((b"Authorization", authorization))
+    authorization, prefix = b"", via.mount
+    if worded is not None:
+        prefix = worded.prefix + prefix
+        authorization = worded.authorization or b""
+        if authorization:  # behind what a nomination takes off
+            passed.append((b"Authorization", authorization))
     expects = _expects_continue(draft, http11=request.http11) and length != 0
     upgrade = _upgrade(draft, options, length) if via.upgrade and request.http11 else b""
     before = [
@@ -304,9 +306,10 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
     after = [
         b"X-Forwarded-Proto: " + (draft.proto or via.scheme.encode("latin-1")),
         b"X-Forwarded-Host: " + (draft.shown_host or host),
-        *_prefix(draft.prefix + via.mount),
         b"X-Request-ID: ",
     ]
+    if prefix:
+        after.insert(2, b"X-Forwarded-Prefix: " + prefix)
     ready = ProxyRequest(
         b"",
         request.method,
@@ -318,9 +321,9 @@ def outline(request: RequestHead, via: Via, limits: Limits = LIMITS) -> Prepared
         b"close" not in options if request.http11 else b"keep-alive" in options,
         request.method in IDEMPOTENT,
         hosts,
-        bool(authorization),
-        authorization.lower().startswith(_BOUND),
     )
+    if authorization:
+        ready = ready._replace(private=True, bound=authorization.lower().startswith(_BOUND))
     return Prepared(before, after, _link(upgrade, via), ready)
 
 
@@ -333,6 +336,15 @@ def _host(draft: _Draft, *, http11: bool) -> bytes:
     if _HOST.match(draft.host) is None:
         raise bad_request("a bad Host field")
     return draft.host
+
+
+def _placed(fields: list[Field], method: bytes, via: Via, hosts: tuple[bytes, ...]) -> list[Field]:
+    """`Destination` as the box knows it; to other methods than WebDAV's it may mean anything. Raises ProxyError 400."""
+    if method not in _MOVING:
+        return fields
+    return [
+        (name, destination(value.rstrip(b" \t"), mount=via.mount, home=via.home, hosts=hosts)) for name, value in fields
+    ]
 
 
 def _referer(value: bytes) -> bytes:
@@ -367,10 +379,6 @@ def _framing(length: int, method: bytes) -> tuple[bytes, ...]:
     if length or method in (b"POST", b"PUT", b"PATCH"):
         return (b"Content-Length: %d" % length,)
     return ()
-
-
-def _prefix(prefix: bytes) -> tuple[bytes, ...]:
-    return (b"X-Forwarded-Prefix: " + prefix,) if prefix else ()
 
 
 def _link(upgrade: bytes, via: Via) -> list[bytes]:

@@ -6,11 +6,13 @@ It does not know heads or bodies. The path is never decoded for the box: it pass
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from tunnel.contract.authority import is_utf8
 from tunnel.http.errors import ProxyError, bad_request
+from tunnel.http.fields import Field
 
 _ORIGIN_FORM = re.compile(rb"/[\x21\x22\x24-\x7e\x80-\xff]*\Z")
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
@@ -85,11 +87,11 @@ def _climbs(path: bytes) -> bool:
     return False
 
 
-def split_query(query: bytes | None, bearer: bytes = b"") -> tuple[bytes | None, OwnParams]:
+def split_query(query: bytes | None, fields: Iterable[Field] = ()) -> tuple[bytes | None, OwnParams]:
     """The query for the box and what of it was ours.
 
     Taken out: `ticket`, `device_id` where its value is a UUID, and `access_token` where it is a credential of ours: one
-    by its form, or the `bearer` that the request came with. Other values are the box's (Home Assistant has its own).
+    by its form, or the bearer among the request's `fields`. Other values are the box's (Home Assistant has its own).
     The rest stays byte for byte in its order; a query that held nothing else becomes None. Names are compared decoded,
     as Django would read them.
     """
@@ -113,13 +115,20 @@ def split_query(query: bytes | None, bearer: bytes = b"") -> tuple[bytes | None,
             device_id = device_id or value.decode("ascii").lower()
         elif name == b"ticket":
             ticket = ticket or value.decode("latin-1")
-        elif _CREDENTIAL.match(value) is None and value != (bearer or None):
+        elif _CREDENTIAL.match(value) is None and value != _bearer(fields):
             kept.append(pair)
             continue
         taken = True
     if not taken:
         return query, NO_PARAMS
     return (b"&".join(kept) or None), OwnParams(device_id, ticket)
+
+
+def _bearer(fields: Iterable[Field]) -> bytes | None:
+    for name, value in fields:
+        if name.lower() == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip(b" \t") or None
+    return None
 
 
 def own_params(target: bytes) -> OwnParams:
