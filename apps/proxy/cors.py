@@ -45,6 +45,7 @@ class CorsMiddleware:
     @staticmethod
     def _preflight(request: HttpRequest, origin: str) -> HttpResponse:
         response = HttpResponse(headers={"Content-Length": "0"})
+        del response["Content-Type"]  # of a page, which it is not: it would have a page's policy
         patch_vary_headers(response, ("Origin",))
         if origin:
             method = request.META["HTTP_ACCESS_CONTROL_REQUEST_METHOD"]

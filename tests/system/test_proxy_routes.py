@@ -30,6 +30,23 @@ def test_cameras_and_inference_pass_path_for_path(lane: Lane, method: str, path:
     assert said["line"] == f"{method} {path}?x=1 HTTP/1.1"
 
 
+def test_odd_requests_are_taken_where_paths_pass_as_they_are(lane: Lane) -> None:
+    own = f"127.0.0.1:{lane.port}"
+    for change in (
+        (b" /api/cameras/x ", " /api/cameras/相機?q=機 ".encode()),
+        (b" /api/cameras/x ", f" http://{own}/api/cameras/x?y ".encode()),
+        (f"Host: {own}".encode(), b"Host: my_cloud:80"),
+        (f"Host: {own}".encode(), b"Host:"),
+    ):
+        with lane.wire() as wire:
+            wire.send(lane.head("GET", "/api/cameras/x", prefix="").replace(*change))
+            assert wire.read_head().status == 200, change
+    assert lane.ask("GET", "//x", prefix="/api/cameras").json["line"] == "GET /api/cameras//x HTTP/1.1"
+    said = lane.ask("MOVE", "/api/cameras/x", f"Destination: http://{own}/api/cameras/y", prefix="").json["fields"]
+    assert ["Destination", "/api/cameras/y"] in said
+    assert "x-forwarded-prefix" not in {name.lower() for name, _ in said}
+
+
 def test_a_location_is_not_touched_where_paths_pass_as_they_are(lane: Lane) -> None:
     lane.box.on("/api/cameras/go", lambda peer: peer.answer(b"", "302 Found", "Location: /api/cameras/0"))
     assert lane.ask("GET", "/api/cameras/go", prefix="").one("location") == "/api/cameras/0"

@@ -172,6 +172,37 @@ def test_security_fields_are_the_same_on_every_lane(lane: Lane) -> None:
     assert (preflight.status, set(security(preflight))) == (200, set(ours))
 
 
+OF_ALL = {
+    "access-control-allow-origin", "connection", "content-length", "content-security-policy", "referrer-policy", "vary",
+    "x-content-type-options", "x-frame-options", "x-request-id", "cache-control",
+}  # fmt: skip
+OF_OURS = OF_ALL | {"cross-origin-opener-policy", "date"}
+
+
+def test_every_way_adds_the_same_fields(lane: Lane) -> None:
+    """To what a box says, to a refusal, to a preflight; and none that only one way knows."""
+    asked = ["Accept-Language: zh-Hant", "Origin: http://front.example"]
+    lane.box.on("/plain", lambda peer: peer.answer(b"x", "200 OK", "Content-Type: text/plain"))
+    said = lane.ask("GET", "/plain", *asked)
+    assert {name.lower() for name, _ in said.fields} == OF_ALL | {"content-type", "access-control-expose-headers"}
+    preflight = lane.ask("OPTIONS", "/plain", "Access-Control-Request-Method: GET", *asked)
+    told = {name.lower() for name, _ in preflight.fields}
+    assert told == OF_OURS | {"access-control-allow-methods", "access-control-max-age"}
+    stranger = replace(lane, token="vAu_" + "0" * 32)
+    refused = stranger.ask("GET", "/plain", *asked)
+    told = {name.lower() for name, _ in refused.fields}
+    own = {"content-type", "access-control-expose-headers", "content-language", "www-authenticate"}
+    assert told == OF_OURS | own
+    assert (refused.one("content-language"), refused.one("www-authenticate")) == ("zh-hant", 'Bearer realm="visiona"')
+    assert refused.one("vary") == "Origin, Accept-Language"
+    assert {got.one("content-security-policy") for got in (preflight, refused)} == {
+        "default-src 'none'; frame-ancestors 'none'"
+    }
+    lane.box.close()
+    (broken,) = [lane.ask("GET", "/plain")]
+    assert (broken.status, broken.one("content-language"), broken.all("www-authenticate")) == (502, "en", [])
+
+
 def test_what_an_answer_may_not_say_is_dropped_and_ours_is_added(lane: Lane) -> None:
     lane.box.on(
         "/bad",

@@ -45,6 +45,7 @@ from tunnel.http.body import Buffer as Buffer
 from tunnel.http.body import FramingError as FramingError
 from tunnel.http.errors import AnswerCut as AnswerCut
 from tunnel.http.errors import ExchangeError as ExchangeError
+from tunnel.http.errors import Language as Language
 from tunnel.http.errors import MisuseError as MisuseError
 from tunnel.http.errors import ProxyError as ProxyError
 from tunnel.http.errors import error_body as error_body

@@ -6,6 +6,7 @@ The same answers as the API gives by its middleware (`apps/proxy/cors.py`): what
 from __future__ import annotations
 
 from collections.abc import Sequence
+from email.utils import formatdate
 from typing import Final
 
 from tunnel.contract import EXPOSED, SECURITY_FIELDS, Origins, preflight_fields
@@ -13,7 +14,7 @@ from tunnel.http import Field
 
 _EXPOSED: Final = (b"Access-Control-Expose-Headers", ", ".join(EXPOSED).encode("ascii"))
 _ORIGINS: Final = 256
-_VARY: Final = b"Vary: Origin\r\n"
+_VARY: Final = b"Vary: Origin, Accept-Language\r\n"
 _SECURITY: Final = tuple((name.encode("ascii"), value.encode("ascii")) for name, value in SECURITY_FIELDS)
 
 
@@ -50,7 +51,8 @@ class Cors:
 
     def preflight(self, origin: bytes, method: bytes, names: bytes, request_id: str, *, keep_alive: bool) -> bytes:
         """The whole answer to a preflight, which needs no credential and never reaches a box."""
-        fields = [(b"Vary", b"Origin"), (b"Content-Length", b"0"), *_SECURITY, *self._none]
+        fields = [(b"Vary", b"Origin"), (b"Content-Length", b"0"), (b"Cache-Control", b"no-store"), *_SECURITY]
+        fields += [(b"Date", formatdate(usegmt=True).encode("ascii")), *self._none]
         if self._origins.allow(origin.decode("latin-1")):
             asked = (each.decode("latin-1") for each in (origin, method, names))
             told = preflight_fields(*asked, of_box=True)

@@ -1,9 +1,11 @@
-"""What the public lane tells a client whom it refuses. Pure."""
+"""What the public lane tells a client whom it refuses. Pure, but for the clock that `Date` is by."""
 
 from __future__ import annotations
 
+from email.utils import formatdate
+
 from tunnel.daemon.lane.authorizer import Denied
-from tunnel.http import ProxyError, error_response
+from tunnel.http import Language, ProxyError, error_response
 
 
 class _OnlyGet(ProxyError):
@@ -25,13 +27,17 @@ def told(
         extra += b"Upgrade: websocket\r\n"
     elif isinstance(error, _OnlyGet):
         extra += b"Allow: GET\r\n"
+    elif error.status == 401:
+        extra += b'WWW-Authenticate: Bearer realm="visiona"\r\n'
+    spoken: Language = "zh-hant" if language == "zh-hant" else "en"
+    extra += b"Content-Language: %b\r\nDate: %b\r\n" % (spoken.encode(), formatdate(usegmt=True).encode())
     message = None
     if isinstance(error, Denied):
         message, extra = error.message if language == "en" else None, extra + error.headers
     return error_response(
         error,
         request_id,
-        language="zh-hant" if language == "zh-hant" else "en",
+        language=spoken,
         keep_alive=keep_alive,
         head_only=head_only,
         extra=extra,
