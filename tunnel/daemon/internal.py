@@ -26,6 +26,7 @@ from tunnel.daemon.agents.handshakes import PendingHandshakes
 from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import CLOSING_CODES, TunnelSession
 from tunnel.daemon.config import TunnelConfig
+from tunnel.daemon.control.heartbeat import HeartbeatLoop
 from tunnel.daemon.http.accept import Rest
 from tunnel.daemon.http.messages import Refusal, Request, answer, head, send_and_close, success
 from tunnel.daemon.lane.lane import PublicLane
@@ -57,9 +58,11 @@ class InternalApi:
         arrivals: PendingHandshakes,
         switch: Relay,
         metrics: Metrics,
+        heartbeat: HeartbeatLoop,
         drain: Callable[[], None],
         handed_over: Callable[[TunnelSession], None],
         fast: PublicLane,
+        shares: SharedStreams,
     ) -> None:
         self._secrets = config.secrets
         self._node = config.node
@@ -68,9 +71,11 @@ class InternalApi:
         self._open_seconds = config.open_seconds
         self._switch = switch
         self._metrics = metrics
+        self._heartbeat = heartbeat
         self._drain = drain
         self._handed_over = handed_over
         self._fast = fast
+        self._shares = shares
 
     async def serve(self, request: Request, stream: ByteStream, peer: str) -> Rest | None:
         """One connection; what is returned carries a stream. Raises Refusal."""
@@ -122,15 +127,14 @@ class InternalApi:
     def _probe(self, request: Request) -> bytes:
         if request.path == "/healthz":
             self._check_method(request, "GET", "HEAD")
-            heart = self._metrics.heart
-            if heart is not None and not heart.beating:
+            if not self._heartbeat.beating:
                 raise Refusal("TUNNEL_UNAVAILABLE", "the task that sends heartbeats stands still", retry_after=5)
             return answer(200, b'{"status":"ok"}', request.request_id)
         if request.path == "/readyz":
             self._check_method(request, "GET", "HEAD")
             if self._metrics.leaving:
                 raise Refusal("TUNNEL_UNAVAILABLE", "draining", retry_after=5)
-            if not self._metrics.ready:
+            if not self._heartbeat.accepted:
                 raise Refusal("TUNNEL_UNAVAILABLE", "the API does not accept heartbeats", retry_after=1)
             return answer(200, b'{"status":"ready"}', request.request_id)
         raise Refusal("NOT_FOUND", "there is nothing here")
@@ -240,8 +244,8 @@ class InternalApi:
 
     async def _lent(self, request: Request, session: TunnelSession, deadline: float) -> RemoteSubscription | None:
         """A place among the viewers of one answer, for another daemon that asks for one. Raises Refusal."""
-        said, shares = request.header(H_SHARE.lower()), self._metrics.shares
-        if said is None or not isinstance(shares, SharedStreams):
+        said, shares = request.header(H_SHARE.lower()), self._shares
+        if said is None:
             return None
         key = key_of_share(said, session)
         if key is None or shares.is_plain(key):

@@ -3,7 +3,7 @@ path pays for nothing but its own counters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -39,16 +39,6 @@ class Sessions(Protocol):
         """Those of this moment."""
 
 
-class Events(Protocol):
-    """What waits to be told to the API."""
-
-    @property
-    def dropped(self) -> int:
-        """How many were lost."""
-
-    def __len__(self) -> int: ...
-
-
 class MetricSource(Protocol):
     """A part of the daemon that tells numbers of its own."""
 
@@ -56,29 +46,13 @@ class MetricSource(Protocol):
         """What is true now."""
 
 
-class HeartbeatState(Protocol):
-    """Who tells the API that this node lives."""
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the API takes it."""
-
-    @property
-    def beating(self) -> bool:
-        """Whether it is told at all."""
-
-
 class Metrics:
-    """One daemon's numbers, in a registry of its own."""
+    """One daemon's numbers, in a registry of its own. `sources` are the parts that tell numbers of their own."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, sources: Callable[[], Iterable[MetricSource]]) -> None:
         self.registry = CollectorRegistry()
         self._sessions = sessions
-        self.outbox: Events | None = None
-        self.fast: MetricSource | None = None
-        self.shares: MetricSource | None = None
-        self.room: MetricSource | None = None
-        self.heart: HeartbeatState | None = None
+        self._sources = sources
         self.leaving = False  # told to end, and not ready any more; what comes is served until `draining`
         self.draining = False
         self.bytes_in = 0  # of sessions that have ended
@@ -101,11 +75,6 @@ class Metrics:
         )
         self.registry.register(_Live(self))
 
-    @property
-    def ready(self) -> bool:
-        """Whether the API accepts heartbeats."""
-        return self.heart is not None and self.heart.accepted
-
     def ended(self, session: Tunnel, reason: str) -> None:
         """Keep the totals of a session that is gone."""
         seen = session.connection.statistics()
@@ -127,7 +96,6 @@ class Metrics:
         yield GaugeMetricFamily(
             name + "buffered_bytes", "Bytes that wait in streams", value=sum(one.buffered for one in seen)
         )
-        yield GaugeMetricFamily(name + "ready", "1 while the API accepts heartbeats", value=int(self.ready))
         yield GaugeMetricFamily(name + "draining", "1 while the daemon ends", value=int(self.draining))
         moved = CounterMetricFamily(name + "bytes", "Bytes of the tunnels, framing included", labels=["direction"])
         moved.add_metric(["in"], self.bytes_in + sum(one.bytes_in for one in seen))
@@ -141,12 +109,8 @@ class Metrics:
         yield GaugeMetricFamily(
             name + "tasks", "Trio tasks of this process", value=trio.lowlevel.current_statistics().tasks_living
         )
-        for source in (self.fast, self.shares, self.room):
-            if source is not None:
-                yield from source.live()
-        if self.outbox is not None:
-            yield GaugeMetricFamily(name + "events_waiting", "Events not yet told to the API", value=len(self.outbox))
-            yield CounterMetricFamily(name + "events_dropped", "Events lost", value=self.outbox.dropped)
+        for source in self._sources():
+            yield from source.live()
 
 
 class _Live(Collector):

@@ -63,6 +63,7 @@ class Listener:
         self,
         config: TunnelConfig,
         *,
+        node_url: str,
         admission: Admission,
         sessions: Registry[TunnelSession],
         arrivals: PendingHandshakes,
@@ -95,7 +96,7 @@ class Listener:
         self._limits = SessionConfig(max_outbound_streams=config.max_streams, open_timeout=config.open_seconds)
         self._admitting = 0
         self._empty = trio.lowlevel.ParkingLot()
-        self.node_url = config.node_url  # the daemon sets it once the internal port is bound
+        self._node_url = node_url
 
     async def wait_empty(self) -> None:
         """Return when no session is held."""
@@ -248,7 +249,7 @@ class Listener:
             )
 
     def _close_replaced(self, replaced: Replaced) -> None:
-        if replaced["node_url"] == self.node_url:
+        if replaced["node_url"] == self._node_url:
             here = self._sessions.get(replaced["session"])
             if here is not None:
                 here.close(CLOSE_REPLACED, "replaced by a newer connection")

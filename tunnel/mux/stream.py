@@ -54,6 +54,8 @@ class Stream(trio.abc.HalfCloseableStream):
     an end of stream.
     """
 
+    notifies: Final = True
+    """`listener` is called."""
     __slots__ = ("_closed", "_connection", "_core", "_receiver", "_receiving", "_sender", "_sending", "listener")
 
     def __init__(self, connection: Multiplexer, core: MuxStream) -> None:

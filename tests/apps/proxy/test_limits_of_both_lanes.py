@@ -57,7 +57,8 @@ def of_the_api() -> Limits:
 
 
 def of_the_fast_lane(config: TunnelConfig) -> Limits:
-    return PublicLane(config, control=Mock(), sessions=Mock(), arrivals=Mock(), log=Mock())._limits
+    parts = "control sessions arrivals log full room background share plain remote hands"
+    return PublicLane(config, node_url="", **{name: Mock() for name in parts.split()})._limits
 
 
 @pytest.mark.parametrize("name", OF_AN_EXCHANGE)

@@ -218,7 +218,7 @@ class World:
         connection = Connection(transport, role=role, accept_streams=True, name="agent")
         if run:
             self.nursery.start_soon(connection.run)
-        await self.until(lambda: any(one.connection for one in self.daemon.sessions.all()))
+        await self.until(lambda: any(one.connection for one in self.daemon.parts.sessions.all()))
         return connection, {name.lower(): value for name, value in answer}
 
     async def serve(self, agent: Connection, handle: Callable[[Stream], Awaitable[None]]) -> None:
@@ -265,7 +265,7 @@ class World:
     ) -> tuple[int, dict[str, str], ByteStream, bytes]:
         """Ask for a stream: status, headers, the socket, and what was read behind the head."""
         if headers is None:
-            headers = [("X-Tunnel-Session", self.daemon.sessions.all()[-1].id)]
+            headers = [("X-Tunnel-Session", self.daemon.parts.sessions.all()[-1].id)]
         stream = await dial(self.internal)
         lines = ["POST /internal/forward/raw HTTP/1.1", "Host: daemon", f"Authorization: Bearer {secret}"]
         lines += ["Connection: Upgrade", "Upgrade: visiona-stream"] + [f"{name}: {value}" for name, value in headers]

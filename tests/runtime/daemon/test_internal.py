@@ -20,7 +20,7 @@ async def test_bytes_go_both_ways_and_half_closes_pass() -> None:
             headers=[("Authorization", f"Bearer {TOKEN}"), ("X-VisionA-Agent", "a/1; features=keepalive")]
         )
         await w.serve(agent, echo)
-        session = w.daemon.sessions.all()[0]
+        session = w.daemon.parts.sessions.all()[0]
         status, fields, raw, rest = await w.forward(
             first=b"first ", headers=[("X-Device-Id", "device-0"), ("X-Request-ID", "req-1")]
         )
@@ -31,7 +31,7 @@ async def test_bytes_go_both_ways_and_half_closes_pass() -> None:
         await raw.send_all(b"x" * 1_000_000)
         raw.send_eof()
         assert rest + await read_all(raw) == b"first " + b"x" * 1_000_000
-        await w.until(lambda: not len(w.daemon.switch))
+        await w.until(lambda: not len(w.daemon.parts.relay))
         line = w.logged("forward")[0]
         assert (line["request_id"], line["outcome"], line["device"]) == ("req-1", "done", "device-0")
         assert line["bytes_up"] == line["bytes_down"] == 1_000_006
@@ -105,7 +105,7 @@ async def test_a_clients_reset_is_a_reset_of_the_stream(half_closed: bool) -> No
         await raw.send_all(b"go")
         if half_closed:
             raw.send_eof()
-            await w.until(lambda: any(one.up_done for one in w.daemon.switch._forwards))
+            await w.until(lambda: any(one.up_done for one in w.daemon.parts.relay._forwards))
         start = trio.current_time()
         raw.reset()
         await done.wait()
@@ -154,13 +154,13 @@ async def test_a_slow_client_stalls_its_stream_only() -> None:
         await w.serve(agent, pour)
         _, _, slow, _ = await w.forward()
         await slow.send_all(b"flood")
-        await w.until(lambda: w.daemon.sessions.all()[0].connection.statistics().buffered > 100_000)
+        await w.until(lambda: w.daemon.parts.sessions.all()[0].connection.statistics().buffered > 100_000)
         for _ in range(20):
             _, _, raw, rest = await w.forward()
             await raw.send_all(b"hello")
             raw.send_eof()
             assert rest + await read_all(raw) == b"quick"
-        assert w.daemon.sessions.all()[0].connection.statistics().buffered <= 1 << 20
+        assert w.daemon.parts.sessions.all()[0].connection.statistics().buffered <= 1 << 20
         slow.reset()
 
 
@@ -172,7 +172,7 @@ async def test_an_agent_that_lives_and_does_not_acknowledge_gets_the_request() -
             status, _, raw, _ = await w.forward()
             assert status == 101
             raw.reset()
-        assert not w.daemon.sessions.all()[0].closing
+        assert not w.daemon.parts.sessions.all()[0].closing
 
 
 async def test_an_agent_that_is_silent_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ async def test_an_agent_that_is_silent_is_504(monkeypatch: pytest.MonkeyPatch) -
         assert status == 504
         raw.close()
         assert b"visiona_tunnel_streams_total" in (await w.http("/metrics"))[2]
-        assert w.daemon.sessions.all()[0].connection.streams == 0
+        assert w.daemon.parts.sessions.all()[0].connection.streams == 0
 
 
 async def test_a_full_tunnel_is_503_with_retry_after() -> None:
@@ -200,7 +200,7 @@ async def test_a_full_tunnel_is_503_with_retry_after() -> None:
         assert (status, fields["retry-after"]) == (503, "1")
         raw.close()
         held.pop().reset()
-        await w.until(lambda: len(w.daemon.switch) == 2)
+        await w.until(lambda: len(w.daemon.parts.relay) == 2)
         status, _, raw, _ = await w.forward()
         assert status == 101
         raw.close()
@@ -210,7 +210,7 @@ async def test_an_agent_that_is_going_away_is_503() -> None:
     async with world() as w:
         agent, _ = await w.agent()
         agent.go_away(0)
-        await w.until(lambda: w.daemon.sessions.all()[0].connection.peer_going_away)
+        await w.until(lambda: w.daemon.parts.sessions.all()[0].connection.peer_going_away)
         status, fields, raw, rest = await w.forward()
         assert (status, fields["retry-after"]) == (503, "1")
         assert b"TUNNEL_DISCONNECTED" in rest + await read_all(raw)
@@ -231,12 +231,12 @@ async def test_the_buffer_budget_refuses_and_breaks_off() -> None:
         _, _, slow, _ = await w.forward()  # never read: the daemon has to hold what comes
         await w.until(lambda: w.logged("forward"))
         assert w.logged("forward")[0]["outcome"] == "overloaded"
-        assert w.daemon.switch._over_budget
+        assert w.daemon.parts.relay._over_budget
         status, _, raw, _ = await w.forward()
         assert status == 503
         raw.close()
         slow.close()
-        await w.until(lambda: not w.daemon.switch._over_budget)
+        await w.until(lambda: not w.daemon.parts.relay._over_budget)
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,14 @@ async def test_facts_pages_and_closing_of_sessions() -> None:
     async with world() as w:
         first, _ = await w.agent(headers=[("X-Relay-Token", TOKEN), ("X-VisionA-Agent", "box/2.1")])
         await w.agent(OTHER)
-        await w.until(lambda: len(w.daemon.sessions) == 2)
-        ids = sorted(one.id for one in w.daemon.sessions.all())
+        await w.until(lambda: len(w.daemon.parts.sessions) == 2)
+        ids = sorted(one.id for one in w.daemon.parts.sessions.all())
         status, _, body = await w.http("/internal/sessions?limit=1")
         assert (status, body["meta"]) == (200, {"total": 2, "next": ids[0]})
         _, _, body = await w.http(f"/internal/sessions?limit=1&after={ids[0]}")
         assert [one["session"] for one in body["data"]] == [ids[1]]
         assert body["meta"]["next"] is None
-        mine = w.daemon.sessions.of_device("device-0")
+        mine = w.daemon.parts.sessions.of_device("device-0")
         assert mine is not None
         _, _, body = await w.http(f"/internal/session/{mine.id}")
         assert body["data"]["device_id"] == "device-0"
@@ -317,7 +317,7 @@ async def test_facts_pages_and_closing_of_sessions() -> None:
         await w.until(lambda: first.end_reason is not None)
         assert first.end_reason is not None
         assert (first.end_reason.close_code, first.end_reason.remote) == (4401, True)
-        await w.until(lambda: len(w.daemon.sessions) == 1)
+        await w.until(lambda: len(w.daemon.parts.sessions) == 1)
         assert (await w.http(f"/internal/session/{mine.id}", method="DELETE"))[0] == 404
         ended = await w.control.wait(lambda: [e for e in w.control.events if e["type"] == "disconnected"])
         assert (ended[0]["reason"], ended[0]["code"], ended[0]["session"]) == ("revoked", 4401, mine.id)
@@ -328,7 +328,7 @@ async def test_a_sign_of_life_is_asked_of_the_agent(there: bool, monkeypatch: py
     monkeypatch.setattr("tunnel.daemon.internal._PING_SECONDS", 30.0 if there else 0.2)
     async with world() as w:
         agent, _ = await w.agent(run=there)
-        session = w.daemon.sessions.all()[0].id
+        session = w.daemon.parts.sessions.all()[0].id
         for _ in range(2):  # the first ping of a silent one is still outstanding
             status, _, body = await w.http(f"/internal/session/{session}?ping=1")
             assert (status, body["data"]["answers"], body["data"]["session"]) == (200, there, session)
@@ -341,7 +341,7 @@ async def test_a_sign_of_life_is_asked_of_the_agent(there: bool, monkeypatch: py
 async def test_a_code_that_is_none_of_ours_is_refused(query: str) -> None:
     async with world() as w:
         await w.agent()
-        session = w.daemon.sessions.all()[0]
+        session = w.daemon.parts.sessions.all()[0]
         status, _, body = await w.http(f"/internal/session/{session.id}?{query}", method="DELETE")
         assert (status, body["error"]["code"]) == (400, "VALIDATION_ERROR")
         assert not session.closing
@@ -375,7 +375,7 @@ async def test_methods_and_unknown_routes(method: str, target: str, status: int)
 async def test_probes_and_metrics_need_no_secret_on_loopback() -> None:
     async with world() as w:
         await w.control.wait(lambda: w.control.heartbeats)
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
         assert (await w.http("/healthz", secret=None))[2] == {"status": "ok"}
         assert (await w.http("/healthz", secret=None, method="HEAD"))[2] == b""
         assert (await w.http("/readyz", secret=None))[2] == {"status": "ready"}

@@ -35,7 +35,7 @@ async def test_a_crash_of_one_session_ends_that_session_only(monkeypatch: pytest
         await w.serve(agent, echo)
         await w.serve(other, echo)
         _, _, raw, _ = await w.forward(headers=[("X-Device-Id", "device-0")], first=b"x")
-        session = w.daemon.sessions.of_device("device-0")
+        session = w.daemon.parts.sessions.of_device("device-0")
         assert session is not None
 
         victim, whole = session.connection.session, Session.receive_data
@@ -91,7 +91,7 @@ async def test_an_upload_that_the_agent_does_not_take_stops_at_the_window() -> N
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pour)
-            forward = next(iter(w.daemon.switch._forwards))
+            forward = next(iter(w.daemon.parts.relay._forwards))
             await w.until(lambda: forward.up >= 256 * 1024)
             before = -1
             while before != forward.up:
@@ -125,8 +125,8 @@ async def test_many_streams_at_once_keep_their_bytes_apart() -> None:
         async with trio.open_nursery() as nursery:
             for number in range(60):
                 nursery.start_soon(one, number)
-        await w.until(lambda: not len(w.daemon.switch))
-        assert w.daemon.sessions.all()[0].connection.streams == 0
+        await w.until(lambda: not len(w.daemon.parts.relay))
+        assert w.daemon.parts.sessions.all()[0].connection.streams == 0
         assert {line["outcome"] for line in w.logged("forward")} == {"done"}
 
 
@@ -201,7 +201,7 @@ async def test_a_bug_in_the_background_is_logged_and_survived() -> None:
         async def bug() -> None:
             raise RuntimeError("a bug of ours")
 
-        w.daemon._spawn(bug)
+        w.daemon.parts.background.spawn(bug)
         await w.until(lambda: w.logged("background_crashed"))
         agent, _ = await w.agent(OTHER)
         await w.serve(agent, echo)

@@ -21,7 +21,7 @@ async def lingers(wire: Wire) -> None:
 
 
 def session_of(w: World) -> Connection:
-    (session,) = w.daemon.sessions.all()
+    (session,) = w.daemon.parts.sessions.all()
     return session.connection
 
 
@@ -89,7 +89,7 @@ async def test_streams_in_use_are_never_given_up() -> None:
                 assert (await two.ask(f"POST /d/{DEVICE}/x", "Content-Length: 0")).status == 200
             await two.send(f"POST /d/{DEVICE}/slow", "Content-Length: 0")
             async with Visitor(w) as third:
-                await w.until(lambda: len(w.daemon.fast or ()) == 2)
+                await w.until(lambda: len(w.daemon.parts.lane or ()) == 2)
                 got = await third.ask(f"POST /d/{DEVICE}/x", "Content-Length: 0")
                 assert (got.status, got.code) == (503, "OVERLOADED")
             hold.set()

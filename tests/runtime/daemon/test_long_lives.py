@@ -34,7 +34,7 @@ async def test_a_stream_that_moves_goes_on(mock_clock: MockClock, way: str) -> N
             await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
         await box(w, film if way == "down" else take)
-        (session,) = w.daemon.sessions.all()
+        (session,) = w.daemon.parts.sessions.all()
         async with Visitor(w) as visitor:
 
             async def pass_on(piece: bytes) -> None:
@@ -57,4 +57,4 @@ async def test_a_stream_that_moves_goes_on(mock_clock: MockClock, way: str) -> N
             await pass_on(END)
             if way == "up":
                 assert (await visitor.read()).body == b"ok"
-        assert w.daemon.sessions.all() == [session]
+        assert w.daemon.parts.sessions.all() == [session]

@@ -285,7 +285,7 @@ async def test_the_daemon_outlives_a_bug_in_one_tunnels_look(monkeypatch: pytest
         other, _ = await w.agent(OTHER)
         await w.serve(victim, echo)
         await w.serve(other, echo)
-        session = w.daemon.sessions.of_device("device-0")
+        session = w.daemon.parts.sessions.of_device("device-0")
         assert session is not None
         monkeypatch.setattr(session.connection, "look", _failing)
         # A tunnel that carries something is looked at each second.

@@ -6,10 +6,12 @@ When the queue is full the oldest event is dropped and counted: the next full he
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
 import trio
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tunnel.contract import TunnelEvent
 from tunnel.daemon.control.client import ControlPlane, ControlUnavailable
@@ -37,6 +39,12 @@ class EventQueue:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def live(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        name = "visiona_tunnel_"
+        yield GaugeMetricFamily(name + "events_waiting", "Events not yet told to the API", value=len(self))
+        yield CounterMetricFamily(name + "events_dropped", "Events lost", value=self.dropped)
 
     def put(self, event: TunnelEvent) -> None:
         """Queue an event; never waits."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from tunnel.contract import Heartbeat as HeartbeatMessage
 from tunnel.contract import HeartbeatAnswer
@@ -64,6 +65,11 @@ class HeartbeatLoop:
     def beating(self) -> bool:
         """Whether they are sent at all, accepted or not."""
         return trio.current_time() - self._tried_at < _STILL * (self._interval + self._patience)
+
+    def live(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        told = "1 while the API accepts heartbeats"
+        yield GaugeMetricFamily("visiona_tunnel_ready", told, value=int(self.accepted))
 
     async def say_goodbye(self, seconds: float) -> None:
         """Have Django know that this node drains, before anybody is turned away; `seconds` at most."""

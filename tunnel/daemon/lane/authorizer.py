@@ -6,7 +6,7 @@ It does not know sockets, exchanges or HTTP: a caller is an `AuthorizeRequest`, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import orjson
@@ -103,12 +103,14 @@ class _Flight:
 
 
 class Authorizer:
-    """Asks Django, once at a time for each key, and keeps what is allowed. `nursery` carries the look-ups."""
+    """Asks Django, once at a time for each key, and keeps what is allowed. `spawn` starts the look-ups."""
 
-    def __init__(self, control: ControlPlane, log: JsonLog, nursery: trio.Nursery, *, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, control: ControlPlane, log: JsonLog, spawn: Callable[..., None], *, limits: Limits = LIMITS
+    ) -> None:
         self._control = control
         self._log = log
-        self._nursery = nursery
+        self._spawn = spawn
         self._base = limits
         self._limits: dict[int, Limits] = {}
         self._kept: Grants[Grant] = Grants()
@@ -216,7 +218,7 @@ class Authorizer:
         if flight is not None:
             return flight
         flight = self._flights[key] = _Flight()  # their number is bounded by the queues of `ControlPlane`
-        self._nursery.start_soon(self._flown, key, asked, flight)
+        self._spawn(self._flown, key, asked, flight)
         return flight
 
     async def _flown(self, key: bytes, asked: AuthorizeRequest, flight: _Flight) -> None:

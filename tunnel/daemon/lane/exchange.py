@@ -111,7 +111,7 @@ class LaneExchange(Progress):
         except (TunnelError, trio.ClosedResourceError) as error:
             self.broken(error)
             return
-        if self._lane.pumped(stream):
+        if not stream.notifies:
             self.client.wander.went(self._head.target, self.grant.node_url)
             self._pump()
         else:

@@ -136,7 +136,7 @@ class FastPath:
         """The grant for a request that was met before, if nobody has to be asked and it is surely not to be shared."""
         lane = self._lane
         authorizer = lane.authorizer
-        if lane.draining or authorizer is None:
+        if lane.draining:
             return None
         grant = authorizer.find(ready.key)
         if grant is None or now >= grant.refresh_at:
@@ -145,7 +145,7 @@ class FastPath:
             ready.met(grant)
         if ready.length > grant.limits.request_body:
             return None
-        if ready.sharable and now >= ready.plain_until and lane.plain is not None:
+        if ready.sharable and now >= ready.plain_until:
             ready.plain_until = lane.plain(grant, ready.prepared.line)
             if now >= ready.plain_until:
                 return None

@@ -15,7 +15,7 @@ from tunnel.daemon.lane.authorizer import Authorizer, Grant
 from tunnel.daemon.lane.fd_passing import FdPassing
 from tunnel.daemon.lane.head_cache import HeadKey
 from tunnel.daemon.lane.migration import Migration
-from tunnel.daemon.upstream.interfaces import BoxStream, Upstream
+from tunnel.daemon.upstream.interfaces import Upstream
 from tunnel.daemon.upstream.local import LocalUpstream
 from tunnel.http import BodyReader, Buffer, Field, ProxyError, RequestHead
 from tunnel.net.poller import Poller
@@ -186,10 +186,6 @@ class ExchangeContext(Runner, Protocol):
     async def newer(self, grant: Grant, line: Upstream, until: float) -> Upstream | None:
         """The way to a session that came after that of `line`. Raises ProxyError TUNNEL_DISCONNECTED."""
 
-    @staticmethod
-    def pumped(stream: BoxStream) -> bool:
-        """Whether a stream can't call back, so that a task has to wait for it."""
-
     def cors_of(self, head: RequestHead) -> list[Field]:
         """The CORS fields for the answer to a request."""
 
@@ -220,10 +216,10 @@ class FastPathContext(ExchangeContext, Protocol):
 
     running: set[InFlight]
     poller: Poller | None
-    plain: Plain | None
+    plain: Plain
 
     @property
-    def authorizer(self) -> Authorizer | None:
+    def authorizer(self) -> Authorizer:
         """Who says what Django said."""
 
     def here(self, grant: Grant) -> LocalUpstream | None:
@@ -243,8 +239,11 @@ class FastPathServer(InFlight, Protocol):
 class ClientContext(Runner, Protocol):
     """The lane, as a client's connection sees it."""
 
-    hands: FdPassing | None
     poller: Poller | None
+
+    @property
+    def hands(self) -> FdPassing | None:
+        """What gives connections to other processes of this host, where there are any."""
 
     @property
     def draining(self) -> bool:

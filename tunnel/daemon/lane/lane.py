@@ -33,6 +33,7 @@ from tunnel.daemon.lane.ids import Ids
 from tunnel.daemon.lane.interfaces import (
     ClientExchange,
     Downstream,
+    ExchangeContext,
     FastPathServer,
     InFlight,
     LoggedExchange,
@@ -42,9 +43,8 @@ from tunnel.daemon.lane.interfaces import (
 from tunnel.daemon.lane.reauthorize import Reauthorizer
 from tunnel.daemon.lane.refusals import no_upgrade, told
 from tunnel.daemon.lane.route import HeadFields, LaneRequest, field_of, is_bodyless, read
-from tunnel.daemon.upstream.interfaces import BoxStream, Upstream
+from tunnel.daemon.upstream.interfaces import Upstream
 from tunnel.daemon.upstream.local import LocalUpstream
-from tunnel.daemon.upstream.remote_stream import PeerStream
 from tunnel.http import (
     Exchange,
     Field,
@@ -57,6 +57,7 @@ from tunnel.http import (
     outline,
 )
 from tunnel.logs import JsonLog
+from tunnel.net.background import Background
 from tunnel.net.poller import AVAILABLE, Poller
 from tunnel.net.sockets import ByteStream
 
@@ -64,8 +65,8 @@ _LOOK_SECONDS: Final = 0.5
 _ANY_BODY: Final = Limits(request_body=1 << 62)
 """Before it is known how large a body may be."""
 
-Share = Callable[[Downstream, LaneRequest, Exchange, Grant, str], ClientExchange | None]
-"""(client, what was asked, exchange, grant, request id): may take over a GET of the whole, or not (None)."""
+Share = Callable[[ExchangeContext, Downstream, LaneRequest, Exchange, Grant, str], ClientExchange | None]
+"""(lane, client, what was asked, exchange, grant, request id): may take over a GET of the whole, or not (None)."""
 
 
 class PublicLane:
@@ -75,25 +76,31 @@ class PublicLane:
         self,
         config: TunnelConfig,
         *,
+        node_url: str,
         control: ControlPlane,
         sessions: Registry[TunnelSession],
         arrivals: PendingHandshakes,
         log: JsonLog,
-        full: Callable[[], bool] = lambda: False,
-        room: ConnectionLimit | None = None,
+        full: Callable[[], bool],
+        room: ConnectionLimit,
+        background: Background,
+        share: Share,
+        plain: Plain,
+        remote: Remote,
+        hands: FdPassing | None,
     ) -> None:
         self.config = config
         self.head_seconds = config.head_seconds
-        self.node_url = config.node_url
+        self.node_url = node_url
         self.draining = False
-        self.share: Share | None = None
-        self.plain: Plain | None = None
-        self.remote: Remote | None = None
-        self.hands: FdPassing | None = None
+        self.plain = plain
+        self.hands = hands
+        self._share = share
+        self._remote = remote
+        self._background = background
         self.poller: Poller | None = None
         self.running: set[InFlight] = set()
         self._tally = LaneCounters()
-        self._control = control
         self._sessions = sessions
         self._arrivals = arrivals
         self._log = log
@@ -114,9 +121,8 @@ class PublicLane:
         self._memos = HeadCache(), HeadCache()  # of clients, and of clients that are trusted proxies
         self._answers = OrdinaryAnswers()
         self._lines: dict[TunnelSession, LocalUpstream] = {}
-        self._nursery: trio.Nursery | None = None
-        self._authorizer: Authorizer | None = None
-        self._watch: Reauthorizer | None = None
+        self.authorizer = Authorizer(control, log, background.spawn, limits=self._limits)
+        self._watch = Reauthorizer(self.authorizer.refusal, self.authorizer.forget, background.spawn)
         self._empty = trio.lowlevel.ParkingLot()
 
     def __repr__(self) -> str:
@@ -126,16 +132,12 @@ class PublicLane:
         return len(self.running)
 
     # --- life ---------------------------------------------------------------------------------------------------------
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry what outlives a step: look-ups, slow readers, the watchdog. Until cancelled."""
+    async def run(self) -> None:
+        """Look at those who wait, and at what runs, until cancelled."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._authorizer = Authorizer(self._control, self._log, nursery, limits=self._limits)
-            self._watch = Reauthorizer(self._authorizer.refusal, self._authorizer.forget, self.spawn)
             if AVAILABLE:
                 self.poller = Poller()
                 nursery.start_soon(self.poller.run)
-            task_status.started()
             while True:
                 await trio.sleep(_LOOK_SECONDS)
                 self._look()
@@ -145,8 +147,7 @@ class PublicLane:
     ) -> Agents | None:
         """One client connection, from its first head (read already) to its end, or to a request of an agent's."""
         client = Client(self, raw, address, turns)
-        if self._room is not None:
-            self._room.heard(raw, client)
+        self._room.heard(raw, client)
         self._clients.add(client)
         try:
             return await client.serve(head, rest)
@@ -166,20 +167,12 @@ class PublicLane:
 
     def spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Work that a step left over, bounded by the exchange that it belongs to."""
-        if self._nursery is not None:
-            self._nursery.start_soon(self._alone, work, *args)
-
-    async def _alone(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """A bug in what one exchange left over ends neither the others nor the daemon."""
-        try:
-            await work(*args)
-        except Exception as error:  # noqa: BLE001 - the last that could catch it
-            self._log.error("work_crashed", work=work.__name__, error=repr(error))
+        self._background.spawn(work, *args)
 
     def reset_when_flushed(self, kept: ByteStream, address: str) -> None:
         """Reset a client's connection once what was written has arrived. Until then it has a place as others have, and
         gives way: a client may be as long at reading it as it likes."""
-        if self._room is not None and not self._room.take(kept, address, kept.reset):
+        if not self._room.take(kept, address, kept.reset):
             kept.reset()
         else:
             self.spawn(self._flush, kept)
@@ -188,8 +181,7 @@ class PublicLane:
         try:
             await kept.reset_when_flushed()
         finally:
-            if self._room is not None:
-                self._room.leave(kept)
+            self._room.leave(kept)
 
     # --- who may ------------------------------------------------------------------------------------------------------
     def cached(self, client: Downstream, head: RequestHead) -> ClientExchange | None:
@@ -197,9 +189,9 @@ class PublicLane:
         if self.draining or head.method == b"OPTIONS" or not head.target.startswith(b"/d/"):
             return None
         asked = read(head)
-        if not asked.key or self._authorizer is None:
+        if not asked.key:
             return None
-        grant = self._authorizer.kept(asked.key)
+        grant = self.authorizer.kept(asked.key)
         if grant is None or trio.current_time() >= grant.refresh_at or self._outdated(grant):
             return None
         request_id = self._ids.request_id(asked.said.values[3])
@@ -211,11 +203,6 @@ class PublicLane:
             cors = field_lines(self.cors_of(head))
             self._memos[client.trusted].note(client.noted, asked, grant.limits, cors, trusted=client.trusted)
         return run
-
-    @property
-    def authorizer(self) -> Authorizer | None:
-        """Django's word; None while the lane does not run."""
-        return self._authorizer
 
     def fast_path(self, client: Downstream) -> FastPathServer:
         """What serves the ordinary requests of a connection."""
@@ -261,9 +248,7 @@ class PublicLane:
         return True
 
     async def _grant(self, client: Downstream, asked: LaneRequest, request_id: str) -> Grant:
-        authorizer = self._authorizer
-        if authorizer is None:
-            raise ProxyError("TUNNEL_UNAVAILABLE", "not running")
+        authorizer = self.authorizer
         if asked.kind == b"ticket" and (
             asked.mount or asked.upgrade
         ):  # what will be refused spends none (api.md, "Tickets")
@@ -295,14 +280,14 @@ class PublicLane:
             mount=asked.mount,
             upgrade=asked.upgrade,
         )
-        if self._room is not None and not client.proved:
+        if not client.proved:
             client.proved = True
             self._room.prove(client.address)
         exchange = Exchange(asked.head, via, grant.limits)
         run: ClientExchange | None = None
         request = exchange.request
-        if self.share is not None and asked.sharable and not (request.body_length or request.private):
-            run = self.share(client, asked, exchange, grant, request_id)
+        if asked.sharable and not (request.body_length or request.private):
+            run = self._share(self, client, asked, exchange, grant, request_id)
         if run is None:
             run = LaneExchange(self, client, asked.head, exchange, grant, request_id)
         self.running.add(run)
@@ -311,9 +296,7 @@ class PublicLane:
     def invalidate(self, *, users: Iterable[str], logins: Iterable[str], devices: Iterable[str]) -> tuple[int, int]:
         """Drop what is known of them and end what they run: how many of each."""
         gone = set(users), set(logins) - {""}, set(devices)
-        dropped = 0
-        if self._authorizer is not None:
-            dropped = self._authorizer.invalidate(users=gone[0], logins=gone[1], devices=gone[2])
+        dropped = self.authorizer.invalidate(users=gone[0], logins=gone[1], devices=gone[2])
         ended = [run for run in self.running if concerns(run.grant, *gone)]
         for run in ended:
             code = "NOT_FOUND" if run.grant.device_id in gone[2] else "UNAUTHENTICATED"
@@ -336,8 +319,8 @@ class PublicLane:
     def reach(self, grant: Grant) -> Upstream | None:
         """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
         here = self._here(grant)
-        if here is None and self.remote is not None and grant.node_url != self.node_url:
-            return self.remote(grant)
+        if here is None and grant.node_url != self.node_url:
+            return self._remote(grant)
         return here
 
     def _here(self, grant: Grant) -> LocalUpstream | None:
@@ -380,12 +363,12 @@ class PublicLane:
     async def _fresh(self, grant: Grant, than: str, until: float) -> Grant | None:
         """What Django says now about the same caller; None: nothing better than session `than` is known."""
         seconds = until - trio.current_time()
-        if self._authorizer is None or seconds <= 0:
+        if seconds <= 0:
             return None
-        self._authorizer.forget(grant)
+        self.authorizer.forget(grant)
         leaving = self.node_url if self.draining else ""
         try:
-            new = await self._authorizer.settled(grant.key, grant.again, seconds=seconds, than=than, leaving=leaving)
+            new = await self.authorizer.settled(grant.key, grant.again, seconds=seconds, than=than, leaving=leaving)
         except ProxyError:
             return None  # what was wrong with the way tells the client more
         return None if new.session == than else new
@@ -395,11 +378,6 @@ class PublicLane:
         """How long a device that moves is waited for: while we drain, no longer than that its client can be told."""
         seconds = self.config.open_seconds
         return min(seconds, self.config.drain_seconds / 2) if self.draining else seconds
-
-    @staticmethod
-    def pumped(stream: BoxStream) -> bool:
-        """Whether a stream can't call back, so that a task has to wait for it."""
-        return isinstance(stream, PeerStream)
 
     # --- what is told -------------------------------------------------------------------------------------------------
     def cors_of(self, head: RequestHead) -> list[Field]:
@@ -448,8 +426,7 @@ class PublicLane:
         for client in list(self._clients):
             client.look(now)
         push_out(self._clients, self.config.max_handshakes, now)
-        if self._watch is not None:
-            self._watch.look(self.running, now)
+        self._watch.look(self.running, now)
         for session, line in list(self._lines.items()):
             if line.over:
                 del self._lines[session]

@@ -202,8 +202,6 @@ class Relay:
         self._buffer_bytes = buffer_bytes
         self._forwards: set[RelayedStream] = set()
         self._over_budget = False
-        self.shed: Callable[[TunnelSession], None] | None = None
-        """Breaks off what others carry on a session whose buffers have to be given up."""
         self._empty = trio.lowlevel.ParkingLot()
 
     def __len__(self) -> int:
@@ -287,14 +285,17 @@ class Relay:
         while self._forwards:
             await self._empty.park()
 
-    async def watch(self, sessions: Callable[[], list[TunnelSession]]) -> None:
-        """Once a second: end what idles too long or whose client is gone, and hold the buffer budget."""
+    async def watch(self, sessions: Callable[[], list[TunnelSession]], shed: Callable[[TunnelSession], None]) -> None:
+        """Once a second: end what idles too long or whose client is gone, and hold the buffer budget.
+
+        `shed` breaks off what others carry on a session whose buffers have to be given up.
+        """
         while True:
             await trio.sleep(_LOOK_SECONDS)
             now = trio.current_time()
             for forward in list(self._forwards):
                 self._look_at(forward, now)
-            self._hold_budget(sessions())
+            self._hold_budget(sessions(), shed)
 
     def _look_at(self, forward: RelayedStream, now: float) -> None:
         moved = forward.up + forward.down
@@ -311,7 +312,7 @@ class Relay:
         if forward.up_done and forward.raw.broken():
             forward.end("client_reset")
 
-    def _hold_budget(self, sessions: list[TunnelSession]) -> None:
+    def _hold_budget(self, sessions: list[TunnelSession], shed: Callable[[TunnelSession], None]) -> None:
         """Refuse new streams from the budget on; over it, break off the streams of whoever holds most."""
         excess = sum(one.connection.session.buffered for one in sessions) - self._buffer_bytes
         self._over_budget = excess >= 0
@@ -320,8 +321,7 @@ class Relay:
         for session in sorted(sessions, key=lambda one: one.connection.session.buffered, reverse=True):
             for forward in [one for one in self._forwards if one.session is session]:
                 forward.end("overloaded")
-            if self.shed is not None:
-                self.shed(session)
+            shed(session)
             excess -= session.connection.session.buffered
             if excess <= 0:
                 return

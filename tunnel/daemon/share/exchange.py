@@ -6,7 +6,7 @@ import trio
 
 from tunnel.daemon.lane.authorizer import Grant
 from tunnel.daemon.lane.exchange import LaneExchange
-from tunnel.daemon.lane.interfaces import Downstream
+from tunnel.daemon.lane.interfaces import Downstream, ExchangeContext
 from tunnel.daemon.share.key import Key, share_of
 from tunnel.daemon.share.pull import Sources
 from tunnel.daemon.share.view import SHOW_SECONDS, WAIT_SECONDS, NotShareable, Subscription
@@ -23,6 +23,7 @@ class SharedExchange(LaneExchange):
     def __init__(
         self,
         shares: Sources,
+        lane: ExchangeContext,
         key: Key,
         client: Downstream,
         head: RequestHead,
@@ -30,7 +31,7 @@ class SharedExchange(LaneExchange):
         grant: Grant,
         request_id: str,
     ) -> None:
-        super().__init__(shares.lane, client, head, exchange, grant, request_id)
+        super().__init__(lane, client, head, exchange, grant, request_id)
         self._shares = shares
         self._key = key
         self._view: Subscription | None = None
@@ -117,7 +118,7 @@ class SharedExchange(LaneExchange):
         self._alone = True
         self._view = None
         self._stream = stream = alone.stream
-        if self._lane.pumped(stream):
+        if not stream.notifies:
             if alone.data:
                 self._take(alone.data)
             if not self.over and stream is self._stream:

@@ -6,12 +6,12 @@ Driven by the tunnel's reader, as all of the fast lane: no task wakes for a fram
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
-from tunnel.daemon.lane.interfaces import ExchangeContext
 from tunnel.daemon.share.key import Key
 from tunnel.daemon.share.view import NotShareable, Subscription
 from tunnel.daemon.upstream.interfaces import BoxStream
@@ -43,9 +43,8 @@ class SourceOwner(Protocol):
 
     views_total: int
 
-    @property
-    def lane(self) -> ExchangeContext:
-        """Who runs exchanges, and says which streams have to be waited for."""
+    def spawn(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run in the background what has to wait for a source."""
 
     @property
     def events(self) -> bool:
@@ -124,8 +123,8 @@ class Source:
         """The stream is open: its request is sent by the viewer who gets the answer if it is not shared."""
         self._stream = stream
         self.leader = self.join()
-        if self._shares.lane.pumped(stream):
-            self._shares.lane.spawn(self._pump)
+        if not stream.notifies:
+            self._shares.spawn(self._pump)
         else:
             stream.listener = self.spoke
         return self.leader
@@ -197,9 +196,9 @@ class Source:
         if self._paused is not None and not self._enough():
             paused, self._paused = self._paused, None
             paused.set()
-            if self._stream is not None and not self._shares.lane.pumped(self._stream):
+            if self._stream is not None and self._stream.notifies:
                 # Not from in here: who takes is about to pass on what it took.
-                self._shares.lane.spawn(self._go_on)
+                self._shares.spawn(self._go_on)
 
     async def _go_on(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -320,7 +319,7 @@ class Source:
         stream, self._stream = self._stream, None
         leader = self.leader
         if stream is not None:
-            if not self._shares.lane.pumped(stream):
+            if stream.notifies:
                 stream.listener = None
             if leader is None:
                 stream.reset()
@@ -358,7 +357,7 @@ class Source:
     def _drop(self, *, clean: bool = False) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            if not self._shares.lane.pumped(stream):
+            if stream.notifies:
                 stream.listener = None
             if clean:
                 stream.close_nowait()
@@ -380,10 +379,6 @@ class Source:
 
 class Sources(Protocol):
     """All shared streams, as a viewer's exchange sees them."""
-
-    @property
-    def lane(self) -> ExchangeContext:
-        """Who runs exchanges."""
 
     def find(self, key: Key) -> Source | None:
         """The pull that a new viewer can join."""

@@ -7,7 +7,7 @@ A viewer's exchange reads from a `Subscription` as if it were a stream of its ow
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
@@ -34,8 +34,8 @@ PATHS: Final = 8192
 class SharedStreams:
     """All shared streams of the daemon, by who may see what: the lane asks it first for each GET."""
 
-    def __init__(self, lane: ExchangeContext, log: JsonLog, *, events: bool) -> None:
-        self.lane = lane
+    def __init__(self, spawn: Callable[..., None], log: JsonLog, *, events: bool) -> None:
+        self.spawn = spawn
         self._log = log
         self.events = events
         self.pulls_total = 0
@@ -55,7 +55,13 @@ class SharedStreams:
         return len(self._pulls)
 
     def take_over(
-        self, client: Downstream, asked: LaneRequest, exchange: Exchange, grant: Grant, request_id: str
+        self,
+        lane: ExchangeContext,
+        client: Downstream,
+        asked: LaneRequest,
+        exchange: Exchange,
+        grant: Grant,
+        request_id: str,
     ) -> ClientExchange | None:
         """The run of a viewer; None for what is surely no endless stream. The lane's `Share`."""
         head = exchange.request.head
@@ -67,7 +73,7 @@ class SharedStreams:
             del self._plain[key]
         if not takes_endless(asked.head):
             return None
-        return SharedExchange(self, key, client, asked.head, exchange, grant, request_id)
+        return SharedExchange(self, lane, key, client, asked.head, exchange, grant, request_id)
 
     def may_be_endless(self, key: Key) -> bool:
         """Whether another daemon is to be asked for it as for what may be shared: that costs a stream of its own.

@@ -70,6 +70,7 @@ class SourceFeed(Protocol):
 class Subscription:
     """A viewer's side, as a stream to the box: the head, then the bytes as they come, of whole units."""
 
+    notifies: Final = True
     __slots__ = ("_changed", "_headed", "_left", "_pull", "alone", "listener", "viewer")
 
     def __init__(self, pull: SourceFeed) -> None:

@@ -27,6 +27,10 @@ class BoxStream(Protocol):
     listener: Callable[[], None] | None
     """Called when there may be something to receive, an end or a fault. Must neither wait nor raise."""
 
+    @property
+    def notifies(self) -> bool:
+        """Whether `listener` is called; False: a task has to wait in `receive_some`."""
+
     def send_nowait(self, data: Bytes) -> int:
         """Queue what fits; how much that was. Raises TunnelError, trio.ClosedResourceError."""
 

@@ -54,6 +54,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
     What broke it is raised as StreamReset: a reset or a daemon that died is never an end of stream.
     """
 
+    notifies: Final = False
     __slots__ = (
         "_broken",
         "_closed",

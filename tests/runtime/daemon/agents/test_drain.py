@@ -83,7 +83,7 @@ async def test_a_second_request_does_not_wait_for_django_either(monkeypatch: pyt
         await w.agent()
         w.control.frozen = True
         w.daemon.drain()
-        await w.until(lambda: w.daemon.metrics.draining)
+        await w.until(lambda: w.daemon.parts.metrics.draining)
         w.daemon.drain()
         await w.ended.wait()
         assert w.logged("draining"), "what follows is done all the same"
@@ -184,7 +184,7 @@ async def test_an_agent_in_the_handshake_is_turned_away() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(knock)
             await w.control.wait(lambda: w.control.authentications)
-            w.daemon.metrics.draining = True  # the moment after the drain began
+            w.daemon.parts.metrics.draining = True  # the moment after the drain began
             w.control.hold.set()
         assert codes == [503]
         ended = await w.control.wait(lambda: w.control.events)
@@ -216,7 +216,7 @@ async def test_many_tunnels_go_one_after_the_other(monkeypatch: pytest.MonkeyPat
     )  # a machine that stalls for long looks the same
     async with world(drain_seconds=20.0) as w:
         agents = [(await w.agent(f"vAs_{number:032d}"))[0] for number in range(9)]
-        await w.until(lambda: len(w.daemon.sessions) == 9)
+        await w.until(lambda: len(w.daemon.parts.sessions) == 9)
         w.daemon.drain()
         await w.until(lambda: any(each.peer_going_away for each in agents))
         told = sum(each.peer_going_away for each in agents)
@@ -248,7 +248,7 @@ async def test_an_agent_that_hands_over_takes_streams_until_it_has() -> None:
     async with world(drain_seconds=60) as w:
         agent, _ = await w.agent(headers=HANDS_OVER)
         await w.serve(agent, echo)
-        session = w.daemon.sessions.all()[0]
+        session = w.daemon.parts.sessions.all()[0]
         _, _, held, _ = await w.forward()
         w.daemon.drain()
         await w.until(lambda: agent.peer_going_away)
@@ -283,7 +283,7 @@ async def test_an_agent_that_finds_no_other_daemon_is_not_waited_for() -> None:
 async def test_a_handover_outside_of_a_drain_ends_the_old_tunnel_too() -> None:
     async with world() as w:
         agent, _ = await w.agent(headers=HANDS_OVER)
-        session = w.daemon.sessions.all()[0]
+        session = w.daemon.parts.sessions.all()[0]
         await w.http(f"/internal/session/{session.id}?code=1012&handover=1", method="DELETE")
         await w.until(lambda: agent.end_reason is not None)
         assert agent.end_reason is not None
@@ -292,14 +292,14 @@ async def test_a_handover_outside_of_a_drain_ends_the_old_tunnel_too() -> None:
 
 async def test_a_revoked_session_does_not_wait_behind_those_that_were_handed_over() -> None:
     async with world(drain_seconds=1000) as w:
-        w.daemon._closing.total_tokens = 1
+        w.daemon.parts.background._limit.total_tokens = 1
         agent, _ = await w.agent(headers=HANDS_OVER)
         await w.serve(agent, echo)
         await w.forward()  # held
-        parted = w.daemon.sessions.all()[0]
+        parted = w.daemon.parts.sessions.all()[0]
         revoked, _ = await w.agent(OTHER)
-        await w.until(lambda: len(w.daemon.sessions) == 2)
-        (other,) = (each for each in w.daemon.sessions.all() if each is not parted)
+        await w.until(lambda: len(w.daemon.parts.sessions) == 2)
+        (other,) = (each for each in w.daemon.parts.sessions.all() if each is not parted)
         await w.http(f"/internal/session/{parted.id}?code=1012&handover=1", method="DELETE")
         await w.until(lambda: agent.peer_going_away)
         await w.http(f"/internal/session/{other.id}?code=4401", method="DELETE")
@@ -313,12 +313,12 @@ async def test_a_handover_to_the_same_daemon_cuts_nothing() -> None:
     async with world() as w:
         agent, _ = await w.agent(headers=HANDS_OVER)
         await w.serve(agent, echo)
-        session = w.daemon.sessions.all()[0]
+        session = w.daemon.parts.sessions.all()[0]
         _, _, held, _ = await w.forward()
         successor, _ = await w.agent(headers=[*HANDS_OVER, ("X-VisionA-Handover", session.id)])
         await w.serve(successor, echo)
         status, fields, raw, rest = await w.forward(first=b"new", headers=[("X-Device-Id", "device-0")])
-        assert (status, fields["x-tunnel-session"]) == (101, w.daemon.sessions.all()[-1].id)
+        assert (status, fields["x-tunnel-session"]) == (101, w.daemon.parts.sessions.all()[-1].id)
         raw.send_eof()
         assert rest + await read_all(raw) == b"new"
         assert (await w.forward(headers=[("X-Tunnel-Session", session.id)]))[0] == 503
@@ -337,7 +337,7 @@ async def test_only_an_agent_that_hands_over_its_own_session_is_spared(named: st
     plain = [("Authorization", f"Bearer {TOKEN}"), ("X-VisionA-Agent", "visiona-agent/1; features=keepalive")]
     async with world() as w:
         agent, _ = await w.agent(headers=HANDS_OVER if named == "another" else plain)
-        said = "another" if named == "another" else w.daemon.sessions.all()[0].id
+        said = "another" if named == "another" else w.daemon.parts.sessions.all()[0].id
         await w.agent(headers=[*HANDS_OVER, ("X-VisionA-Handover", said)])
         await w.until(lambda: agent.end_reason is not None)
         assert agent.end_reason is not None
@@ -352,7 +352,7 @@ async def test_a_tunnel_whose_stream_ids_run_out_is_replaced_in_time(
     async with world() as w:
         agent, _ = await w.agent(headers=HANDS_OVER if hands_over else None)
         await w.serve(agent, echo)
-        session = w.daemon.sessions.all()[0]
+        session = w.daemon.parts.sessions.all()[0]
         _, _, held, _ = await w.forward()
         await trio.sleep(0.1)
         assert not agent.peer_going_away

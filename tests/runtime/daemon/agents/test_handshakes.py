@@ -111,7 +111,7 @@ async def test_a_session_is_closed_as_soon_as_it_is_in(monkeypatch: pytest.Monke
             assert closed == []
             await coming.answered()
         assert closed == [200]
-        await w.until(lambda: not len(w.daemon.sessions))
+        await w.until(lambda: not len(w.daemon.parts.sessions))
 
 
 async def test_a_handshake_is_not_waited_for_longer_than_django_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ async def test_a_handshake_is_not_waited_for_longer_than_django_would(monkeypatc
         coming = await knock(w)
         assert (await w.http(f"/internal/session/{coming.session}?code=4401", method="DELETE"))[0] == 404
         await coming.answered()
-        assert len(w.daemon.sessions) == 1
+        assert len(w.daemon.parts.sessions) == 1
 
 
 async def test_another_session_does_not_wait() -> None:
@@ -148,7 +148,7 @@ async def test_the_fast_lane_does_not_wait_for_it_beyond_the_requests_own_time()
     """Of the time that an open may take, a part was spent on a session before this one."""
     async with world(open_seconds=1000.0, admit_seconds=1000.0, call_seconds=1000.0) as w:
         coming = await knock(w)
-        fast = w.daemon.fast
+        fast = w.daemon.parts.lane
         assert fast is not None
         grant = SimpleNamespace(device_id="device-0", session=coming.session, node_url=fast.node_url, epoch=1)
         with pytest.raises(ProxyError, match="no daemon holds") as told:

@@ -37,7 +37,7 @@ async def test_an_admitted_agent_is_told_who_it_is() -> None:
             ("X-VisionA-Local", "127.0.0.1:8080; listening=no"),
         ]
         _, answer = await w.agent(headers=headers)
-        session = w.daemon.sessions.all()[0]
+        session = w.daemon.parts.sessions.all()[0]
         assert answer["x-visiona-device-id"] == "device-0"
         assert answer["x-visiona-tunnel-session"] == session.id
         assert answer["x-visiona-session-token"] == "vAs_" + "9" * 32
@@ -84,7 +84,7 @@ async def test_the_credential_is_found_in_its_order_and_never_logged(headers: li
         _, answer = await w.agent(headers=headers, path=path)
         assert "x-visiona-session-token" not in answer
         assert w.control.authentications[0]["credentials"][0]["token"] == TOKEN
-        w.daemon.sessions.all()[0].close(1000)
+        w.daemon.parts.sessions.all()[0].close(1000)
         await w.until(lambda: w.logged("disconnect"))
         assert TOKEN not in str(w.lines)
         assert OTHER not in str(w.lines)
@@ -129,7 +129,7 @@ async def test_djangos_refusal_is_told_before_the_upgrade(status: int, code: str
         assert refusal.header("Retry-After") == (str(retry_after) if retry_after else None)
         assert refusal.header("X-Request-ID") == "r-9"
         assert b"because" in refusal.body
-        assert not len(w.daemon.sessions)
+        assert not len(w.daemon.parts.sessions)
         assert w.logged("connect_refused")[0]["code"] == code
 
 
@@ -239,10 +239,10 @@ async def test_credentials_that_gather_during_a_call_go_with_the_next() -> None:
             await w.control.wait(lambda: w.control.authentications)
             for token in tokens[1:]:
                 nursery.start_soon(w.agent, token)
-            await w.until(lambda: w.daemon.admission.waiting == 9)
+            await w.until(lambda: w.daemon.parts.admission.waiting == 9)
             w.control.hold.set()
         assert [len(call["credentials"]) for call in w.control.authentications] == [1, 9]
-        assert {one.device_id for one in w.daemon.sessions.all()} == {f"device-{digit}" for digit in "0123456789"}
+        assert {one.device_id for one in w.daemon.parts.sessions.all()} == {f"device-{digit}" for digit in "0123456789"}
 
 
 async def test_an_agent_that_left_while_django_was_asked_leaves_no_ghost() -> None:
@@ -262,8 +262,8 @@ async def test_the_newest_connection_wins_and_the_older_one_is_closed_with_4409(
         await w.until(lambda: first.end_reason is not None)
         assert first.end_reason is not None
         assert (first.end_reason.close_code, first.end_reason.remote) == (4409, True)
-        await w.until(lambda: len(w.daemon.sessions) == 1)
-        assert w.daemon.sessions.all()[0].id == answer["x-visiona-tunnel-session"]
+        await w.until(lambda: len(w.daemon.parts.sessions) == 1)
+        assert w.daemon.parts.sessions.all()[0].id == answer["x-visiona-tunnel-session"]
         assert second.end_reason is None
         ended = await w.control.wait(lambda: [e for e in w.control.events if e["type"] == "disconnected"])
         assert (ended[0]["reason"], ended[0]["code"], ended[0]["epoch"]) == ("replaced", 4409, 1)
@@ -288,9 +288,9 @@ async def test_what_is_newest_is_told_by_the_epoch_and_not_by_who_gets_here_last
         await w.until(lambda: late.end_reason is not None)
         assert late.end_reason is not None
         assert late.end_reason.close_code == 4409
-        await w.until(lambda: len(w.daemon.sessions) == 1)
+        await w.until(lambda: len(w.daemon.parts.sessions) == 1)
         assert kept.end_reason is None
-        assert [one.epoch for one in w.daemon.sessions.all()] == [9]
+        assert [one.epoch for one in w.daemon.parts.sessions.all()] == [9]
 
 
 async def test_fifty_connections_of_one_device_leave_one() -> None:
@@ -298,8 +298,8 @@ async def test_fifty_connections_of_one_device_leave_one() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(50):
                 nursery.start_soon(w.agent)
-        await w.until(lambda: len(w.daemon.sessions) == 1)
-        assert w.daemon.sessions.all()[0].epoch == 50
+        await w.until(lambda: len(w.daemon.parts.sessions) == 1)
+        assert w.daemon.parts.sessions.all()[0].epoch == 50
 
 
 async def test_an_older_session_on_another_node_is_closed_there() -> None:
@@ -356,6 +356,6 @@ async def test_a_text_message_ends_that_session_with_1003_and_no_other() -> None
         await stream.send_all(b"\x81\x84\0\0\0\0text")
         answer = await read_all(stream)
         assert b"\x03\xeb" in answer[:4]
-        await w.until(lambda: len(w.daemon.sessions) == 1)
+        await w.until(lambda: len(w.daemon.parts.sessions) == 1)
         assert w.logged("disconnect")[0]["reason"] == "error"
         assert other.end_reason is None

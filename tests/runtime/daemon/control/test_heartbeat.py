@@ -23,7 +23,7 @@ async def test_it_is_ready_after_the_first_accepted_heartbeat_only() -> None:
         assert (await w.http("/healthz", secret=None))[0] == 200
         w.control.open()
         await w.control.wait(lambda: w.control.heartbeats)
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
         assert (await w.http("/readyz", secret=None))[0] == 200
         beat = w.control.heartbeats[0]
         assert beat["node"] == w.daemon.config.node
@@ -36,7 +36,7 @@ async def test_a_heartbeat_tells_which_sessions_there_are() -> None:
     async with world(heartbeat_seconds=0.05) as w:
         none = (await w.control.wait(lambda: w.control.heartbeats))[0]["digest"]
         await w.agent()
-        held = w.daemon.sessions.digest
+        held = w.daemon.parts.sessions.digest
         assert held != none
         await w.control.wait(lambda: w.control.heartbeats[-1]["digest"] == held)
 
@@ -44,33 +44,33 @@ async def test_a_heartbeat_tells_which_sessions_there_are() -> None:
 async def test_two_missed_heartbeats_make_it_not_ready_until_one_is_accepted() -> None:
     """Its tunnels live on and it is healthy: nobody must restart it for what the API lacks."""
     async with world(heartbeat_seconds=0.1, call_seconds=0.2) as w:
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
         w.control.frozen = True
-        await w.until(lambda: not w.daemon.metrics.ready)
+        await w.until(lambda: not w.daemon.parts.heartbeat.accepted)
         status, _, body = await w.http("/readyz", secret=None)
         assert (status, body["error"]["code"]) == (503, "TUNNEL_UNAVAILABLE")
         assert (await w.http("/healthz", secret=None))[0] == 200
         w.control.frozen = False
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
         assert (await w.http("/readyz", secret=None))[0] == 200
 
 
 async def test_it_is_not_healthy_when_no_heartbeat_is_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(heartbeat_seconds=0.02, call_seconds=0.05) as w:
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
 
         async def never(*_: object) -> None:
             await trio.sleep_forever()
 
         monkeypatch.setattr(ControlPlane, "heartbeat", never)
-        await w.until(lambda: not w.daemon.metrics.ready)
+        await w.until(lambda: not w.daemon.parts.heartbeat.accepted)
         while (await w.http("/healthz", secret=None))[0] == 200:
             await trio.sleep(0.01)
 
 
 async def test_a_failure_is_told_again_when_its_cause_changes() -> None:
     async with world(heartbeat_seconds=0.02) as w:
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
         for status in (503, 500, 503):
             w.control.status = status
             await w.until(
@@ -91,7 +91,7 @@ async def test_an_api_that_refuses_the_heartbeat_does_not_make_it_ready() -> Non
         assert w.logged("heartbeat_failed")[0]["level"] == "error"
         assert (await w.http("/readyz", secret=None))[0] == 503
         w.control.status = 200
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ async def test_a_heartbeats_answer_that_makes_no_sense_is_no_answer(answer: Any)
         w.control.heartbeat_answers = [answer]
         w.control.open()
         await w.control.wait(lambda: len(w.control.heartbeats) >= 2)  # tried again, and then accepted
-        await w.until(lambda: w.daemon.metrics.ready)
+        await w.until(lambda: w.daemon.parts.heartbeat.accepted)
         assert w.logged("heartbeat_failed")
 
 
@@ -110,14 +110,14 @@ async def test_asked_for_the_list_it_sends_it_at_once() -> None:
     async with world(heartbeat_seconds=0.3) as w:
         await w.agent(headers=[("X-Relay-Token", TOKEN), ("X-VisionA-Agent", "a/1; features=keepalive")])
         await w.agent(OTHER)
-        await w.until(lambda: len(w.daemon.sessions) == 2)
+        await w.until(lambda: len(w.daemon.parts.sessions) == 2)
         w.control.heartbeat_answers = [{"close": [], "send_sessions": True}]
         full = (await w.control.wait(lambda: [one for one in w.control.heartbeats if one["sessions"] is not None]))[0]
         by_device = {one["device_id"]: one for one in full["sessions"]}
         assert set(by_device) == {"device-0", "device-1"}
         fact = by_device["device-0"]
         assert (fact["agent"], fact["features"], fact["epoch"]) == ("a/1", ["keepalive"], 1)
-        assert fact["session"] == w.daemon.sessions.of_device("device-0").id  # type: ignore[union-attr]  # it is there
+        assert fact["session"] == w.daemon.parts.sessions.of_device("device-0").id  # type: ignore[union-attr]  # it is there
         count = len(w.control.heartbeats)
         await w.control.wait(lambda: len(w.control.heartbeats) > count)
         assert w.control.heartbeats[-1]["sessions"] is None

@@ -189,9 +189,9 @@ async def box(w: World, handler: Handler, *, features: str = "keepalive", local:
         headers.append(("X-VisionA-Agent", f"box/1; features={features}"))
     if local:
         headers.append(("X-VisionA-Local", local))
-    before = {session.id for session in w.daemon.sessions.all()}
+    before = {session.id for session in w.daemon.parts.sessions.all()}
     agent, _ = await w.agent(headers=headers)
-    await w.until(lambda: any(one.id not in before for one in w.daemon.sessions.all()))
+    await w.until(lambda: any(one.id not in before for one in w.daemon.parts.sessions.all()))
 
     async def serve(stream: Stream) -> None:
         try:

@@ -21,7 +21,7 @@ UNKNOWN = {"status": 401, "code": "UNAUTHENTICATED", "message": "unknown"}
 
 async def turn(w: World, *, everybody: bool = False) -> None:
     """A period has passed for one of those who have a question in common, or for everybody."""
-    assert w.daemon.fast is not None
+    assert w.daemon.parts.lane is not None
     await w.until(lambda: all(run.checked > 0 for run in served(w)))  # the answer of the turn before has come
     seen = set()
     for run in served(w):
@@ -31,8 +31,8 @@ async def turn(w: World, *, everybody: bool = False) -> None:
 
 
 def served(w: World) -> list[ClientExchange]:
-    assert w.daemon.fast is not None
-    return [run for run in w.daemon.fast.running if not isinstance(run, FastPath)]
+    assert w.daemon.parts.lane is not None
+    return [run for run in w.daemon.parts.lane.running if not isinstance(run, FastPath)]
 
 
 async def forever(wire: Wire) -> None:
@@ -114,7 +114,7 @@ async def test_strangers_take_nothing_that_known_callers_agents_and_heartbeats_n
                 for number in range(60):
                     nursery.start_soon(stranger, number)
                 await w.control.wait(lambda: [path for path, _ in w.control.calls if path.endswith("!stuck")])
-                await w.until(lambda: w.daemon.fast is not None and len(w.daemon.fast._clients) > 60)
+                await w.until(lambda: w.daemon.parts.lane is not None and len(w.daemon.parts.lane._clients) > 60)
                 beats = len(w.control.heartbeats)
                 with trio.fail_after(10):
                     for _ in range(30):
@@ -227,7 +227,7 @@ async def test_a_long_stream_is_asked_about_anew(monkeypatch: pytest.MonkeyPatch
                 await w.control.wait(lambda: len(w.control.authorizations) >= 3)
                 w.control.status = 503
                 await w.control.wait(lambda: [path for path, _ in w.control.calls].count("/internal/authorize!refused"))
-                assert len(w.daemon.fast or "") == 1
+                assert len(w.daemon.parts.lane or "") == 1
 
 
 async def test_a_stream_that_begins_with_a_kept_answer_is_as_old_as_that() -> None:
@@ -238,9 +238,9 @@ async def test_a_stream_that_begins_with_a_kept_answer_is_as_old_as_that() -> No
         await trio.sleep(0.05)
         await many(w, stack, 1)
         assert len(w.control.authorizations) == 1
-        assert w.daemon.fast is not None
-        assert len({run.checked for run in w.daemon.fast.running if not isinstance(run, FastPath)}) == 1
-        assert len(w.daemon.fast.running) == 2
+        assert w.daemon.parts.lane is not None
+        assert len({run.checked for run in w.daemon.parts.lane.running if not isinstance(run, FastPath)}) == 1
+        assert len(w.daemon.parts.lane.running) == 2
 
 
 async def many(w: World, stack: AsyncExitStack, count: int, *fields: str, token: str = LOGIN) -> list[Visitor]:
@@ -278,11 +278,11 @@ async def test_all_streams_of_a_login_to_a_device_are_asked_about_at_once(monkey
         await turn(w)
         assert [await visitor.end() for visitor in mine] == ["reset"] * 12
         assert len(anew(w)) == 6
-        assert len(w.daemon.fast or "") == 3
+        assert len(w.daemon.parts.lane or "") == 3
         w.control.status = 503  # no word is no refusal
         await turn(w)
         await w.control.wait(lambda: [path for path, _ in w.control.calls].count("/internal/authorize!refused"))
-        assert len(w.daemon.fast or "") == len(others)
+        assert len(w.daemon.parts.lane or "") == len(others)
 
 
 async def test_what_one_page_may_is_asked_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:

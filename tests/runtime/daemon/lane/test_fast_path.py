@@ -53,7 +53,7 @@ async def test_the_short_way_looks_the_same_to_the_client_the_box_and_the_log() 
         )
         assert len({tuple(line[name] for name in known) for line in lines}) == 1
         assert lines[5]["reused"]
-        metrics = w.daemon.metrics.render().decode()
+        metrics = w.daemon.parts.metrics.render().decode()
         assert 'visiona_fast_exchanges_total{outcome="ok"} 6.0' in metrics
         assert 'visiona_fast_bytes_total{direction="down"} 12.0' in metrics
         assert "visiona_fast_exchanges 0.0" in metrics
@@ -99,7 +99,7 @@ async def test_a_body_that_comes_later_goes_the_long_way() -> None:
             for _ in range(3):
                 await visitor.ask(f"POST /d/{DEVICE}/x", "Content-Length: 3", body=b"abc")
             await visitor.send(f"POST /d/{DEVICE}/x", "Content-Length: 3", body=b"d")
-            await w.until(lambda: len(w.daemon.fast or ()) == 1)
+            await w.until(lambda: len(w.daemon.parts.lane or ()) == 1)
             await visitor.stream.send_all(b"ef")
             assert (await visitor.read()).body == b"def"
         assert quick(w) == 0
@@ -237,7 +237,7 @@ async def test_requests_behind_one_that_is_under_way_are_answered_in_order() -> 
         await visitor.stream.send_all(one)
         await came.wait()
         await visitor.stream.send_all(two + one)
-        await w.until(lambda: not next(iter(w.daemon.fast._clients)).reading)  # type: ignore[union-attr]  # it runs
+        await w.until(lambda: not next(iter(w.daemon.parts.lane._clients)).reading)  # type: ignore[union-attr]  # it runs
         go.set()
         bodies = [(await visitor.read()).body for _ in range(3)]
         await visitor.stream.send_all(one + two)
@@ -280,8 +280,8 @@ async def test_what_says_more_than_its_bytes_is_never_kept(fields: tuple[str, ..
                 assert got.status == 200
                 if fields[0].startswith("x-request-id"):
                     assert got.all("x-request-id") == ["mine"]
-        assert w.daemon.fast is not None
-        assert {len(memo) for memo in w.daemon.fast._memos} <= {0, 1}  # `other` alone
+        assert w.daemon.parts.lane is not None
+        assert {len(memo) for memo in w.daemon.parts.lane._memos} <= {0, 1}  # `other` alone
         assert quick(w) == 0
 
 
@@ -338,7 +338,7 @@ async def test_a_reusable_ticket_is_asked_about_once_for_the_same_request_of_the
                     assert (await visitor.ask(line, *fields, token="")).status == 200
                 assert len(w.control.authorizations) == before + 1, (line, fields)
             before = len(w.control.authorizations)
-            fast = w.daemon.fast
+            fast = w.daemon.parts.lane
             assert fast is not None
             fast.invalidate(users=(), logins=(), devices=(DEVICE,))
             assert (await visitor.ask(f"GET /d/{DEVICE}/x?ticket=t", token="")).status == 200
@@ -377,8 +377,8 @@ async def test_a_drain_ends_connections_that_rest() -> None:
     async with met_world(ok(b"x")) as (w, visitor):
         assert (await visitor.ask(GET)).status == 200
         assert quick(w) == 1
-        assert w.daemon.fast is not None
-        w.daemon.fast.drain()
+        assert w.daemon.parts.lane is not None
+        w.daemon.parts.lane.drain()
         assert await visitor.end() == "end"
 
 
@@ -422,4 +422,4 @@ async def test_a_bug_before_anything_is_sent_leaves_the_request_to_the_long_way(
             assert await visitor.end() == "reset"
         async with Visitor(w) as other:
             assert (await other.ask(GET)).status == 200
-        assert len(w.daemon.fast or ()) == 0
+        assert len(w.daemon.parts.lane or ()) == 0

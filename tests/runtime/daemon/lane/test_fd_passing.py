@@ -265,15 +265,15 @@ async def two_daemons() -> AsyncIterator[tuple[World, World]]:
 
 async def grant(holder: World, asked: World) -> None:
     """Let the other daemon know where the box is."""
-    await holder.until(lambda: len(holder.daemon.sessions))
-    session = holder.daemon.sessions.all()[-1]
+    await holder.until(lambda: len(holder.daemon.parts.sessions))
+    session = holder.daemon.parts.sessions.all()[-1]
     asked.control.grant = {"node_url": holder.daemon.node_url, "session": session.id, "epoch": session.epoch}
 
 
 def given(asked: World) -> int:
-    assert asked.daemon.fast is not None
-    assert asked.daemon.fast.hands is not None
-    return asked.daemon.fast.hands.given
+    assert asked.daemon.parts.lane is not None
+    assert asked.daemon.parts.lane.hands is not None
+    return asked.daemon.parts.lane.hands.given
 
 
 async def test_a_kept_connection_goes_to_the_daemon_that_holds_the_box() -> None:
@@ -301,7 +301,7 @@ async def test_a_kept_connection_goes_to_the_daemon_that_holds_the_box() -> None
             assert b'visiona_fast_handed_total{direction="given"} 1.0' in metrics
             assert b"visiona_fast_connections 0.0" in metrics
             assert b'visiona_fast_handed_total{direction="taken"} 1.0' in (await holder.http("/metrics"))[2]
-        await holder.until(lambda: not holder.daemon.fast._clients if holder.daemon.fast else True)
+        await holder.until(lambda: not holder.daemon.parts.lane._clients if holder.daemon.parts.lane else True)
 
 
 async def test_bodies_and_requests_behind_go_with_it() -> None:
@@ -335,9 +335,9 @@ async def test_a_holder_that_drains_takes_none_and_loses_none() -> None:
         async with Visitor(asked) as first:
             while not given(asked):
                 assert (await first.ask(f"GET /d/{DEVICE}/x")).status == 200
-            assert holder.daemon.fast is not None
-            assert holder.daemon.fast.hands is not None
-            holder.daemon.fast.hands.close()
+            assert holder.daemon.parts.lane is not None
+            assert holder.daemon.parts.lane.hands is not None
+            holder.daemon.parts.lane.hands.close()
             assert (await first.ask(f"GET /d/{DEVICE}/x")).status == 200
         async with Visitor(asked) as second:
             for _ in range(20):

@@ -87,7 +87,7 @@ async def test_a_reset_that_waits_for_a_slow_client_holds_a_place() -> None:
 
 def _clients(w: World) -> float:
     """Connections of clients that the public port counts."""
-    room = w.daemon.metrics.room
+    room = w.daemon.parts.room
     assert room is not None
     return next(sample.value for metric in room.live() for sample in metric.samples)
 
@@ -169,8 +169,8 @@ async def test_a_502_names_the_address_at_which_nothing_answers(line: str) -> No
 
 def resting(w: World) -> int:
     """Streams that are kept for the next request."""
-    assert w.daemon.fast is not None
-    return sum(len(line.lines) for line in w.daemon.fast._lines.values())
+    assert w.daemon.parts.lane is not None
+    return sum(len(line.lines) for line in w.daemon.parts.lane._lines.values())
 
 
 async def test_streams_of_a_silent_agent_are_reused_once_one_stayed_open() -> None:
@@ -226,7 +226,7 @@ async def test_a_large_answer_to_a_slow_reader_waits_in_the_box() -> None:
             await visitor.send(f"GET /d/{DEVICE}/big")
             got = await visitor.read_head()
             await trio.sleep(0.3)  # nothing is read for a while: what was not taken must not be gathered
-            held = sum(one.connection.session.buffered for one in w.daemon.sessions.all())
+            held = sum(one.connection.session.buffered for one in w.daemon.parts.sessions.all())
             assert held <= 1 << 20
             assert sent < size
             while len(visitor.buffer) < size:
@@ -373,7 +373,7 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
             await wire.send(OK)
 
         await box(w, slow)
-        held = w.daemon.sessions.all()[0].id
+        held = w.daemon.parts.sessions.all()[0].id
         w.control.grant = {"node_url": w.daemon.node_url, "session": held}
         async with Visitor(w) as visitor, Visitor(w) as idle:
             await visitor.send(f"GET /d/{DEVICE}/x")
@@ -381,7 +381,7 @@ async def test_a_drain_lets_exchanges_finish_and_takes_no_new_ones() -> None:
             await idle.stream.send_all(b"GET /d/")  # one that comes too late
             await trio.testing.wait_all_tasks_blocked(0.05)  # the daemon has read it: the connection is not idle
             w.daemon.drain()
-            await w.until(lambda: w.daemon.metrics.draining)
+            await w.until(lambda: w.daemon.parts.metrics.draining)
             await idle.stream.send_all(f"{DEVICE}/late HTTP/1.1\r\nHost: h\r\n\r\n".encode())
             assert (await idle.read()).code == "TUNNEL_DISCONNECTED"
             go_on.set()
@@ -476,8 +476,8 @@ async def test_an_agent_may_come_on_a_connection_that_was_a_clients() -> None:
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", token=OTHER,
             )  # fmt: skip
             assert (await visitor.read_head()).status == 101
-            await w.until(lambda: len(w.daemon.sessions) == 2)
-        await w.until(lambda: len(w.daemon.sessions) == 1)
+            await w.until(lambda: len(w.daemon.parts.sessions) == 2)
+        await w.until(lambda: len(w.daemon.parts.sessions) == 1)
         async with Visitor(w) as visitor:
             assert (await visitor.ask(f"GET /d/{DEVICE}/x")).body == b"hello"
             got = await visitor.ask("GET /tunnel/connect", token=OTHER)

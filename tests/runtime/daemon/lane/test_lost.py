@@ -43,10 +43,10 @@ async def resting(line: str) -> AsyncIterator[tuple[World, Visitor, Connection, 
         agent = await box(w, answering)
         async with Visitor(w) as visitor:
             await met(visitor, line, *fields, body=body)
-            assert w.daemon.fast is not None
-            poller = w.daemon.fast.poller
+            assert w.daemon.parts.lane is not None
+            poller = w.daemon.parts.lane.poller
             assert poller is not None
-            (held,) = w.daemon.sessions.all()
+            (held,) = w.daemon.parts.sessions.all()
             await w.until(lambda: len(poller) == 1 and held.connection._writer.task is not None)
 
             def request() -> None:
@@ -69,7 +69,7 @@ def reset(agent: Connection) -> None:
 
 def as_the_close_is_read(w: World, request: Callable[[], None]) -> trio.Event:
     """Let `request` come when the tunnel's reader has read and answered a close frame, and has not told it yet."""
-    (held,) = w.daemon.sessions.all()
+    (held,) = w.daemon.parts.sessions.all()
     transport = transport_of(held.connection)
     answer = transport._flush_control
     came = trio.Event()
@@ -100,7 +100,7 @@ async def test_a_request_that_may_be_repeated_is_made_again_on_the_next_tunnel(h
         w.control.grant = {"moving": True}  # Django knows that the box is on its way
         await lose(w, agent, request, how)
         await box(w, ok(b"newer"))
-        w.control.grant = {"node_url": w.daemon.node_url, "session": w.daemon.sessions.all()[-1].id}
+        w.control.grant = {"node_url": w.daemon.node_url, "session": w.daemon.parts.sessions.all()[-1].id}
         got = await visitor.read()
         assert (got.status, got.body) == (200, b"newer")
         assert w.logged("forward")[-1]["attempts"] == 2
@@ -116,9 +116,9 @@ async def test_any_other_is_refused_at_once(how: str) -> None:
 
 async def test_the_haste_of_a_request_that_could_not_go_out_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with resting(GET) as (w, visitor, _agent, request):
-        assert w.daemon.fast is not None
-        (held,) = w.daemon.sessions.all()
-        (line,) = w.daemon.fast._lines.values()
+        assert w.daemon.parts.lane is not None
+        (held,) = w.daemon.parts.sessions.all()
+        (line,) = w.daemon.parts.lane._lines.values()
         (idle,) = line.lines.idle
         assert isinstance(idle.stream, Stream)
         held.connection.session.half_close(idle.stream._core)  # so that nothing can be sent

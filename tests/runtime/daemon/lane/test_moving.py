@@ -33,7 +33,7 @@ async def asked(w: World, path: str, meanwhile: Callable[[], Any], **fields: str
 
 async def comes_back(w: World) -> None:
     await box(w, ok(b"x"))
-    w.control.grant = {"node_url": w.daemon.node_url, "session": w.daemon.sessions.all()[0].id}
+    w.control.grant = {"node_url": w.daemon.node_url, "session": w.daemon.parts.sessions.all()[0].id}
 
 
 async def test_a_spent_ticket_is_not_shown_again() -> None:

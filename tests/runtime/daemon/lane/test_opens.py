@@ -25,12 +25,12 @@ async def deaf_world(*, features: str = "keepalive", **settings: float) -> Async
         w.control.extra[TOKEN] = {"device_id": DEVICE}
         headers = [("Authorization", f"Bearer {TOKEN}"), ("X-VisionA-Agent", f"box/1; features={features}")]
         agent, _ = await w.agent(headers=headers)
-        await w.until(lambda: w.daemon.sessions.of_device(DEVICE))
+        await w.until(lambda: w.daemon.parts.sessions.of_device(DEVICE))
         yield w, agent
 
 
 def open_streams(w: World) -> int:
-    return sum(session.connection.statistics().streams_open for session in w.daemon.sessions.all())
+    return sum(session.connection.statistics().streams_open for session in w.daemon.parts.sessions.all())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ async def test_one_stream_too_many_is_overloaded() -> None:
 async def test_an_agent_that_goes_away_was_not_asked() -> None:
     """As many streams as an agent may leave unanswered are under way: the next one waits, and was never sent."""
     async with deaf_world(max_streams=2 * UNANSWERED) as (w, agent), Visitor(w) as visitor:
-        session = w.daemon.sessions.of_device(DEVICE)
+        session = w.daemon.parts.sessions.of_device(DEVICE)
         assert session is not None
         for _ in range(UNANSWERED):
             session.connection.open_nowait()

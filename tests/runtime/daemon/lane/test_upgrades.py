@@ -41,7 +41,7 @@ async def test_bytes_go_both_ways_and_half_closes_pass(target: str) -> None:
         line = w.logged("forward")[0]
         assert (line["outcome"], line["status"]) == ("ok", 101)
         with trio.fail_after(1):
-            await w.until(lambda: not w.daemon.sessions.all()[0].connection.streams)
+            await w.until(lambda: not w.daemon.parts.sessions.all()[0].connection.streams)
 
 
 async def test_the_header_selects_before_the_query() -> None:

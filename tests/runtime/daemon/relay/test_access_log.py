@@ -80,7 +80,7 @@ async def test_the_last_request_of_an_idle_stream_is_told_soon_and_once() -> Non
         await trio.sleep(1.2)
         raw.send_eof()
         await raw.receive_some()
-        await w.until(lambda: not len(w.daemon.switch))
+        await w.until(lambda: not len(w.daemon.parts.relay))
         assert ids(w) == ["req-1"]
 
 

@@ -96,7 +96,7 @@ async def watch(stack: AsyncExitStack, w: World, line: str = PATH, *fields: str)
 
 
 def metric(w: World, name: str) -> float:
-    lines = w.daemon.metrics.render().decode().splitlines()
+    lines = w.daemon.parts.metrics.render().decode().splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
 
 

@@ -32,7 +32,7 @@ async def daemons(handler: Handler, *, count: int = 2) -> AsyncIterator[tuple[li
     async with AsyncExitStack() as stack:
         worlds = [await stack.enter_async_context(world()) for _ in range(count)]
         agent = await box(worlds[HOLDER], handler)
-        session = worlds[HOLDER].daemon.sessions.all()[-1]
+        session = worlds[HOLDER].daemon.parts.sessions.all()[-1]
         for each in worlds[1:]:
             each.control.grant = {
                 "node_url": worlds[HOLDER].daemon.node_url, "session": session.id, "epoch": session.epoch,
@@ -82,7 +82,7 @@ async def test_one_pull_for_the_viewers_at_all_daemons(first: int, *, chunked: b
         await worlds[HOLDER].until(lambda: agent.streams == 0 and show.ended)
         assert show.ended == ["reset"]
         await until(worlds, 0, 0, 0)
-        await worlds[HOLDER].until(lambda: not len(worlds[HOLDER].daemon.switch))
+        await worlds[HOLDER].until(lambda: not len(worlds[HOLDER].daemon.parts.relay))
 
 
 async def test_the_pull_lasts_as_long_as_anybody_watches_anywhere() -> None:
@@ -168,12 +168,12 @@ async def test_a_daemon_that_says_nothing_of_what_it_asked_for_keeps_nobody_wait
     async with daemons(show, count=1) as ((holder,), _), AsyncExitStack() as stack:
         line = "dXNlciBHRVQ="  # not what follows
         said = "user R0VUIC9jYW1lcmFzLzAvc3RyZWFtIEhUVFAvMS4x"  # GET /cameras/0/stream HTTP/1.1
-        session = holder.daemon.sessions.all()[-1].id
+        session = holder.daemon.parts.sessions.all()[-1].id
         status, _, raw, _ = await holder.forward(headers=[(H_TUNNEL_SESSION, session), (H_SHARE, said)])
         assert status == 101
         eye = await watch(stack, holder)
         await until([holder], 0)
-        await holder.until(lambda: holder.daemon.fast is not None and len(holder.daemon.fast) == 1)
+        await holder.until(lambda: holder.daemon.parts.lane is not None and len(holder.daemon.parts.lane) == 1)
         assert not show.asked
         raw.reset()
         await eye.open()
@@ -273,7 +273,7 @@ async def test_a_box_that_says_it_is_at_work_is_waited_for_there_too() -> None:
 
     enough = trio.Event()
     async with daemons(works) as (worlds, _), Visitor(worlds[OTHER]) as visitor:
-        lane = worlds[OTHER].daemon.fast
+        lane = worlds[OTHER].daemon.parts.lane
         assert lane is not None
         running = lane.running
         await visitor.send(PATH)

@@ -22,7 +22,7 @@ from tunnel.net.sockets import ByteStream, accept, listen, tune
 async def opened(w: World, *, session: str = "", secret: str = SECRET, seconds: float = 5.0) -> PeerStream:
     return await Peers(secret).open(
         f"http://127.0.0.1:{w.internal}",
-        session or w.daemon.sessions.all()[0].id,
+        session or w.daemon.parts.sessions.all()[0].id,
         request_id="req-1",
         deadline=trio.current_time() + seconds,
     )
@@ -60,7 +60,7 @@ async def test_bytes_go_both_ways_and_half_closes_pass() -> None:
         with pytest.raises(trio.ClosedResourceError):
             await stream.send_all(b"more")
         await stream.aclose()
-        await w.until(lambda: not len(w.daemon.switch))
+        await w.until(lambda: not len(w.daemon.parts.relay))
         (line,) = w.logged("forward")
         assert (line["request_id"], line["outcome"]) == ("req-1", "done")
 
