@@ -35,7 +35,14 @@ DEVICE: Final = (
 
 TICKET: Final = OpenApiParameter(
     "ticket", OpenApiTypes.STR, OpenApiParameter.QUERY,
-    description="Of `POST /api/ws/ticket`, in the place of a login, where a browser can send no header.",
+    description="Of `POST /api/ws/ticket`, in the place of a login, where a browser can send no header. A reusable one"
+    " is taken on HEAD too.",
+)  # fmt: skip
+
+
+_BOX_LOGIN: Final = OpenApiParameter(
+    "X-VisionA-Box-Authorization", OpenApiTypes.STR, OpenApiParameter.HEADER,
+    description="Becomes the box's `Authorization`, for a box that has a login of its own; at most 8 KiB.",
 )  # fmt: skip
 
 
@@ -80,7 +87,12 @@ def proxied(
             handler = extend_schema(
                 tags=[tag],
                 summary=summary,
-                parameters=[*parameters, *([TICKET] if by_ticket else []), *([_SERVED_BY] if cluster else [])],
+                parameters=[
+                    *parameters,
+                    _BOX_LOGIN,
+                    *([TICKET] if by_ticket else []),
+                    *([_SERVED_BY] if cluster else []),
+                ],
                 request=None if method in ("get", "delete") else {"application/octet-stream": OpenApiTypes.BINARY},
                 responses=_responses(*(["FORBIDDEN"] if by_ticket else [])),
                 auth=_LOGIN,
@@ -146,7 +158,7 @@ def scanned() -> Callable[[View], View]:
             declared = extend_schema(
                 tags=["Devices"],
                 summary="Scan for accelerators",
-                parameters=[*ALL_DEVICES],
+                parameters=[*ALL_DEVICES, _BOX_LOGIN],
                 request=None if method == "get" else {"application/octet-stream": OpenApiTypes.BINARY},
                 responses=responses,
                 auth=_LOGIN,
@@ -166,7 +178,7 @@ def sockets() -> Callable[[View], View]:
         declared = extend_schema(
             tags=["WebSocket"],
             summary="A WebSocket to the box, path for path",
-            parameters=[*DEVICE, TICKET],
+            parameters=[*DEVICE, _BOX_LOGIN, TICKET],
             request=None,
             responses=responses,
             auth=_LOGIN,
