@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.accounts.sessions import LoginSession
-from apps.common.api.fields import UuidField
+from apps.common.api.fields import FlagField, UuidField
 from apps.common.api.schema import describe
 from apps.common.api.views import ApiView
 from apps.common.errors import DomainError, invalid
@@ -38,7 +38,7 @@ class TicketBody(serializers.Serializer[Any]):
         default="/",
         help_text="As the box sees paths; the ticket is good below it, by whole segments. Required with `reusable`.",
     )
-    reusable = serializers.BooleanField(
+    reusable = FlagField(
         default=False,
         help_text="For what a browser asks for again and again under the same URL (`<video>`, `EventSource`): good for"
         " any number of GET and HEAD without an upgrade, for 15 minutes.",

@@ -59,7 +59,9 @@ def test_reusable_ones_need_a_prefix_of_their_own(alice_api, box):
     answer = make(alice_api, box, reusable=True)
     assert (answer.status, answer.code, list(answer.error["details"])) == (400, "VALIDATION_ERROR", ["path_prefix"])
     assert make(alice_api, box, reusable=False).status == 201
-    assert make(alice_api, box, path_prefix="/x", reusable="maybe").code == "VALIDATION_ERROR"
+    for no_flag in ("maybe", "true", 0, 1, None, []):
+        answer = make(alice_api, box, path_prefix="/x", reusable=no_flag)
+        assert (answer.code, list(answer.error["details"])) == ("VALIDATION_ERROR", ["reusable"])
 
 
 def test_a_hundred_reusable_ones_live_at_once(alice, alice_api, box):
