@@ -22,6 +22,8 @@ from tunnel.daemon.http.capacity import ConnectionLimit
 from tunnel.daemon.http.forwarded import TrustedProxies
 from tunnel.daemon.http.messages import HSTS
 from tunnel.daemon.internal import InternalApi
+from tunnel.daemon.lane.access import Access
+from tunnel.daemon.lane.authorizer import Authorizer
 from tunnel.daemon.lane.fd_passing import AVAILABLE, FdPassing
 from tunnel.daemon.lane.lane import PublicLane
 from tunnel.daemon.metrics import Metrics
@@ -29,7 +31,9 @@ from tunnel.daemon.ports import Ports
 from tunnel.daemon.public import Listener, identity_of
 from tunnel.daemon.relay.relay import Relay
 from tunnel.daemon.share.shares import SharedStreams
+from tunnel.daemon.upstream.directory import UpstreamDirectory
 from tunnel.daemon.upstream.remote import PeerUpstreams
+from tunnel.http import Limits
 from tunnel.logs import JsonLog
 from tunnel.net.background import Background
 from tunnel.net.descriptors import connections_possible
@@ -110,22 +114,30 @@ def wire(
     fd_passing = FdPassing(config.family, log) if config.family is not None and AVAILABLE else None
     sockets = connections_possible()
     most = config.max_sessions + 10 * config.max_handshakes
-    trusts = TrustedProxies(config.trusted_proxies).trusts
-    room = ConnectionLimit(most, sockets, elsewhere=lambda: internal.connections, trusts=trusts)
+    proxies = TrustedProxies(config.trusted_proxies)
+    room = ConnectionLimit(most, sockets, elsewhere=lambda: internal.connections, trusts=proxies.trusts)
+    authorizer = Authorizer(control, log, exchanges.spawn, limits=limits_of(config))
+    access = Access(config, authorizer, sessions, node_url=node_url)
+    upstreams = UpstreamDirectory(
+        sessions,
+        arrivals,
+        node_url=node_url,
+        peers=peers,
+        full=lambda: relay.over_budget,
+        refresh=access.refresh,
+        open_seconds=config.open_seconds,
+    )
     shares = SharedStreams(exchanges.spawn, log, events=config.share_events)
     lane = PublicLane(
         config,
-        node_url=node_url,
-        control=control,
-        sessions=sessions,
-        arrivals=arrivals,
+        access=access,
+        upstreams=upstreams,
+        proxies=proxies,
         log=log,
-        full=lambda: relay.over_budget,
         room=room,
         background=exchanges,
         share=shares.take_over,
         plain=shares.plain_until,
-        remote=peers,
         hands=fd_passing,
     )
     watchdog = Watchdog()
@@ -198,6 +210,17 @@ def wire(
         internal=internal,
         background=background,
         exchanges=exchanges,
+    )
+
+
+def limits_of(config: TunnelConfig) -> Limits:
+    """What the exchanges of the public lane go by, where Django's word says nothing else."""
+    return Limits(
+        request_body=config.body_max,
+        open_seconds=config.open_seconds,
+        head_seconds=config.answer_seconds,
+        idle_seconds=config.exchange_idle_seconds,
+        upgraded_idle_seconds=config.upgraded_idle_seconds,
     )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
 from apps.proxy import engine, running
 from tunnel.contract import SETTINGS, read_settings
 from tunnel.daemon.config import TunnelConfig, load
-from tunnel.daemon.lane.lane import PublicLane
+from tunnel.daemon.wiring import limits_of
 from tunnel.http import LIMITS, Limits
 
 GIB = 1 << 30
@@ -57,8 +56,7 @@ def of_the_api() -> Limits:
 
 
 def of_the_fast_lane(config: TunnelConfig) -> Limits:
-    parts = "control sessions arrivals log full room background share plain remote hands"
-    return PublicLane(config, node_url="", **{name: Mock() for name in parts.split()})._limits
+    return limits_of(config)
 
 
 @pytest.mark.parametrize("name", OF_AN_EXCHANGE)

@@ -71,7 +71,7 @@ class LaneExchange(Progress):
 
     def _idle_stream(self) -> BoxStream | None:
         if self._line is None:
-            self._line = self._lane.reach(self.grant)
+            self._line = self._lane.upstreams.reach(self.grant)
         if self._line is None or self._fresh_only:
             return None
         request = self.exchange.request
@@ -85,13 +85,13 @@ class LaneExchange(Progress):
         Raises ProxyError.
         """
         self._until = self._until or trio.current_time() + self._lane.patience
-        line = self._line or await self._lane.wait_reach(self.grant, self._until)
+        line = self._line or await self._lane.upstreams.wait_reach(self.grant, self._until)
         while True:
             self._line = line
             try:
                 return await self._open(line)
             except NotOpened as error:
-                newer = await self._lane.newer(self.grant, line, self._until)
+                newer = await self._lane.upstreams.newer(self.grant, line, self._until)
                 if newer is None:
                     raise ProxyError(error.code, str(error), retry_after=error.retry_after) from error
                 line = newer
@@ -343,7 +343,7 @@ class LaneExchange(Progress):
         """Turn to a newer session of the device, once."""
         if self._moved_on or self._line is None:
             return False
-        newer = self._lane.reach(self.grant)
+        newer = self._lane.upstreams.reach(self.grant)
         if newer is None or newer.session == self._line.session:
             return False
         self._moved_on = True

@@ -126,7 +126,7 @@ class FastPath:
         grant = self._granted(ready, now)
         if grant is None:
             return False
-        line = self._lane.here(grant)
+        line = self._lane.upstreams.here(grant)
         if line is None:
             return False
         self._request_id = inbound

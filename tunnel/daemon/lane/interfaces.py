@@ -15,8 +15,7 @@ from tunnel.daemon.lane.authorizer import Authorizer, Grant
 from tunnel.daemon.lane.fd_passing import FdPassing
 from tunnel.daemon.lane.head_cache import HeadKey
 from tunnel.daemon.lane.migration import Migration
-from tunnel.daemon.upstream.interfaces import Upstream
-from tunnel.daemon.upstream.local import LocalUpstream
+from tunnel.daemon.upstream.directory import UpstreamDirectory
 from tunnel.http import BodyReader, Buffer, Field, ProxyError, RequestHead
 from tunnel.net.poller import Poller
 from tunnel.net.sockets import ByteStream
@@ -78,8 +77,6 @@ class ClientExchange(InFlight, Protocol):
 
 Plain = Callable[[Grant, bytes], float]
 """(grant, request line for the box): until when it is known that the answer is not one to share, else 0.0."""
-Remote = Callable[[Grant], Upstream]
-"""The way to a session that another daemon holds."""
 
 
 class Downstream(Protocol):
@@ -177,14 +174,9 @@ class ExchangeContext(Runner, Protocol):
     def patience(self) -> float:
         """Seconds for which a device that moves is waited for."""
 
-    def reach(self, grant: Grant) -> Upstream | None:
-        """The way to the device's session; None: it has to be waited for."""
-
-    async def wait_reach(self, grant: Grant, until: float) -> Upstream:
-        """The way to the device's session, wherever it is. Raises ProxyError TUNNEL_DISCONNECTED."""
-
-    async def newer(self, grant: Grant, line: Upstream, until: float) -> Upstream | None:
-        """The way to a session that came after that of `line`. Raises ProxyError TUNNEL_DISCONNECTED."""
+    @property
+    def upstreams(self) -> UpstreamDirectory[Grant]:
+        """The ways to boxes."""
 
     def cors_of(self, head: RequestHead) -> list[Field]:
         """The CORS fields for the answer to a request."""
@@ -221,9 +213,6 @@ class FastPathContext(ExchangeContext, Protocol):
     @property
     def authorizer(self) -> Authorizer:
         """Who says what Django said."""
-
-    def here(self, grant: Grant) -> LocalUpstream | None:
-        """The way to the device's session, if it is here and the one that the grant is about."""
 
     def no_longer(self, run: InFlight) -> None:
         """It does not run any more, here or in this guise."""

@@ -13,15 +13,13 @@ import trio
 from prometheus_client.core import Metric
 
 from tunnel.contract import Origins, language_of
-from tunnel.daemon.agents.handshakes import PendingHandshakes
-from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.config import TunnelConfig
-from tunnel.daemon.control.client import ControlPlane
 from tunnel.daemon.http.capacity import ConnectionLimit
 from tunnel.daemon.http.forwarded import TrustedProxies
 from tunnel.daemon.http.messages import HSTS
-from tunnel.daemon.lane.authorizer import Authorizer, Grant, concerns, key_of_ticket
+from tunnel.daemon.lane.access import Access
+from tunnel.daemon.lane.authorizer import Grant, concerns
 from tunnel.daemon.lane.client import Agents, Client, push_out
 from tunnel.daemon.lane.cors import Cors
 from tunnel.daemon.lane.counters import LaneCounters
@@ -38,23 +36,19 @@ from tunnel.daemon.lane.interfaces import (
     InFlight,
     LoggedExchange,
     Plain,
-    Remote,
 )
 from tunnel.daemon.lane.reauthorize import Reauthorizer
 from tunnel.daemon.lane.refusals import no_upgrade, told
 from tunnel.daemon.lane.route import HeadFields, LaneRequest, field_of, is_bodyless, read
-from tunnel.daemon.upstream.interfaces import Upstream
-from tunnel.daemon.upstream.local import LocalUpstream
+from tunnel.daemon.upstream.directory import UpstreamDirectory
 from tunnel.http import (
     Exchange,
     Field,
-    Limits,
     OrdinaryAnswers,
     ProxyError,
     RequestHead,
     Via,
     field_lines,
-    outline,
 )
 from tunnel.logs import JsonLog
 from tunnel.net.background import Background
@@ -62,8 +56,6 @@ from tunnel.net.poller import AVAILABLE, Poller
 from tunnel.net.sockets import ByteStream
 
 _LOOK_SECONDS: Final = 0.5
-_ANY_BODY: Final = Limits(request_body=1 << 62)
-"""Before it is known how large a body may be."""
 
 Share = Callable[[ExchangeContext, Downstream, LaneRequest, Exchange, Grant, str], ClientExchange | None]
 """(lane, client, what was asked, exchange, grant, request id): may take over a GET of the whole, or not (None)."""
@@ -76,52 +68,39 @@ class PublicLane:
         self,
         config: TunnelConfig,
         *,
-        node_url: str,
-        control: ControlPlane,
-        sessions: Registry[TunnelSession],
-        arrivals: PendingHandshakes,
+        access: Access,
+        upstreams: UpstreamDirectory[Grant],
+        proxies: TrustedProxies,
         log: JsonLog,
-        full: Callable[[], bool],
         room: ConnectionLimit,
         background: Background,
         share: Share,
         plain: Plain,
-        remote: Remote,
         hands: FdPassing | None,
     ) -> None:
-        self.config = config
         self.head_seconds = config.head_seconds
-        self.node_url = node_url
         self.draining = False
         self.plain = plain
         self.hands = hands
-        self._share = share
-        self._remote = remote
-        self._background = background
+        self.proxies = proxies
+        self.upstreams = upstreams
+        self.authorizer = access.authorizer
         self.poller: Poller | None = None
         self.running: set[InFlight] = set()
+        self._access = access
+        self._share = share
+        self._background = background
         self._tally = LaneCounters()
-        self._sessions = sessions
-        self._arrivals = arrivals
         self._log = log
-        self._full = full
         self._room = room
+        self._language = config.language
+        self._slow_heads = config.max_handshakes
         origins = Origins(config.cors_origins, development=config.development)
         self._cors = Cors(origins, [(name.encode(), value.encode()) for name, value in HSTS if config.hsts])
         self._ids = Ids()
-        self.proxies = TrustedProxies(config.trusted_proxies)
-        self._limits = Limits(
-            request_body=config.body_max,
-            open_seconds=config.open_seconds,
-            head_seconds=config.answer_seconds,
-            idle_seconds=config.exchange_idle_seconds,
-            upgraded_idle_seconds=config.upgraded_idle_seconds,
-        )
         self._clients: set[Client] = set()
         self._memos = HeadCache(), HeadCache()  # of clients, and of clients that are trusted proxies
         self._answers = OrdinaryAnswers()
-        self._lines: dict[TunnelSession, LocalUpstream] = {}
-        self.authorizer = Authorizer(control, log, background.spawn, limits=self._limits)
         self._watch = Reauthorizer(self.authorizer.refusal, self.authorizer.forget, background.spawn)
         self._empty = trio.lowlevel.ParkingLot()
 
@@ -157,8 +136,8 @@ class PublicLane:
     def drain(self) -> None:
         """Take no new requests, let the running ones finish, close idle connections and streams."""
         self.draining = True
-        for line in self._lines.values():
-            line.close()
+        self._access.drain()
+        self.upstreams.close_idle()
 
     async def wait_empty(self) -> None:
         """Return when nothing runs."""
@@ -189,10 +168,8 @@ class PublicLane:
         if self.draining or head.method == b"OPTIONS" or not head.target.startswith(b"/d/"):
             return None
         asked = read(head)
-        if not asked.key:
-            return None
-        grant = self.authorizer.kept(asked.key)
-        if grant is None or trio.current_time() >= grant.refresh_at or self._outdated(grant):
+        grant = self._access.kept(asked)
+        if grant is None:
             return None
         request_id = self._ids.request_id(asked.said.values[3])
         try:
@@ -209,11 +186,6 @@ class PublicLane:
         memo = self._memos[client.trusted]
         return FastPath(self, client, memo=memo, answers=self._answers, ids=self._ids, tally=self._tally, log=self._log)
 
-    def _outdated(self, grant: Grant) -> bool:
-        """The device was admitted anew since: it may be somebody else's by now."""
-        session = self._sessions.of_device(grant.device_id)
-        return session is not None and session.epoch > grant.epoch
-
     async def begin(self, client: Downstream, head: RequestHead) -> ClientExchange | None:
         """The exchange, or None once the client was told why there is none."""
         request_id = self._ids.request_id(field_of(head, b"x-request-id"))
@@ -221,7 +193,8 @@ class PublicLane:
             asked = read(head)
             if self._preflight(client, asked, request_id):
                 return None
-            grant = await self._grant(client, asked, request_id)
+            address = self.proxies.client_of(client.address, head)
+            grant = await self._access.grant(asked, address=address, request_id=request_id)
             return self._started(client, asked, grant, request_id)
         except ProxyError as error:
             self._tally.count(error.code.lower())
@@ -246,26 +219,6 @@ class PublicLane:
         said = asked.said
         client.answer(self._cors.preflight(said.origin, said.values[10], names, request_id, keep_alive=keep), keep=keep)
         return True
-
-    async def _grant(self, client: Downstream, asked: LaneRequest, request_id: str) -> Grant:
-        authorizer = self.authorizer
-        if asked.kind == b"ticket" and (
-            asked.mount or asked.upgrade
-        ):  # what will be refused spends none (api.md, "Tickets")
-            outline(asked.head, Via("http", "", "", mount=asked.mount, upgrade=asked.upgrade), _ANY_BODY)
-        question = asked.request(self.config.node, self.proxies.client_of(client.address, asked.head), request_id)
-        if asked.kind == b"ticket":
-            grant = authorizer.kept(key_of_ticket(question))
-        else:
-            grant = authorizer.kept(asked.key, question) if asked.key else None
-        if grant is None or self._outdated(grant):
-            if asked.mount or asked.upgrade:
-                grant = await authorizer.settled(asked.key, question, seconds=self.patience)
-            else:  # /ws/* without an upgrade: a ticket is not spent for that
-                if asked.kind != b"ticket":
-                    await authorizer.ask(asked.key, question)
-                raise no_upgrade(asked.head.method)
-        return grant
 
     def _started(self, client: Downstream, asked: LaneRequest, grant: Grant, request_id: str) -> ClientExchange:
         """The exchange of an allowed caller. Raises ProxyError."""
@@ -308,76 +261,10 @@ class PublicLane:
         for run in [each for each in self.running if each.grant.device_id == session.device_id]:
             run.end_with(ProxyError("OVERLOADED", "the daemon's buffers are full"))
 
-    # --- ways to the box ----------------------------------------------------------------------------------------------
-    def here(self, grant: Grant) -> LocalUpstream | None:
-        """The way to the device's session, if it is here, the one that counts, and the one that the grant is about."""
-        session = self._sessions.of_device(grant.device_id)
-        if session is None or session.identity.epoch != grant.epoch or session.leaving or session.closing:
-            return None
-        return self._line_of(session)
-
-    def reach(self, grant: Grant) -> Upstream | None:
-        """The way to the device's session, if it counts here or is another daemon's; None: see `wait_reach`."""
-        here = self._here(grant)
-        if here is None and grant.node_url != self.node_url:
-            return self._remote(grant)
-        return here
-
-    def _here(self, grant: Grant) -> LocalUpstream | None:
-        """The way to the device's session if it counts here: the grant's, or a newer one."""
-        session = self._sessions.of_device(grant.device_id)
-        if session is None or session.closing or session.leaving or session.epoch < grant.epoch:
-            return None
-        return self._line_of(session)
-
-    def _line_of(self, session: TunnelSession) -> LocalUpstream:
-        return self._lines.get(session) or self._lines.setdefault(session, LocalUpstream(session, self._full))
-
-    async def wait_reach(self, grant: Grant, until: float) -> Upstream:
-        """The way to the device's session, wherever it is; by Django's newer word where the grant's is outdated.
-
-        `until` is the last moment to look for another one. Raises ProxyError TUNNEL_DISCONNECTED.
-        """
-        while True:
-            if grant.node_url == self.node_url:
-                with trio.move_on_at(min(until, trio.current_time() + self.config.open_seconds)):
-                    await self._arrivals.wait_session(grant.session)
-            if (line := self.reach(grant)) is not None:
-                return line
-            fresh = await self._fresh(grant, grant.session, until)
-            if fresh is None:
-                raise ProxyError("TUNNEL_DISCONNECTED", "no daemon holds the device's tunnel")
-            grant = fresh
-
-    async def newer(self, grant: Grant, line: Upstream, until: float) -> Upstream | None:
-        """The way to a session of the device that came after that of `line`, as far as is known here or to Django.
-
-        One on its way is waited for, `until` that moment. Raises ProxyError TUNNEL_DISCONNECTED.
-        """
-        if (here := self._here(grant)) is not None and here.session != line.session:
-            return here
-        fresh = await self._fresh(grant, line.session, until)
-        found = None if fresh is None else await self.wait_reach(fresh, until)
-        return None if found is None or found.session == line.session else found
-
-    async def _fresh(self, grant: Grant, than: str, until: float) -> Grant | None:
-        """What Django says now about the same caller; None: nothing better than session `than` is known."""
-        seconds = until - trio.current_time()
-        if seconds <= 0:
-            return None
-        self.authorizer.forget(grant)
-        leaving = self.node_url if self.draining else ""
-        try:
-            new = await self.authorizer.settled(grant.key, grant.again, seconds=seconds, than=than, leaving=leaving)
-        except ProxyError:
-            return None  # what was wrong with the way tells the client more
-        return None if new.session == than else new
-
     @property
     def patience(self) -> float:
-        """How long a device that moves is waited for: while we drain, no longer than that its client can be told."""
-        seconds = self.config.open_seconds
-        return min(seconds, self.config.drain_seconds / 2) if self.draining else seconds
+        """Seconds for which a device that moves is waited for."""
+        return self._access.patience
 
     # --- what is told -------------------------------------------------------------------------------------------------
     def cors_of(self, head: RequestHead) -> list[Field]:
@@ -390,7 +277,7 @@ class PublicLane:
         return told(
             error,
             request_id or self._ids.request_id(said[3]),
-            language=language_of(said[8].decode("latin-1"), self.config.language),
+            language=language_of(said[8].decode("latin-1"), self._language),
             keep_alive=keep and not self.draining,
             head_only=head is not None and head.method == b"HEAD",
             extra=self._cors.lines(said[1]),
@@ -425,10 +312,6 @@ class PublicLane:
         now = trio.current_time()
         for client in list(self._clients):
             client.look(now)
-        push_out(self._clients, self.config.max_handshakes, now)
+        push_out(self._clients, self._slow_heads, now)
         self._watch.look(self.running, now)
-        for session, line in list(self._lines.items()):
-            if line.over:
-                del self._lines[session]
-            else:
-                line.expire()
+        self.upstreams.expire()

@@ -69,7 +69,7 @@ class SharedExchange(LaneExchange):
 
     def _idle_stream(self) -> BoxStream | None:
         if self._line is None:
-            self._line = self._lane.reach(self.grant)
+            self._line = self._lane.upstreams.reach(self.grant)
         if isinstance(self._line, PeerUpstream) and self._may_join():
             return None  # who holds the box is told on a stream of its own that others may watch the same
         return super()._idle_stream()

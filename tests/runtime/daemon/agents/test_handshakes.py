@@ -150,8 +150,8 @@ async def test_the_fast_lane_does_not_wait_for_it_beyond_the_requests_own_time()
         coming = await knock(w)
         fast = w.daemon.parts.lane
         assert fast is not None
-        grant = SimpleNamespace(device_id="device-0", session=coming.session, node_url=fast.node_url, epoch=1)
+        grant = SimpleNamespace(device_id="device-0", session=coming.session, node_url=w.daemon.node_url, epoch=1)
         with pytest.raises(ProxyError, match="no daemon holds") as told:
-            await fast.wait_reach(cast("Grant", grant), trio.current_time() + 0.05)
+            await fast.upstreams.wait_reach(cast("Grant", grant), trio.current_time() + 0.05)
         assert told.value.code == "TUNNEL_DISCONNECTED"
         await coming.answered()

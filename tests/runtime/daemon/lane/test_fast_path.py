@@ -413,7 +413,7 @@ async def test_a_bug_before_anything_is_sent_leaves_the_request_to_the_long_way(
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patch:
-            patch.setattr("tunnel.daemon.lane.lane.PublicLane.here", broken)
+            patch.setattr("tunnel.daemon.upstream.directory.UpstreamDirectory.here", broken)
             assert (await visitor.ask(GET)).body == b"x"
         assert w.logged("request_crashed")
         with monkeypatch.context() as patch:

@@ -170,7 +170,7 @@ async def test_a_502_names_the_address_at_which_nothing_answers(line: str) -> No
 def resting(w: World) -> int:
     """Streams that are kept for the next request."""
     assert w.daemon.parts.lane is not None
-    return sum(len(line.lines) for line in w.daemon.parts.lane._lines.values())
+    return sum(len(line.lines) for line in w.daemon.parts.lane.upstreams.locals())
 
 
 async def test_streams_of_a_silent_agent_are_reused_once_one_stayed_open() -> None:

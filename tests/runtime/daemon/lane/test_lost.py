@@ -118,7 +118,7 @@ async def test_the_haste_of_a_request_that_could_not_go_out_is_nobody_elses(monk
     async with resting(GET) as (w, visitor, _agent, request):
         assert w.daemon.parts.lane is not None
         (held,) = w.daemon.parts.sessions.all()
-        (line,) = w.daemon.parts.lane._lines.values()
+        (line,) = w.daemon.parts.lane.upstreams.locals()
         (idle,) = line.lines.idle
         assert isinstance(idle.stream, Stream)
         held.connection.session.half_close(idle.stream._core)  # so that nothing can be sent
