@@ -1,7 +1,5 @@
 """The static development user of VISIONA_STATIC_USER_ID, as the prototype's front ends know it."""
 
-import uuid
-
 import pytest
 
 from apps.accounts import demo
@@ -66,7 +64,7 @@ def test_without_the_setting_there_is_none(anonymous, settings):
     assert not User.objects.exists()
 
 
-PROXY = f"/api/devices/{uuid.uuid4()}/proxy/x"
+PROXY = "/api/devices/0198c000-0000-7000-8000-00000000abcd/proxy/x"
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null"])
