@@ -21,7 +21,7 @@ from tunnel.agent.demo.box import Box
 from tunnel.agent.demo.inference import BLOCK
 from tunnel.mux.connection import Connection
 
-pytestmark = pytest.mark.timeout(600)  # with what it builds
+pytestmark = pytest.mark.timeout(1000)  # with what it builds
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 TOKEN = "vAc_" + "7" * 32
 

@@ -21,7 +21,7 @@ from tunnel.mux.stream import Stream
 from tunnel.protocol.core import Role
 from tunnel.protocol.limits import SessionConfig
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]  # with what it builds
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(1000)]  # with what it builds
 MIB = 1 << 20
 TOKEN = "vAc_" + "5" * 32
 ROLES = pytest.mark.parametrize("role", [Role.CLIENT, Role.SERVER], ids=["daemon-client", "daemon-server"])

@@ -18,7 +18,7 @@ import pytest
 from cloud.supervisor import plan as plans
 from tests.system.stack import Answer, Stack, eventually, run_stack
 
-pytestmark = [pytest.mark.system, pytest.mark.interop, pytest.mark.timeout(600)]  # with what it builds
+pytestmark = [pytest.mark.system, pytest.mark.interop, pytest.mark.timeout(1000)]  # with what it builds
 
 OPEN_SECONDS = 4.0
 SLOW_MS = 6000

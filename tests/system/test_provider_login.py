@@ -16,7 +16,7 @@ from tests.system.test_browser import browser
 
 __all__ = ["browser"]  # a fixture
 BUTTON = "Log in with your organisation"
-pytestmark = [pytest.mark.system, pytest.mark.browser, pytest.mark.interop, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.browser, pytest.mark.interop, pytest.mark.timeout(1000)]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from tests.ports import free_port
 
 FOLDER = Path(__file__).resolve().parents[2] / "interop" / "dex"
 ME, PAT = "/api/auth/me", "pat@example.com"
-pytestmark = [pytest.mark.django_db, pytest.mark.interop, pytest.mark.timeout(600)]  # it is built once
+pytestmark = [pytest.mark.django_db, pytest.mark.interop, pytest.mark.timeout(1000)]  # it is built once
 
 
 class Dex:
@@ -86,7 +86,7 @@ class Dex:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dex]:
-    found = Dex(build(FOLDER, seconds=400), tmp_path_factory.mktemp("dex") / "log")
+    found = Dex(build(FOLDER), tmp_path_factory.mktemp("dex") / "log")
     yield found
     found.stop()
 

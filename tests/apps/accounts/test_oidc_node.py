@@ -16,7 +16,7 @@ from tests.apps.accounts.provider_kit import CALLBACK, PAGE, node_provider
 from tests.apps.accounts.provider_site import CLIENT_ID, CLIENT_SECRET
 from tests.apps.conftest import Api
 
-pytestmark = [pytest.mark.django_db, pytest.mark.interop, pytest.mark.timeout(600)]  # with what it builds
+pytestmark = [pytest.mark.django_db, pytest.mark.interop, pytest.mark.timeout(1000)]  # with what it builds
 
 
 @pytest.fixture(scope="module")

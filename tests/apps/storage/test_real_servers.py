@@ -29,7 +29,7 @@ from tests.interop.go_build import PLAIN, build
 from tests.ports import free_port
 from tests.tls import Authority, make_authority
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(1000)
 FOLDER = Path(__file__).resolve().parents[2] / "interop" / "s3"
 KEY, SECRET = "key", "secretsecret"
 MIB = 1 << 20
@@ -38,7 +38,7 @@ MIB = 1 << 20
 @contextmanager
 def serving(name: str, folder: Path, authority: Authority | None = None) -> Iterator[str]:
     """The URL of a server of our own with our bucket; by TLS with an authority's certificate."""
-    program = str(build(FOLDER / name, seconds=400, flags=PLAIN))
+    program = str(build(FOLDER / name, flags=PLAIN))
     port = free_port()
     (folder / BUCKET).mkdir(parents=True)
     where = f"127.0.0.1:{port}"
