@@ -64,7 +64,7 @@ def test_the_prototypes_names_are_kept(service: str, alias: str) -> None:
 
 def test_the_daemon_gets_what_it_reads_and_one_secret() -> None:
     """It faces the internet: whoever took it over would hold every secret of the file `.env`."""
-    read = set(re.findall(r'values\["(\w+)"\]', (ROOT / "tunnel" / "config.py").read_text()))
+    read = set(re.findall(r'values\["(\w+)"\]', (ROOT / "tunnel" / "daemon" / "config.py").read_text()))
     got = {name.removeprefix(PREFIX) for name in SERVICES["tunnel"]["environment"]}
     assert "env_file" not in SERVICES["tunnel"]
     assert got == read | {"ENV_STRICT"}

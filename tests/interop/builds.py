@@ -47,7 +47,8 @@ def npm_install(folder: Path, program: str = "agent.js") -> list[str]:
 def _toolchains(cargo: Path) -> dict[str, str]:
     """Where rustup's shim finds its compilers. It looks in HOME, which may be another than that of who installed it."""
     beside = cargo.parent.parent.parent / ".rustup"
-    if "RUSTUP_HOME" in os.environ or (Path.home() / ".rustup").exists() or not beside.is_dir():
+    own = Path.home() / ".rustup" / "toolchains"  # rustup makes an empty .rustup wherever it is asked anything
+    if "RUSTUP_HOME" in os.environ or (own.is_dir() and any(own.iterdir())) or not beside.is_dir():
         return {}
     return {"RUSTUP_HOME": str(beside)}
 

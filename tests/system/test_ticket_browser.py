@@ -34,7 +34,10 @@ window.talk = (url) => new Promise((resolve, reject) => {
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A whole system, a page of an origin that it allows, and one of another (the same server by its other name)."""
+    """A whole system, a page of an origin that it allows, and one of another.
+
+    Both are one server by names that a browser takes for this machine, and a system in development does not.
+    """
 
     stack: Stack
     allowed: str
@@ -60,12 +63,12 @@ def system(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     port = server.server_address[1]
-    allowed = f"http://127.0.0.1:{port}"
+    allowed = f"http://allowed.localhost:{port}"
     settings = {"VISIONA_CORS_ALLOWED_ORIGINS": allowed}
     ports = (free_port(), free_port(), free_port())
     try:
         with run_stack(tmp_path_factory.mktemp("system") / "var", ports, settings) as stack:
-            yield System(stack.start_all(), allowed, f"http://localhost:{port}")
+            yield System(stack.start_all(), allowed, f"http://other.localhost:{port}")
     finally:
         server.shutdown()
         server.server_close()
