@@ -62,7 +62,7 @@ class StoppingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
 
     def _listen(self) -> None:
         """Begin to listen: everything that requests need is set up by now."""
-        if self._told_at is not None:
+        if self._told_at is not None or server_ends():
             return  # the server ended while this worker was loading
         try:
             for listener in self.sockets:
@@ -80,9 +80,13 @@ class StoppingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
 
     def _step(self) -> None:
         """Take the next step of the stop, if it is due."""
-        if self._told_at is None:
-            return
         now = time.monotonic()
+        if self._told_at is None:
+            if not server_ends():
+                return
+            # The signal came before this process had handlers of its own, and was lost. The port's other owners tell
+            # the kernel to drop callers, who would wait until this one is killed.
+            self._told_at = now
         if not self.stopping and server_ends():
             self.stopping = True
             self._ends_at = self._told_at + self.lameduck_seconds

@@ -22,6 +22,7 @@ class HurriedWorker(ApiWorker):
     def init_process(self) -> None:
         """In the worker's process, before it serves."""
         WatchedBody.grace_seconds = 1.0
+        _wait_if_not_the_first()
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -30,6 +31,18 @@ class HurriedWorker(ApiWorker):
         while gate and not Path(gate).exists():
             time.sleep(0.02)
         super().load_wsgi()
+
+
+def _wait_if_not_the_first() -> None:
+    """Hold every worker but the first where it has the master's signal handlers still, until there is a file."""
+    gate = os.environ.get("TEST_OTHERS_WAIT_FOR")
+    if not gate:
+        return
+    try:
+        Path(gate + ".first").touch(exist_ok=False)
+    except FileExistsError:
+        while not Path(gate).exists():
+            time.sleep(0.02)
 
 
 def _read(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.system.gunicorn_worker_kit import HOST, Server, get, read_all, read_answer
+from tests.system.stack import BUSY, eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.gameday]
 POST = b"POST /read HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello"
@@ -91,6 +93,20 @@ def test_every_caller_of_a_server_that_stops_is_answered_or_refused(tmp_path: Pa
             thread.join()
         assert server.process.wait(10) == 0
         assert set(seen) == {"answered", "refused"}, seen
+
+
+def test_a_worker_that_missed_the_signal_ends_too(tmp_path: Path) -> None:
+    """It came while the worker had its master's handlers: others had the kernel drop callers, and it kept the port."""
+    gate = tmp_path / "gate"
+    with started(tmp_path, workers=2, TEST_OTHERS_WAIT_FOR=str(gate)) as server:
+        server.wait_ready()
+        workers = psutil.Process(server.process.pid).children
+        eventually(lambda: len(workers()) == 2, 10, "both workers are there")
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: len(workers()) == 1, 10, "the first has ended, so that both were told")
+        gate.touch()
+        assert refused_by(server.port, 3.0 * BUSY)
+        assert server.process.wait(5 * BUSY) == 0
 
 
 def test_it_listens_once_it_can_answer(tmp_path: Path) -> None:
