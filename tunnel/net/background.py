@@ -30,7 +30,10 @@ class Background:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     def spawn(self, work: Work, *args: Any) -> None:
         """Start it; of a bounded number at once, if there is a bound."""

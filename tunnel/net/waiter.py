@@ -15,7 +15,7 @@ class Waiter:
         """Who sits here; None while it is at work."""
 
     def __repr__(self) -> str:
-        return "<Seat, taken>" if self.task is not None else "<Seat>"
+        return "<Waiter, at rest>" if self.task is not None else "<Waiter>"
 
     async def park(self) -> None:
         """Wait for `wake`."""

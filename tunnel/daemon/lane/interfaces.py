@@ -6,7 +6,6 @@ imports its parent. Nothing here is compiled: a Protocol costs nothing at run ti
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from tunnel.daemon.http.forwarded import TrustedProxies
 from tunnel.daemon.lane.authorizer import Authorizer, Grant
 from tunnel.daemon.lane.fd_passing import FdPassing
 from tunnel.daemon.lane.head_cache import HeadKey
-from tunnel.daemon.lane.migration import Migration
+from tunnel.daemon.lane.migration import Movable
 from tunnel.daemon.upstream.directory import UpstreamDirectory
 from tunnel.http import BodyReader, Buffer, Field, ProxyError, RequestHead
 from tunnel.net.poller import Poller
@@ -79,20 +78,8 @@ Plain = Callable[[Grant, bytes], float]
 """(grant, request line for the box): until when it is known that the answer is not one to share, else 0.0."""
 
 
-class Downstream(Protocol):
+class Downstream(Movable, Protocol):
     """A client's connection, as the exchange uses it that it carries."""
-
-    @property
-    def raw(self) -> ByteStream:
-        """Its byte stream."""
-
-    @property
-    def sock(self) -> socket.socket:
-        """Its socket."""
-
-    @property
-    def address(self) -> str:
-        """The peer's address."""
 
     @property
     def forwarded(self) -> bytes:
@@ -107,16 +94,8 @@ class Downstream(Protocol):
         """Whether a task reads from it; False: its end has to be asked for."""
 
     @property
-    def unsent(self) -> bool:
-        """Whether the kernel has not taken all that was written."""
-
-    @property
     def sent(self) -> int:
         """Bytes that the kernel took."""
-
-    @property
-    def wander(self) -> Migration:
-        """Whether it is worth giving to another process."""
 
     noted: HeadKey | None
     """What the head of its request came to, if that is kept."""

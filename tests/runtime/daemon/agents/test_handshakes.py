@@ -149,7 +149,6 @@ async def test_the_fast_lane_does_not_wait_for_it_beyond_the_requests_own_time()
     async with world(open_seconds=1000.0, admit_seconds=1000.0, call_seconds=1000.0) as w:
         coming = await knock(w)
         fast = w.daemon.parts.lane
-        assert fast is not None
         grant = SimpleNamespace(device_id="device-0", session=coming.session, node_url=w.daemon.node_url, epoch=1)
         with pytest.raises(ProxyError, match="no daemon holds") as told:
             await fast.upstreams.wait_reach(cast("Grant", grant), trio.current_time() + 0.05)

@@ -21,7 +21,6 @@ UNKNOWN = {"status": 401, "code": "UNAUTHENTICATED", "message": "unknown"}
 
 async def turn(w: World, *, everybody: bool = False) -> None:
     """A period has passed for one of those who have a question in common, or for everybody."""
-    assert w.daemon.parts.lane is not None
     await w.until(lambda: all(run.checked > 0 for run in served(w)))  # the answer of the turn before has come
     seen = set()
     for run in served(w):
@@ -31,7 +30,6 @@ async def turn(w: World, *, everybody: bool = False) -> None:
 
 
 def served(w: World) -> list[ClientExchange]:
-    assert w.daemon.parts.lane is not None
     return [run for run in w.daemon.parts.lane.running if not isinstance(run, FastPath)]
 
 
@@ -114,7 +112,7 @@ async def test_strangers_take_nothing_that_known_callers_agents_and_heartbeats_n
                 for number in range(60):
                     nursery.start_soon(stranger, number)
                 await w.control.wait(lambda: [path for path, _ in w.control.calls if path.endswith("!stuck")])
-                await w.until(lambda: w.daemon.parts.lane is not None and len(w.daemon.parts.lane._clients) > 60)
+                await w.until(lambda: len(w.daemon.parts.lane._clients) > 60)
                 beats = len(w.control.heartbeats)
                 with trio.fail_after(10):
                     for _ in range(30):
@@ -238,7 +236,6 @@ async def test_a_stream_that_begins_with_a_kept_answer_is_as_old_as_that() -> No
         await trio.sleep(0.05)
         await many(w, stack, 1)
         assert len(w.control.authorizations) == 1
-        assert w.daemon.parts.lane is not None
         assert len({run.checked for run in w.daemon.parts.lane.running if not isinstance(run, FastPath)}) == 1
         assert len(w.daemon.parts.lane.running) == 2
 

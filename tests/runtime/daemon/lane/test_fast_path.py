@@ -237,7 +237,7 @@ async def test_requests_behind_one_that_is_under_way_are_answered_in_order() -> 
         await visitor.stream.send_all(one)
         await came.wait()
         await visitor.stream.send_all(two + one)
-        await w.until(lambda: not next(iter(w.daemon.parts.lane._clients)).reading)  # type: ignore[union-attr]  # it runs
+        await w.until(lambda: not next(iter(w.daemon.parts.lane._clients)).reading)
         go.set()
         bodies = [(await visitor.read()).body for _ in range(3)]
         await visitor.stream.send_all(one + two)
@@ -280,7 +280,6 @@ async def test_what_says_more_than_its_bytes_is_never_kept(fields: tuple[str, ..
                 assert got.status == 200
                 if fields[0].startswith("x-request-id"):
                     assert got.all("x-request-id") == ["mine"]
-        assert w.daemon.parts.lane is not None
         assert {len(memo) for memo in w.daemon.parts.lane._memos} <= {0, 1}  # `other` alone
         assert quick(w) == 0
 
@@ -339,7 +338,6 @@ async def test_a_reusable_ticket_is_asked_about_once_for_the_same_request_of_the
                 assert len(w.control.authorizations) == before + 1, (line, fields)
             before = len(w.control.authorizations)
             fast = w.daemon.parts.lane
-            assert fast is not None
             fast.invalidate(users=(), logins=(), devices=(DEVICE,))
             assert (await visitor.ask(f"GET /d/{DEVICE}/x?ticket=t", token="")).status == 200
             assert len(w.control.authorizations) == before + 1
@@ -377,7 +375,6 @@ async def test_a_drain_ends_connections_that_rest() -> None:
     async with met_world(ok(b"x")) as (w, visitor):
         assert (await visitor.ask(GET)).status == 200
         assert quick(w) == 1
-        assert w.daemon.parts.lane is not None
         w.daemon.parts.lane.drain()
         assert await visitor.end() == "end"
 

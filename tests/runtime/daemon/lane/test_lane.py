@@ -88,7 +88,6 @@ async def test_a_reset_that_waits_for_a_slow_client_holds_a_place() -> None:
 def _clients(w: World) -> float:
     """Connections of clients that the public port counts."""
     room = w.daemon.parts.room
-    assert room is not None
     return next(sample.value for metric in room.live() for sample in metric.samples)
 
 
@@ -169,7 +168,6 @@ async def test_a_502_names_the_address_at_which_nothing_answers(line: str) -> No
 
 def resting(w: World) -> int:
     """Streams that are kept for the next request."""
-    assert w.daemon.parts.lane is not None
     return sum(len(line.lines) for line in w.daemon.parts.lane.upstreams.locals())
 
 

@@ -43,7 +43,6 @@ async def resting(line: str) -> AsyncIterator[tuple[World, Visitor, Connection, 
         agent = await box(w, answering)
         async with Visitor(w) as visitor:
             await met(visitor, line, *fields, body=body)
-            assert w.daemon.parts.lane is not None
             poller = w.daemon.parts.lane.poller
             assert poller is not None
             (held,) = w.daemon.parts.sessions.all()
@@ -116,7 +115,6 @@ async def test_any_other_is_refused_at_once(how: str) -> None:
 
 async def test_the_haste_of_a_request_that_could_not_go_out_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with resting(GET) as (w, visitor, _agent, request):
-        assert w.daemon.parts.lane is not None
         (held,) = w.daemon.parts.sessions.all()
         (line,) = w.daemon.parts.lane.upstreams.locals()
         (idle,) = line.lines.idle

@@ -173,7 +173,7 @@ async def test_a_daemon_that_says_nothing_of_what_it_asked_for_keeps_nobody_wait
         assert status == 101
         eye = await watch(stack, holder)
         await until([holder], 0)
-        await holder.until(lambda: holder.daemon.parts.lane is not None and len(holder.daemon.parts.lane) == 1)
+        await holder.until(lambda: len(holder.daemon.parts.lane) == 1)
         assert not show.asked
         raw.reset()
         await eye.open()
@@ -274,7 +274,6 @@ async def test_a_box_that_says_it_is_at_work_is_waited_for_there_too() -> None:
     enough = trio.Event()
     async with daemons(works) as (worlds, _), Visitor(worlds[OTHER]) as visitor:
         lane = worlds[OTHER].daemon.parts.lane
-        assert lane is not None
         running = lane.running
         await visitor.send(PATH)
         await worlds[OTHER].until(

@@ -24,7 +24,6 @@ async def test_a_viewer_whose_login_ends_leaves_alone() -> None:
         assert len(show.asked) == 1
         assert views(w) == 2
         fast = w.daemon.parts.lane
-        assert fast is not None
         ended = [run for run in fast.running if run.grant.login == "login-of-vAu_" + "b" * 32]
         assert len(ended) == 1
         fast.invalidate(users=(), logins=("login-of-vAu_" + "b" * 32,), devices=())
@@ -131,8 +130,6 @@ async def test_a_bug_in_a_pull_ends_its_viewers_and_not_the_tunnel(monkeypatch: 
 async def test_who_waits_for_one_that_never_gets_a_stream_asks_for_himself(monkeypatch: pytest.MonkeyPatch) -> None:
     async with camera() as (w, show, _), AsyncExitStack() as stack:
         show.go.set()
-        fast = w.daemon.parts.lane
-        assert fast is not None
         opened: list[int] = []
         go = trio.Event()
         original = LocalUpstream.open
