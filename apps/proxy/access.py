@@ -189,7 +189,7 @@ def _by_ticket(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
     if ask["websocket"]:
         check_upgrade(ticket)
     device_id = device_of_ticket(ticket, ask["device"])
-    check_path(ticket, ask["path"].encode("ascii"))
     target = choose_device(user.pk, header=device_id, query=None)
+    check_path(ticket, ask["path"].encode("ascii"))
     spend_ticket(ticket)
     return Reach(user.pk, ticket.login, target.entry, ticket.reusable)

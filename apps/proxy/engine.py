@@ -41,6 +41,7 @@ from apps.tunnels.forwarder import (
     pool,
 )
 from apps.tunnels.registry import Entry
+from tunnel.contract import home_of
 
 logger = structlog.get_logger("visiona.forward")
 _LINE: Final = HotLog("visiona.forward")
@@ -201,7 +202,7 @@ def forward(
     """
     own = engine()
     client = raw.connection(request)
-    home = b"" if mount else f"/api/devices/{route.device_id}/proxy".encode("ascii")
+    home = home_of(route.device_id, mount)
     try:
         head = raw.request_head(request, raw.raw_target(request) if target is None else target)
         exchange = Exchange(head, raw.via(request, mount=mount, home=home, upgrade=upgrade), own.limits)

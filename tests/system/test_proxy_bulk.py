@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.apps.proxy.kit import Peer
-from tests.apps.proxy.stack import EVERY_WAY, Lane
+from tests.apps.proxy.stack import EVERY_CARRIER, Lane
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = EVERY_WAY
+LANES = EVERY_CARRIER
 
 MIB = 1 << 20
 SIZE = 64 * MIB

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from tests.apps.proxy.kit import WAIT, Peer, Wire, until
-from tests.apps.proxy.stack import EVERY_WAY, Lane, Stack, Tunnel
+from tests.apps.proxy.stack import EVERY_CARRIER, Lane, Stack, Tunnel
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = EVERY_WAY
+LANES = EVERY_CARRIER
 
 MIB = 1 << 20
 UNDER_WAY = 16 * MIB

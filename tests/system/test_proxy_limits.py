@@ -7,11 +7,11 @@ import hashlib
 import pytest
 
 from tests.apps.proxy.kit import Peer, until
-from tests.apps.proxy.stack import EVERY_WAY, Lane
+from tests.apps.proxy.stack import EVERY_CARRIER, Lane
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = EVERY_WAY
+LANES = EVERY_CARRIER
 
 BODY_MAX = 1 << 20
 API_SETTINGS = {"PROXY_BODY_MAX_BYTES": str(BODY_MAX)}

@@ -1,18 +1,24 @@
-"""The routes of the DRF lane: which device is meant, who may, what a scan stores, what is not carried yet."""
+"""The front end's own URLs, on both ports that serve them, and the scan, which port 3721 has alone: which device is
+meant, who may, what a scan stores.
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator
 
 import pytest
 
+from apps.tunnels import registry
 from tests.apps.proxy.kit import Box, Peer
 from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in, put_online
 from tests.apps.proxy.stand_in import StandInDaemon
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
+BOTH = pytest.mark.parametrize("lane", ["stand-in", "front"], indirect=True)
+"""By the API and by the daemon itself."""
 
 FOUND = {
     "devices": [
@@ -23,6 +29,7 @@ FOUND = {
 }
 
 
+@BOTH
 @pytest.mark.parametrize("path", ["/api/cameras", "/api/cameras/", "/api/cameras/0/stream", "/api/inference/a%2Fb"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_cameras_and_inference_pass_path_for_path(lane: Lane, method: str, path: str) -> None:
@@ -30,6 +37,7 @@ def test_cameras_and_inference_pass_path_for_path(lane: Lane, method: str, path:
     assert said["line"] == f"{method} {path}?x=1 HTTP/1.1"
 
 
+@BOTH
 def test_odd_requests_are_taken_where_paths_pass_as_they_are(lane: Lane) -> None:
     own = f"127.0.0.1:{lane.port}"
     for change in (
@@ -47,14 +55,23 @@ def test_odd_requests_are_taken_where_paths_pass_as_they_are(lane: Lane) -> None
     assert "x-forwarded-prefix" not in {name.lower() for name, _ in said}
 
 
+@BOTH
 def test_a_location_is_not_touched_where_paths_pass_as_they_are(lane: Lane) -> None:
     lane.box.on("/api/cameras/go", lambda peer: peer.answer(b"", "302 Found", "Location: /api/cameras/0"))
     assert lane.ask("GET", "/api/cameras/go", prefix="").one("location") == "/api/cameras/0"
 
 
-def test_several_online_devices_must_be_named(lane: Lane, stack: Stack) -> None:
-    second = add_device(stack, lane.user_id)
-    put_online(second, lane.user_id, lane.daemon)
+@pytest.fixture
+def second(lane: Lane, stack: Stack, daemon: StandInDaemon) -> Iterator[str]:
+    """Another device of the same user, which is online."""
+    device = add_device(stack, lane.user_id)
+    session = put_online(device, lane.user_id, daemon)
+    yield device
+    registry.remove([(device, session)])
+
+
+@BOTH
+def test_several_online_devices_must_be_named(lane: Lane, second: str) -> None:
     got = lane.ask("GET", "/api/cameras", prefix="")
     assert (got.status, got.code) == (409, "AMBIGUOUS_DEVICE")
     assert got.json["error"]["details"]["devices"] == sorted([second, lane.device_id])
@@ -63,10 +80,14 @@ def test_several_online_devices_must_be_named(lane: Lane, stack: Stack) -> None:
         "GET /api/cameras?device_id=cam-7 HTTP/1.1"
     )
     assert lane.ask("GET", "/api/cameras?device_id=cam-7", prefix="").code == "AMBIGUOUS_DEVICE"
-    nobody = str(uuid.uuid4())
-    assert lane.ask("GET", f"/api/cameras?device_id={second}", f"X-Device-Id: {nobody}", prefix="").code == "NOT_FOUND"
+    for nobody in (str(uuid.uuid4()), "no id", ""):
+        got = lane.ask("GET", f"/api/cameras?device_id={second}", f"X-Device-Id: {nobody}", prefix="")
+        assert got.code == "NOT_FOUND", nobody
+    twice = [f"X-Device-Id: {each}" for each in (second, lane.device_id)]
+    assert lane.ask("GET", "/api/cameras", *twice, prefix="").code == "NOT_FOUND"
 
 
+@BOTH
 def test_no_online_device(stack: Stack, lane: Lane) -> None:
     lane.token = log_in(add_user(stack))
     got = lane.ask("GET", "/api/cameras", prefix="")
@@ -74,30 +95,59 @@ def test_no_online_device(stack: Stack, lane: Lane) -> None:
     assert got.all("retry-after")
 
 
+@BOTH
 def test_an_offline_device(stack: Stack, lane: Lane) -> None:
     offline = add_device(stack, lane.user_id)
     assert lane.ask("GET", "/x", prefix=f"/api/devices/{offline}/proxy").code == "TUNNEL_DISCONNECTED"
 
 
+@BOTH
 @pytest.mark.parametrize("who", ["bob", "nobody", "forged"])
-@pytest.mark.parametrize("where", ["{device}/proxy/x", "scan?device_id={device}"])
+@pytest.mark.parametrize("where", ["devices/{device}/proxy/x", "cameras/0?device_id={device}"])
 def test_only_the_owner_gets_through(lane: Lane, stack: Stack, who: str, where: str) -> None:
+    refuses_others(lane, stack, who, where)
+
+
+@pytest.mark.parametrize("who", ["bob", "nobody", "forged"])
+def test_only_the_owner_scans(lane: Lane, stack: Stack, who: str) -> None:
+    refuses_others(lane, stack, who, "devices/scan?device_id={device}")
+
+
+def refuses_others(lane: Lane, stack: Stack, who: str, where: str) -> None:
     lane.token = {"bob": log_in(add_user(stack)), "nobody": "", "forged": "vAu_" + "0" * 32}[who]
-    got = lane.ask("GET", "/api/devices/" + where.format(device=lane.device_id), prefix="")
+    got = lane.ask("GET", "/api/" + where.format(device=lane.device_id), prefix="")
     assert (got.status, got.code) == ((404, "NOT_FOUND") if who == "bob" else (401, "UNAUTHENTICATED"))
     assert lane.box.heads == []
 
 
+@BOTH
 @pytest.mark.parametrize("device", ["no-uuid", "00000000-0000-0000-0000-000000000000"])
 def test_an_unknown_device_is_not_found(lane: Lane, device: str) -> None:
     assert lane.ask("GET", "/x", prefix=f"/api/devices/{device}/proxy").code == "NOT_FOUND"
 
 
+@BOTH
+@pytest.mark.parametrize("path", ["/api/%63ameras/0", "/api/cameras%2F0"])
+def test_a_path_in_disguise_passes_as_it_is(lane: Lane, path: str) -> None:
+    assert lane.ask("GET", path, prefix="").json["line"] == f"GET {path} HTTP/1.1"
+
+
+@BOTH
+@pytest.mark.parametrize("path", ["/api/cameras%3Fx", "/api/camerasx", "/api//cameras/0", "/api/x/../cameras/0"])
+def test_what_is_no_route_is_not_found(lane: Lane, path: str) -> None:
+    assert lane.ask("GET", path, prefix="").code == "NOT_FOUND"
+    with lane.wire() as wire:  # on a connection that served another request before
+        wire.send(lane.head("GET", "/api/cameras/0", prefix="") + lane.head("GET", path, prefix=""))
+        assert [wire.read().status for _ in range(2)] == [200, 404]
+
+
+@BOTH
 def test_a_prefix_in_disguise_is_refused(lane: Lane) -> None:
     got = lane.ask("GET", "/x", prefix=f"/api/%64evices/{lane.device_id}/proxy")
     assert (got.status, got.code) == (400, "BAD_REQUEST")
 
 
+@BOTH
 @pytest.mark.parametrize("path", ["", "/"])
 def test_the_root_of_the_box(lane: Lane, path: str) -> None:
     assert lane.ask("GET", path).json["line"] == "GET / HTTP/1.1"

@@ -484,10 +484,6 @@ def test_the_first_byte_is_out_as_soon_as_it_is_in(lane: Lane, kind: str) -> Non
         until(lambda: b"0\r\n\r\n" in wire.buffer or wire.more())
 
 
-SHARING = {"fast"}
-"""The ways on which viewers of one camera share what the box sends."""
-
-
 def test_whoever_asks_for_all_of_a_stream_is_a_viewer_as_others_are(lane: Lane) -> None:
     """`Range: bytes=0-` is what ffmpeg and OpenCV send, whatever they open."""
     go_on = threading.Event()
@@ -503,7 +499,7 @@ def test_whoever_asks_for_all_of_a_stream_is_a_viewer_as_others_are(lane: Lane) 
             wire.send(lane.head("GET", "/camera", *fields))
             assert wire.read_head().status == 200
             until(lambda: b"frame" in wire.buffer or wire.more())  # noqa: B023 - used at once
-        assert len(lane.box.heads) == (1 if lane.name in SHARING else 3)
+        assert len(lane.box.heads) == (1 if lane.direct else 3)  # of port 3721 nobody shares yet
         go_on.set()
 
 

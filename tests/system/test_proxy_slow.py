@@ -11,12 +11,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.apps.proxy.kit import WAIT, Got, Peer, Wire, until
-from tests.apps.proxy.stack import EVERY_WAY, Lane
+from tests.apps.proxy.stack import EVERY_CARRIER, Lane
 from tests.system.ws_kit import SWITCH, WS
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = EVERY_WAY
+LANES = EVERY_CARRIER
 
 HEAD_SECONDS = 4
 IDLE_SECONDS = 2

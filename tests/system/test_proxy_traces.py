@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.apps.proxy.kit import Peer, reset, until
-from tests.apps.proxy.stack import EVERY_WAY, Lane
+from tests.apps.proxy.stack import EVERY_CARRIER, Lane
 from tests.system.ws_kit import WS, echo
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = EVERY_WAY
+LANES = EVERY_CARRIER
 ROUNDS = 12
 """Of all ends; a leak of one kind would leave as many."""
 
@@ -89,7 +89,7 @@ def test_one_line_is_logged_for_each_exchange_and_no_query(lane: Lane) -> None:
     until(told)
     (line,) = told()
     assert (line["outcome"], line["status"], line["device"], line["bytes_up"]) == ("ok", 200, lane.device_id, 5)
-    assert line["lane"] == ("fast" if lane.name == "fast" else "drf")
+    assert line["lane"] == ("fast" if lane.direct else "drf")
     assert line["bytes_down"] > 0
     assert line["ms"] >= line["head_ms"] >= 0
     if lane.name == "stand-in":

@@ -17,12 +17,12 @@ from django.utils import timezone
 
 from apps.accounts import sessions
 from tests.apps.proxy.kit import WAIT, Peer, Wire
-from tests.apps.proxy.stack import EVERY_WAY, Lane, Stack, add_device, add_user, log_in
+from tests.apps.proxy.stack import EVERY_CARRIER, EVERY_WAY, Lane, Stack, add_device, add_user, log_in
 from tests.system.ws_kit import SWITCH, WS, echo, receive, ticket_for
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-LANES = EVERY_WAY
+LANES = EVERY_CARRIER
 DRF = pytest.mark.parametrize("lane", ["stand-in", "tunnel"], indirect=True)
 """For what is of port 3721 alone: its threads."""
 IDLE_SECONDS = 4
@@ -107,11 +107,10 @@ def test_the_box_may_refuse_the_handshake(lane: Lane) -> None:
     assert (got.status, got.reason, got.body, got.one("x-why")) == (403, "Nope", b"not here", "because")
 
 
+@pytest.mark.parametrize("lane", EVERY_WAY, indirect=True)
 def test_an_upgrade_passes_under_every_prefix(lane: Lane) -> None:
     ways = [(lane.prefix, "/deep/echo"), (lane.prefix, "/ws/echo")]
-    if lane.name != "fast":  # which has no such routes
-        ways += [("", "/api/cameras/0/ws"), ("", "/api/inference/ws")]
-    for prefix, path in ways:
+    for prefix, path in (*ways, ("", "/api/cameras/0/ws"), ("", "/api/inference/ws")):
         lane.box.on(path, echo)
         with lane.wire() as wire:
             wire.send(lane.head("GET", path, *WS, prefix=prefix) + b"early")

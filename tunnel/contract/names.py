@@ -68,6 +68,12 @@ SESSION_PREFIX: Final = "vAs_"
 _TOKEN = re.compile(r"(vA[ucs]_)[0-9a-f]{32}\Z")
 
 
+def home_of(device_id: str, mount: bytes) -> bytes:
+    """Where what a box answers may lead if it is shown path for path, at no `mount`: the raw prefix below which all of
+    its paths are shown."""
+    return b"" if mount else f"/api/devices/{device_id}/proxy".encode("ascii")
+
+
 def new_token(prefix: TokenPrefix) -> str:
     """A fresh secret of 128 random bits: `prefix` and 32 hex digits."""
     return prefix + secrets.token_hex(16)

@@ -63,6 +63,7 @@ from tunnel.http.limits import Limits as Limits
 from tunnel.http.ordinary import OrdinaryAnswers as OrdinaryAnswers
 from tunnel.http.request import CHUNKED as CHUNKED
 from tunnel.http.request import IDEMPOTENT as IDEMPOTENT
+from tunnel.http.request import MOVING as MOVING
 from tunnel.http.request import Prepared as Prepared
 from tunnel.http.request import ProxyRequest as ProxyRequest
 from tunnel.http.request import Via as Via

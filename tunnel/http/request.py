@@ -46,11 +46,13 @@ CHUNKED: Final = -1
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """RFC 9110 §9.2.2."""
 
+MOVING: Final = frozenset({b"COPY", b"MOVE"})
+"""Whose `Destination` is a place of the box's (RFC 4918 §10.3)."""
+
 _CREDENTIAL_BYTES: Final = 8192
 _OF_PROXIES: Final = frozenset({FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST})
 _WORDED: Final = frozenset({DESTINATION, REFERER, X_FORWARDED_PREFIX, BOX_AUTHORIZATION})
 _BOUND: Final = (b"ntlm", b"negotiate")
-_MOVING: Final = frozenset({b"COPY", b"MOVE"})
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
@@ -340,7 +342,7 @@ def _host(draft: _Draft, *, http11: bool) -> bytes:
 
 def _placed(fields: list[Field], method: bytes, via: Via, hosts: tuple[bytes, ...]) -> list[Field]:
     """`Destination` as the box knows it; to other methods than WebDAV's it may mean anything. Raises ProxyError 400."""
-    if method not in _MOVING:
+    if method not in MOVING:
         return fields
     return [
         (name, destination(value.rstrip(b" \t"), mount=via.mount, home=via.home, hosts=hosts)) for name, value in fields

@@ -209,10 +209,11 @@ def test_a_ticket_for_another_device_or_path(ask, online, alice, bob):
 def test_the_ticket_of_an_offline_device_stays(ask, online, alice):
     device = online(alice)
     _, login = log_in(alice)
-    ticket = ticket_for(alice, device, login.token_hash)
+    ticket = ticket_for(alice, device, login.token_hash, "/video")
     entry = registry.lookup([str(device.pk)])[str(device.pk)]
     registry.remove([(str(device.pk), entry.session)])
-    assert refusal(ask(kind="ticket", token=ticket)) == (503, "TUNNEL_DISCONNECTED")
+    for path in ("/video", "/another"):  # as on port 3721, where the device is looked at first
+        assert refusal(ask(kind="ticket", token=ticket, path=path)) == (503, "TUNNEL_DISCONNECTED")
     assert tickets.find(ticket) is not None
 
 

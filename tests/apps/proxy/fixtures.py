@@ -100,6 +100,7 @@ def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
                 cut_tunnel=tunnel.kill_agent,
                 log=front.text,
                 streams=tunnel.streams,
+                direct=front is tunnel.daemon,
             )
         finally:
             box.close()

@@ -50,6 +50,8 @@ class Lane:
     """Let what carries the streams die, as by SIGKILL."""
     log: Callable[[], str]
     streams: Callable[[], int]
+    direct: bool = False
+    """The daemon itself serves the client."""
     stand_in: StandInDaemon | None = None
 
     @property
@@ -176,10 +178,14 @@ class Way(NamedTuple):
 WAYS: Final = {
     "tunnel": Way(lambda tunnel: tunnel.stack.port, "/api/devices/{device}/proxy", lambda tunnel: tunnel.stack.process),
     "fast": Way(lambda tunnel: tunnel.public, "/d/{device}", lambda tunnel: tunnel.daemon),
+    "front": Way(lambda tunnel: tunnel.public, "/api/devices/{device}/proxy", lambda tunnel: tunnel.daemon),
 }
-"""What is held on one of them is held on all: a further way is one more line here."""
+"""What is held on one of them is held on all: a further way is one more line here. `front` is the front end's own URLs
+on the daemon's port."""
 EVERY_WAY: Final = ["stand-in", *WAYS]
 """With them the API before a daemon that the tests play."""
+EVERY_CARRIER: Final = ["stand-in", "tunnel", "fast"]
+"""One way by each program that carries, for cases that cost seconds and that no URL can make different."""
 
 
 @dataclass

@@ -58,7 +58,7 @@ class Access:
         """The grant for a request of a client at `address`, asked for if need be. Raises ProxyError."""
         authorizer = self.authorizer
         # What will be refused spends no ticket (api.md, "Tickets").
-        if asked.kind == b"ticket" and (asked.mount or asked.upgrade):
+        if asked.kind == b"ticket" and not asked.lacks_upgrade:
             outline(asked.head, Via("http", "", "", mount=asked.mount, upgrade=asked.upgrade), _ANY_BODY)
         question = asked.request(self._node, address, request_id)
         if asked.kind == b"ticket":
@@ -66,7 +66,7 @@ class Access:
         else:
             grant = authorizer.kept(asked.key, question) if asked.key else None
         if grant is None or self._outdated(grant):
-            if asked.mount or asked.upgrade:
+            if not asked.lacks_upgrade:
                 grant = await authorizer.settled(asked.key, question, seconds=self.patience)
             else:  # /ws/* without an upgrade: a ticket is not spent for that
                 if asked.kind != b"ticket":

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from tunnel.contract import home_of
 from tunnel.daemon.lane.authorizer import Grant
 from tunnel.daemon.lane.counters import LaneCounters
 from tunnel.daemon.lane.exchange import LaneExchange
@@ -286,6 +287,7 @@ class FastPath:
             traceparent=trace.decode(),
             trusted=client.trusted,
             mount=ready.mount,
+            home=home_of(self.grant.device_id, ready.mount),
         )
         head = ready.prepared.head(client.forwarded, request_id, trace)
         exchange = Exchange(ready.prepared.request._replace(head=head), via, self.grant.limits)

@@ -1,7 +1,8 @@
 """Requests that clients send again and again, byte for byte: what their heads came to, kept under a hash of them.
 
 What is kept depends on the head's bytes, on whether the client is a trusted proxy, and on settings: on no user, device
-or credential beyond those that the bytes name. No token stands in it, and whether the caller may is asked each time.
+or credential beyond those that the bytes name (which box is the only one online, the grant tells). No token stands in
+it, and whether the caller may is asked each time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from tunnel.contract import home_of
 from tunnel.daemon.lane.authorizer import Grant
 from tunnel.daemon.lane.route import LaneRequest, takes_endless
-from tunnel.http import NO_PARAMS, Limits, Prepared, Via, outline
+from tunnel.http import MOVING, Prepared, Via, outline
 
 SIZE: Final = 2048
 """Heads kept; the one kept longest ago goes first: a head in use is back at its next two requests."""
@@ -74,10 +76,10 @@ def is_keepable(asked: LaneRequest, prepared: Prepared, *, numbered: bool) -> bo
     values = asked.said.values
     return (
         bool(asked.key)
-        and bool(asked.mount)
+        and (bool(asked.mount) or asked.head.method not in MOVING)  # their `Destination` depends on the grant's device
         and not (asked.upgrade or values[4])
         and (numbered or not values[3])
-        and request.own == NO_PARAMS
+        and request.own.ticket is None
         and not request.private
         and request.client_http11
         and request.client_keep_alive
@@ -111,12 +113,13 @@ class HeadCache:
         self._once.add(name)
         return False
 
-    def note(self, noted: HeadKey, asked: LaneRequest, limits: Limits, cors: bytes, *, trusted: bool) -> None:
+    def note(self, noted: HeadKey, asked: LaneRequest, grant: Grant, cors: bytes, *, trusted: bool) -> None:
         """Keep what a head comes to, if it was met before and nothing speaks against it."""
         if not self.again(noted.name):
             return
-        via = Via(scheme="http", address="", request_id="", trusted=trusted, mount=asked.mount)
-        prepared = outline(asked.head, via, limits)
+        home = home_of(grant.device_id, asked.mount)
+        via = Via(scheme="http", address="", request_id="", trusted=trusted, mount=asked.mount, home=home)
+        prepared = outline(asked.head, via, grant.limits)
         if is_keepable(asked, prepared, numbered=noted.numbered):
             self._kept[noted.name] = CachedRequest(asked, prepared, cors)
             if len(self._kept) > SIZE:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import trio
 from prometheus_client.core import Metric
 
-from tunnel.contract import Origins, language_of
+from tunnel.contract import Origins, home_of, language_of
 from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.config import TunnelConfig
 from tunnel.daemon.http.capacity import ConnectionLimit
@@ -165,20 +165,20 @@ class PublicLane:
     # --- who may ------------------------------------------------------------------------------------------------------
     def cached(self, client: Downstream, head: RequestHead) -> ClientExchange | None:
         """The exchange, if all that it needs is at hand; else None, and `begin` finds out why not."""
-        if self.draining or head.method == b"OPTIONS" or not head.target.startswith(b"/d/"):
+        if self.draining or head.method == b"OPTIONS":
             return None
-        asked = read(head)
-        grant = self._access.kept(asked)
-        if grant is None:
-            return None
-        request_id = self._ids.request_id(asked.said.values[3])
         try:
+            asked = read(head)
+            grant = self._access.kept(asked)
+            if grant is None:
+                return None
+            request_id = self._ids.request_id(asked.said.values[3])
             run = self._started(client, asked, grant, request_id)
         except ProxyError:
             return None
         if client.noted is not None:
             cors = field_lines(self.cors_of(head))
-            self._memos[client.trusted].note(client.noted, asked, grant.limits, cors, trusted=client.trusted)
+            self._memos[client.trusted].note(client.noted, asked, grant, cors, trusted=client.trusted)
         return run
 
     def fast_path(self, client: Downstream) -> FastPathServer:
@@ -212,17 +212,17 @@ class PublicLane:
             return None
 
     def _preflight(self, client: Downstream, asked: LaneRequest, request_id: str) -> bool:
-        if asked.head.method != b"OPTIONS" or not asked.said.values[10]:
+        if asked.head.method != b"OPTIONS" or not asked.said.values[9]:
             return False
         keep = is_bodyless(asked.head)
         names = field_of(asked.head, b"access-control-request-headers")
         said = asked.said
-        client.answer(self._cors.preflight(said.origin, said.values[10], names, request_id, keep_alive=keep), keep=keep)
+        client.answer(self._cors.preflight(said.origin, said.values[9], names, request_id, keep_alive=keep), keep=keep)
         return True
 
     def _started(self, client: Downstream, asked: LaneRequest, grant: Grant, request_id: str) -> ClientExchange:
         """The exchange of an allowed caller. Raises ProxyError."""
-        if not asked.mount and not asked.upgrade:
+        if asked.lacks_upgrade:
             raise no_upgrade(asked.head.method)
         via = Via(
             scheme="http",
@@ -231,6 +231,7 @@ class PublicLane:
             traceparent=self._ids.traceparent(asked.said.values[4]),
             trusted=client.trusted,
             mount=asked.mount,
+            home=home_of(grant.device_id, asked.mount),
             upgrade=asked.upgrade,
         )
         if not client.proved:
@@ -273,7 +274,7 @@ class PublicLane:
 
     def told(self, error: ProxyError, head: RequestHead | None, *, keep: bool, request_id: str = "") -> bytes:
         """The envelope of an error as a whole answer."""
-        said = HeadFields(head).values if head is not None else [b""] * 11
+        said = HeadFields(head).values if head is not None else [b""] * 10
         return told(
             error,
             request_id or self._ids.request_id(said[3]),

@@ -16,7 +16,8 @@ _OFTEN: Final = 2
 One that asks once is not worth the way."""
 _DEARER: Final = 8  # times as often, each time it changed hands: devices that take turns must not throw it to and fro
 _TURNS_MAX: Final = 4
-_MOUNT: Final = len(b"/d/") + 36  # of `/d/{device_id}`
+_MOUNTS: Final = ((b"/d/", 3 + 36), (b"/api/devices/", 13 + 36))
+"""What tells the device that a request is for, up to its id, by how a target begins."""
 
 
 class Giver(Protocol):
@@ -66,7 +67,7 @@ class Migration:
 
     def went(self, target: bytes, url: str) -> None:
         """A request went by the process at `url`."""
-        mount = target[:_MOUNT]
+        mount = _mount_of(target)
         if mount != self._mount or url != self._url:
             self._mount, self._url, self._count = mount, url, 0
         self._count += 1
@@ -74,11 +75,16 @@ class Migration:
     def where(self, target: bytes) -> str:
         """The URL of the process that the connection should go to with this request; empty: it stays."""
         often = self._count and self.turns < _TURNS_MAX and self._count >= _OFTEN * _DEARER**self.turns
-        return self._url if often and target[:_MOUNT] == self._mount and target.startswith(b"/d/") else ""
+        return self._url if often and self._mount and _mount_of(target) == self._mount else ""
 
     def stays(self) -> None:
         """It could not be given: not to be tried again at once."""
         self._count = 0
+
+
+def _mount_of(target: bytes) -> bytes:
+    """The part of a target that tells its device; empty where another field may."""
+    return next((target[:size] for start, size in _MOUNTS if target.startswith(start)), b"")
 
 
 def give(client: Movable, hands: Giver, head: RequestHead, rest: bytes) -> bool:

@@ -5,17 +5,20 @@ It does not decide who may, and does not know what becomes of it.
 
 from __future__ import annotations
 
+import re
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from tunnel.contract import AuthorizeRequest
 from tunnel.contract.authority import percent_encoded
 from tunnel.daemon.lane.authorizer import key_of
 from tunnel.http import ProxyError, RequestHead, is_device_id, is_no_range, own_params
 
-NOBODY: Final = "00000000-0000-0000-0000-000000000000"
+NOBODY: Final = "-"
 """Asked for instead of what is no device id: so the answer is 401 or 404, in the order that all routes keep."""
 _D: Final = b"/d/"
-_WS: Final = b"/ws/"
+_FRONT_END: Final = re.compile(rb"/(?:api/devices/([^/]+)/proxy(?=/|\Z)|api/(?:cameras|inference)(?:/|\Z)|(ws)/)")
+"""A path (without its query) that port 3721 has too: mounted at a device, else path for path, some for WebSockets."""
 
 _NAMES: Final = {
     b"authorization": 0,
@@ -27,8 +30,7 @@ _NAMES: Final = {
     b"connection": 6,
     b"range": 7,
     b"accept-language": 8,
-    b"x-device-id": 9,
-    b"access-control-request-method": 10,
+    b"access-control-request-method": 9,
 }
 _SPELLED: Final[dict[bytes, int]] = {}
 _SPELLINGS: Final = 1024
@@ -48,7 +50,7 @@ class HeadFields:
     __slots__ = ("values",)
 
     def __init__(self, head: RequestHead) -> None:
-        values = [b""] * 11
+        values = [b""] * 10
         find = _SPELLED.get
         for name, value in head.fields:
             place = find(name)
@@ -71,11 +73,21 @@ class HeadFields:
 
 
 class LaneRequest:
-    """A request, read: `device` is lower-case text ("": none named), `mount` the prefix that the box doesn't see."""
+    """A request, read: `device` is lower-case text ("": none named), `mount` the prefix that the box doesn't see, empty
+    where paths pass as they are."""
 
-    __slots__ = ("device", "head", "key", "kind", "mount", "said", "token", "upgrade")
+    __slots__ = ("device", "head", "key", "kind", "lacks_upgrade", "mount", "said", "token", "upgrade")
 
-    def __init__(self, head: RequestHead, said: HeadFields, device: str, mount: bytes, ticket: str | None) -> None:
+    def __init__(
+        self,
+        head: RequestHead,
+        said: HeadFields,
+        device: str,
+        mount: bytes,
+        ticket: str | None,
+        *,
+        for_sockets: bool = False,
+    ) -> None:
         self.head = head
         self.said = said
         self.device = device
@@ -83,6 +95,8 @@ class LaneRequest:
         values = said.values
         authorization = values[0]
         self.upgrade = bool(values[5]) and head.method == b"GET" and head.http11 and said.upgrade
+        self.lacks_upgrade = for_sockets and not self.upgrade
+        """It asks for none where there is nothing else."""
         self.token = ""
         self.kind = b"none"
         token = b""  # as it is meant: however it is spelled, one credential has one grant
@@ -111,7 +125,9 @@ class LaneRequest:
     def request(self, node: str, address: str, request_id: str) -> AuthorizeRequest:
         """The question to Django."""
         values = self.said.values
-        path = self.head.target[len(self.mount) :].partition(b"?")[0] or b"/"
+        path = self.head.target[len(self.mount) :].partition(b"?")[0]
+        if path[:1] != b"/":  # the root, or below a mount that is spelled otherwise, which no box will be shown
+            path = b"/"
         return AuthorizeRequest(
             node=node,
             kind=self.kind.decode(),  # type: ignore[typeddict-item]  # one of the three that are set above
@@ -130,30 +146,50 @@ class LaneRequest:
 def read(head: RequestHead) -> LaneRequest:
     """Which box a head is for. Raises ProxyError 404 for what is no route of this lane."""
     target = head.target
+    path, mark, _query = target.partition(b"?")
+    if path.startswith(_D):
+        end = path.find(b"/", len(_D))
+        mount = path if end < 0 else path[:end]
+        return _mounted(head, mount, mount[len(_D) :], queried=bool(mark))
+    route = _front_end(path)
+    if route is None:
+        raise ProxyError("NOT_FOUND", "no route of this lane")
+    if route[1]:
+        return _mounted(head, route[0], unquote_to_bytes(route[1]), queried=bool(mark))
     said = HeadFields(head)
-    if target.startswith(_D):
-        end = target.find(b"/", 3)
-        query = target.find(b"?", 3)
-        if end < 0 or 0 <= query < end:
-            end = query if query >= 0 else len(target)
-        raw = target[3:end]
-        ticket = own_params(target).ticket if query >= 0 else None
-        device = raw.decode("ascii").lower() if is_device_id(raw) else NOBODY
-        return LaneRequest(head, said, device, target[:end], ticket)
-    if target.startswith(_WS):
-        own = own_params(target)
-        named = said.values[9].strip()
-        if named:
-            device = named.decode("ascii").lower() if is_device_id(named) else NOBODY
-        else:
-            device = own.device_id or ""
-        return LaneRequest(head, said, device, b"", own.ticket)
-    raise ProxyError("NOT_FOUND", "no route of this lane")
+    own = own_params(target)
+    device = _named(head, own.device_id, by_ticket=own.ticket is not None and not said.values[0])
+    return LaneRequest(head, said, device, b"", own.ticket, for_sockets=route[2] is not None)
+
+
+def _front_end(path: bytes) -> re.Match[bytes] | None:
+    """Which of the routes that port 3721 has too: it decodes a path before it looks, and so does nginx."""
+    route = _FRONT_END.match(path)
+    return route if route is not None or b"%" not in path else _FRONT_END.match(unquote_to_bytes(path))
+
+
+def _mounted(head: RequestHead, mount: bytes, raw: bytes, *, queried: bool) -> LaneRequest:
+    """Below `mount`, to the device whose id `raw` should be."""
+    ticket = own_params(head.target).ticket if queried else None
+    device = raw.decode("ascii").lower() if is_device_id(raw) else NOBODY
+    return LaneRequest(head, HeadFields(head), device, mount, ticket)
+
+
+def _named(head: RequestHead, queried: str | None, *, by_ticket: bool) -> str:
+    """The device that `X-Device-Id` names, else the query; "": none. A ticket's is not asked for by an empty field."""
+    fields = [value for name, value in head.fields if name.lower() == b"x-device-id"]
+    if not fields:
+        return queried or ""
+    named = b",".join(fields).strip()
+    if is_device_id(named):
+        return named.decode("ascii").lower()
+    return "" if by_ticket and not named else NOBODY
 
 
 def is_lane_path(path: str) -> bool:
-    """Whether a path (raw, without the query) belongs to the fast lane."""
-    return path.startswith(("/d/", "/ws/"))
+    """Whether a path (raw, without the query) belongs to the public lane."""
+    raw = path.encode("latin-1")
+    return raw.startswith(_D) or _front_end(raw) is not None
 
 
 def field_of(head: RequestHead, wanted: bytes) -> bytes:

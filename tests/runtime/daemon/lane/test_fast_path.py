@@ -87,6 +87,57 @@ async def test_other_methods_and_small_bodies(line: str, body: bytes) -> None:
         assert {line["bytes_up"] for line in w.logged("forward")} == {len(body)}
 
 
+@pytest.mark.parametrize(
+    ("target", "seen"),
+    [
+        (f"/api/devices/{DEVICE}/proxy/x?a=1", "/x?a=1"),
+        ("/api/cameras/0/snapshot", "/api/cameras/0/snapshot"),
+        (f"/api/inference/run?device_id={DEVICE}&a=1", "/api/inference/run?a=1"),
+    ],
+)
+async def test_the_front_ends_own_urls_take_the_short_way_too(target: str, seen: str) -> None:
+    lines: list[bytes] = []
+
+    async def handler(wire: Wire) -> None:
+        while (head := await wire.head()) is not None:
+            lines.append(head.partition(b"\r\n")[0])
+            await wire.send(ANSWER)
+
+    async with fast_world() as w:
+        w.control.grant = {"device_id": DEVICE}  # the only one online
+        await box(w, handler)
+        async with Visitor(w) as visitor:
+            for _ in range(5):
+                assert (await visitor.ask(f"GET {target}")).body == b"hi"
+        assert quick(w) == 2
+    assert lines == [f"GET {seen} HTTP/1.1".encode()] * 5
+
+
+async def test_an_answer_that_leads_elsewhere_is_placed_where_paths_pass_as_they_are() -> None:
+    """An ordinary request's too: what its answer's head comes to depends on the device then."""
+    leads = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /login\r\n\r\n"
+    async with fast_world() as w:
+        w.control.grant = {"device_id": DEVICE}
+        await box(w, scripted(ANSWER, ANSWER, ANSWER, ANSWER, leads))
+        async with Visitor(w) as visitor:
+            await met(visitor, "GET /api/cameras/0")
+            assert (await visitor.ask("GET /api/cameras/0")).body == b"hi"
+            got = await visitor.ask("GET /api/cameras/0")
+            assert got.all("location") == [f"/api/devices/{DEVICE}/proxy/login"]
+        assert quick(w) == 1
+
+
+async def test_where_a_client_leads_is_not_kept_for_another_device() -> None:
+    """Path for path `Destination` is read by the device, which a head need not name."""
+    async with fast_world() as w:
+        w.control.grant = {"device_id": DEVICE}
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            for _ in range(5):
+                await visitor.ask("MOVE /api/cameras/a", "Destination: /api/cameras/b")
+        assert quick(w) == 0
+
+
 async def test_a_body_that_comes_later_goes_the_long_way() -> None:
     async with fast_world() as w:
 

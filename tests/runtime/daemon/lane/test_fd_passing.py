@@ -195,9 +195,10 @@ async def test_a_call_that_cannot_be_accepted_ends_nobody(monkeypatch: pytest.Mo
         assert len(these.taken) == (not closed)
 
 
-def test_when_a_connection_is_worth_giving() -> None:
+@pytest.mark.parametrize("mount", ["/d/{}", "/api/devices/{}/proxy"])
+def test_when_a_connection_is_worth_giving(mount: str) -> None:
     """After two requests for one device; after sixteen where it has changed hands; in the end it stays."""
-    target = f"/d/{DEVICE}/x".encode()
+    target = f"{mount.format(DEVICE)}/x".encode()
     for turns, often in ((0, 2), (1, 16), (2, 128), (3, 1024)):
         wander = Migration(turns)
         for _ in range(often - 1):
@@ -205,7 +206,7 @@ def test_when_a_connection_is_worth_giving() -> None:
             assert not wander.where(target)
         wander.went(target, "http://zero")
         assert wander.where(target) == "http://zero"
-        assert not wander.where(b"/d/0190a0a0-0000-7000-8000-00000000000b/x")
+        assert not wander.where(mount.format("0190a0a0-0000-7000-8000-00000000000b").encode())
         assert not wander.where(b"/tunnel/connect")
         wander.stays()
         assert not wander.where(target)
@@ -213,6 +214,13 @@ def test_when_a_connection_is_worth_giving() -> None:
     for _ in range(10_000):
         wander.went(target, "http://zero")
     assert not wander.where(target)
+
+
+def test_a_target_that_does_not_tell_its_device_takes_no_connection_along() -> None:
+    wander = Migration()
+    for _ in range(9):
+        wander.went(b"/api/cameras/0", "http://zero")
+        assert not wander.where(b"/api/cameras/0")
 
 
 def test_devices_that_take_turns_leave_the_connection_where_it_is() -> None:
