@@ -17,6 +17,7 @@ from cloud.supervisor import plan as plans
 from tests.apps.proxy.kit import Box, Wire
 from tests.conftest import Started
 from tests.system.stack import Stack, eventually, run_stack
+from tests.tls import make_authority
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 BINARY = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -63,10 +64,25 @@ def command(config: Path, *more: str) -> list[str]:
     return [need_nginx(), "-p", f"{config.parent}/", "-c", str(config), "-g", f"daemon off;{user}", *more]
 
 
+def tls_listen(folder: Path, port: str) -> str:
+    """The shipped TLS configuration, listening at `port`, with a certificate of its own that lies in `folder`."""
+    make_authority(folder)
+    text = (SHIPPED / "tls.conf.example").read_text()
+    leaf = f"{folder}/leaf.pem"  # which holds the key too
+    own = {"listen 8443 ": f"listen {port} ", "/etc/nginx/tls/fullchain.pem": leaf, "/etc/nginx/tls/privkey.pem": leaf}
+    for shipped, here in own.items():
+        assert shipped in text
+        text = text.replace(shipped, here)
+    return text
+
+
 @contextmanager
-def running(folder: Path, port: int, *, api: int, tunnels: list[int]) -> Iterator[Nginx]:
+def running(folder: Path, port: int, *, api: int, tunnels: list[int], tls: bool = False) -> Iterator[Nginx]:
     """nginx on `port` of this machine, until the end of the block."""
-    config = configure(folder, listen=f"listen 127.0.0.1:{port} default_server;\n", api=api, tunnels=tunnels)
+    listen = f"listen 127.0.0.1:{port} default_server;\n"
+    if tls:
+        listen = tls_listen(folder, f"127.0.0.1:{port}")
+    config = configure(folder, listen=listen, api=api, tunnels=tunnels)
     with (folder / "out.log").open("wb") as log:
         process = subprocess.Popen(command(config), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
@@ -105,7 +121,7 @@ class Site:
         return "\r\n".join([*lines, *fields, "", ""]).encode()
 
     def prefixes(self) -> list[str]:
-        """The two ways to the scripted box: through the API, and the fast lane."""
+        """The two ways to the scripted box: the front end's own URL, and that of the public lane."""
         return [f"/api/devices/{self.device}/proxy", f"/d/{self.device}"]
 
 

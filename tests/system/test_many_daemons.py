@@ -85,11 +85,11 @@ class Site:
     port: int
 
     def calls(self) -> dict[str, tuple[int, str]]:
-        """Both lanes to every box, by `lane device`."""
+        """Both lanes to every box, by `lane device`: the API's is asked itself, since nginx asks a daemon for a box."""
         found = {}
         for device in online(self.fleet.stack).values():
             found[f"fast {device}"] = (self.port, f"/d/{device}{PICTURE}")
-            found[f"drf {device}"] = (self.port, f"/api/devices/{device}/proxy{PICTURE}")
+            found[f"drf {device}"] = (self.fleet.stack.port, f"/api/devices/{device}/proxy{PICTURE}")
         return found
 
 
@@ -232,8 +232,9 @@ def test_a_rolling_restart_under_load(behind_nginx: Site) -> None:
             other = next(each for each in fleet.daemons if each != name)
             mine = {device for device, holder in fleet.where().items() if holder == name}
             with ExitStack() as held:
-                paths = [p for d in mine for p in (f"/d/{d}{VIDEO}", f"/api/devices/{d}/proxy{VIDEO}")]
-                streams = [held.enter_context(stack.stream(path, port=behind_nginx.port)) for path in paths]
+                ways = ((behind_nginx.port, "/d/{}"), (stack.port, "/api/devices/{}/proxy"))
+                asked = [(port, prefix.format(device) + VIDEO) for device in mine for port, prefix in ways]
+                streams = [held.enter_context(stack.stream(path, port=port)) for port, path in asked]
                 assert all(moving(stream, 0.5) for stream in streams)
                 ended = pool.submit(stack.stop, name, END_SECONDS)
                 eventually(lambda o=other, m=mine: m <= holds(stack, fleet.daemons[o][1]), 30, "boxes are handed over")

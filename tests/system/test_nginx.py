@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from tests.apps.proxy.kit import WAIT, Peer, Wire, reset, until
-from tests.system.nginx import SHIPPED, Site, command, configure, need_nginx, running
+from tests.system.nginx import SHIPPED, Site, command, configure, need_nginx, running, tls_listen
 from tests.system.nginx import site as site
 from tests.system.stack import eventually
+from tests.system.test_browser import browser as browser
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -34,7 +36,7 @@ def test_login_scan_and_console_come_from_one_origin(site: Site) -> None:
     assert site.stack.call("GET", "/healthz", token="", port=site.nginx.port).json["status"] == "ok"
 
 
-@pytest.mark.parametrize("lane", ["api", "fast"])
+@pytest.mark.parametrize("lane", ["front", "fast"])
 def test_a_camera_moves(site: Site, lane: str) -> None:
     path = f"/api/cameras/0/stream?device_id={site.demo_device}"
     if lane == "fast":
@@ -48,7 +50,7 @@ def test_a_camera_moves(site: Site, lane: str) -> None:
             assert wire.more()
 
 
-@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("lane", [0, 1], ids=["front", "fast"])
 def test_each_event_comes_as_it_is_sent(site: Site, lane: int) -> None:
     """Nothing is held back: the box sends the next event only when the client has had the one before."""
     had = threading.Semaphore(0)
@@ -75,7 +77,7 @@ def test_each_event_comes_as_it_is_sent(site: Site, lane: int) -> None:
             assert wire.more()
 
 
-@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("lane", [0, 1], ids=["front", "fast"])
 def test_an_upload_is_not_gathered_before_it_goes_on(site: Site, lane: int) -> None:
     """The box sees the first bytes while the client has not sent the last: nothing is put on disk on the way."""
     first = threading.Event()
@@ -97,40 +99,53 @@ def test_an_upload_is_not_gathered_before_it_goes_on(site: Site, lane: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("path", "gathered"),
+    ("path", "served_by", "gathered"),
     [
-        ("/api/auth/login", True),
-        ("/api/devices/x", True),
-        ("/api/devices/x/proxy/take", False),
-        ("/api/clusters/x/proxy", False),
-        ("/api/inference/run", False),
-        ("/storage/a-file?signature=x", False),
+        ("/api/auth/login", "api", True),
+        ("/api/devices/scan", "api", True),
+        ("/api/devices/x/proxying", "api", True),
+        ("/api/camerasx", "api", True),
+        ("/api/clusters/x/proxy", "api", False),
+        ("/storage/a-file?signature=x", "api", False),
+        ("/api/devices/x/proxy", "tunnel", False),
+        ("/api/devices/x/proxy/take?a", "tunnel", False),
+        ("/api/cameras", "tunnel", False),
+        ("/api/cameras/0%2Fx", "tunnel", False),
+        ("/api/inference/run?device_id=x", "tunnel", False),
+        ("/ws/x", "tunnel", False),
+        ("/d/x/y", "tunnel", False),
     ],
 )
-def test_bodies_of_the_api_itself_are_gathered_first(
-    tmp_path: Path, free_port: Callable[[], int], path: str, gathered: bool
+def test_who_serves_a_path_and_which_bodies_are_gathered_first(
+    tmp_path: Path, free_port: Callable[[], int], path: str, served_by: str, gathered: bool
 ) -> None:
-    """A slow client holds nothing of the API; what is a file, or a box's, goes on as it comes."""
+    """What is a box's goes to a daemon. A slow client holds nothing of the API; a file goes on as it comes."""
     need_nginx()
     with (
-        socket.create_server(("127.0.0.1", 0)) as api,
-        running(tmp_path, free_port(), api=api.getsockname()[1], tunnels=[free_port()]) as nginx,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        running(
+            tmp_path,
+            free_port(),
+            api=server.getsockname()[1] if served_by == "api" else free_port(),
+            tunnels=[server.getsockname()[1] if served_by == "tunnel" else free_port()],
+        ) as nginx,
         Wire(nginx.port) as wire,
     ):
-        api.settimeout(0.5 if gathered else 10)
+        server.settimeout(0.5 if gathered else 10)
         wire.send(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n".encode() + b"x" * 500)
         if gathered:
             with pytest.raises(TimeoutError):
-                api.accept()
-            api.settimeout(10)
+                server.accept()
+            server.settimeout(10)
             wire.send(b"x" * 500)
-        with api.accept()[0] as upstream:
+        with server.accept()[0] as upstream:
             upstream.settimeout(10)
             got, wanted = b"", b"x" * (1000 if gathered else 500)
             while not got.endswith(b"\r\n\r\n" + wanted):
                 part = upstream.recv(65536)
                 assert part, got
                 got += part
+    assert got.startswith(f"POST {path} HTTP/1.1\r\n".encode())
 
 
 def test_a_body_that_is_too_large_to_be_gathered_is_refused_in_the_envelope(site: Site) -> None:
@@ -141,7 +156,7 @@ def test_a_body_that_is_too_large_to_be_gathered_is_refused_in_the_envelope(site
     assert got.json["error"]["request_id"] == got.one("x-request-id")
 
 
-@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("lane", [0, 1], ids=["front", "fast"])
 def test_64_mib_each_way(site: Site, lane: int) -> None:
     digest = hashlib.sha256(BLOCK * (SIZE // len(BLOCK))).hexdigest()
 
@@ -259,7 +274,7 @@ def _line(site: Site, request_id: str) -> dict[str, object] | None:
     return next((line for line in reversed(lines) if line["request_id"] == request_id), None)
 
 
-@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("lane", [0, 1], ids=["front", "fast"])
 def test_the_box_learns_who_called_and_nothing_that_the_caller_made_up(site: Site, lane: int) -> None:
     made_up = (
         "X-Forwarded-For: 6.6.6.6",
@@ -278,7 +293,7 @@ def test_the_box_learns_who_called_and_nothing_that_the_caller_made_up(site: Sit
     assert seen["host"] == "visiona.example"
 
 
-@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("lane", [0, 1], ids=["front", "fast"])
 def test_paths_and_headers_pass_unchanged_and_command_nothing_on_the_way(site: Site, lane: int) -> None:
     """A box's `X-Accel-Redirect` must not make nginx fetch something else with the caller's credentials."""
 
@@ -328,6 +343,7 @@ def test_nobody_behind_it_is_told_as_such_and_no_query_is_logged(tmp_path: Path,
                 ("/api/devices", "OVERLOADED"),
                 ("/d/x/y", "TUNNEL_UNAVAILABLE"),
                 ("/ws/x", "TUNNEL_UNAVAILABLE"),
+                ("/api/cameras/0", "TUNNEL_UNAVAILABLE"),
             ):
                 with Wire(nginx.port) as wire:
                     wire.send(
@@ -336,23 +352,14 @@ def test_nobody_behind_it_is_told_as_such_and_no_query_is_logged(tmp_path: Path,
                     got = wire.read()
                 assert (got.status, got.code, got.one("retry-after")) == (503, code, "5")
     lines = [json.loads(line) for line in nginx.log().splitlines()]
-    assert {line["path"] for line in lines} == {"/api/devices", "/d/x/y", "/ws/x"}
+    assert {line["path"] for line in lines} == {"/api/devices", "/d/x/y", "/ws/x", "/api/cameras/0"}
     assert "a-secret" not in nginx.log()
 
 
 @pytest.mark.parametrize("listen", ["listen.conf", "tls.conf.example"])
 def test_nginx_accepts_the_shipped_files(tmp_path: Path, listen: str) -> None:
     need_nginx()
-    text = (SHIPPED / listen).read_text()
-    if listen.startswith("tls"):
-        key, certificate = tmp_path / "k.pem", tmp_path / "c.pem"
-        make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=x"]
-        subprocess.run(
-            [*make, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True, timeout=30
-        )
-        text = text.replace("/etc/nginx/tls/fullchain.pem", str(certificate)).replace(
-            "/etc/nginx/tls/privkey.pem", str(key)
-        )
+    text = tls_listen(tmp_path, "8443") if listen.startswith("tls") else (SHIPPED / listen).read_text()
     config = configure(tmp_path, listen=text, api=1, tunnels=[2, 3])
     done = subprocess.run(command(config, "-t"), capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
@@ -360,7 +367,7 @@ def test_nginx_accepts_the_shipped_files(tmp_path: Path, listen: str) -> None:
 
 
 # --- an abort is never a clean end ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("lane", [0, 1], ids=["front", "fast"])
 @pytest.mark.parametrize(
     ("kind", "version"), [("length", "1.1"), ("chunks", "1.1"), ("neither", "1.1"), ("length", "1.0")]
 )
@@ -390,7 +397,7 @@ def test_a_box_that_dies_within_a_body_does_not_look_whole(site: Site, lane: int
     assert got.all("content-length") or got.all("transfer-encoding"), "its end would be the connection's"
 
 
-@pytest.mark.parametrize("lane", [0, 1], ids=["api", "fast"])
+@pytest.mark.parametrize("lane", [0, 1], ids=["front", "fast"])
 @pytest.mark.parametrize("moment", ["head", "body", "upload"])
 def test_a_client_that_leaves_looks_to_the_box_as_what_it_is(site: Site, lane: int, moment: str) -> None:
     reached, ends = threading.Event(), []
@@ -411,3 +418,44 @@ def test_a_client_that_leaves_looks_to_the_box_as_what_it_is(site: Site, lane: i
             assert wire.more()
     until(lambda: ends)
     assert ends == ["reset"]
+
+
+# --- a page with many cameras -----------------------------------------------------------------------------------------
+CAMERAS = 9
+SHOW = """([path, count]) => {
+  for (let n = 0; n < count; n += 1) {
+    const picture = document.createElement("img");
+    picture.src = path + "&n=" + n;
+    document.body.append(picture);
+  }
+}"""
+SHOWN = "() => [...document.images].filter((picture) => picture.naturalWidth > 0).length"
+TALK = """(path) => new Promise((resolve, reject) => {
+  const socket = new WebSocket(location.origin.replace("http", "ws") + path);
+  socket.onerror = () => reject(new Error("error"));
+  socket.onopen = () => socket.send("a word");
+  socket.onmessage = (event) => { resolve(event.data); socket.close(); };
+})"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("tls", "shown", "protocol"), [(True, CAMERAS, "h2"), (False, 6, "http/1.1")])
+def test_how_many_cameras_a_page_shows_at_once(
+    site: Site, browser: Browser, tmp_path: Path, free_port: Callable[[], int], tls: bool, shown: int, protocol: str
+) -> None:
+    """By the front end's own URLs. A WebSocket is a connection beside the pictures', by HTTP/1.1, either way."""
+    ports = (site.stack.port, site.stack.tunnel_port)
+    with running(tmp_path, free_port(), api=ports[0], tunnels=[ports[1]], tls=tls) as nginx:
+        context = browser.new_context(ignore_https_errors=True, bypass_csp=True)
+        page = context.new_page()
+        page.goto(f"http{'s' * tls}://127.0.0.1:{nginx.port}/healthz")
+        assert page.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == protocol
+        wanted = {"device_id": site.demo_device, "path_prefix": "/api/cameras", "reusable": True}
+        ticket = site.stack.call("POST", "/api/ws/ticket", wanted).data["ticket"]
+        path = f"/api/cameras/0/stream?device_id={site.demo_device}&ticket={ticket}"
+        page.evaluate(SHOW, [path, CAMERAS])
+        eventually(lambda: page.evaluate(SHOWN) >= shown, 20, "the pictures are there")
+        once = site.stack.call("POST", "/api/ws/ticket", {"device_id": site.demo_device}).data["ticket"]
+        assert page.evaluate(TALK, f"/ws/inference?mode=echo&ticket={once}") == "a word"
+        assert page.evaluate(SHOWN) == shown
+        context.close()
