@@ -191,5 +191,6 @@ def _by_ticket(ask: AuthorizeRequest, now: dt.datetime) -> Reach:
     device_id = device_of_ticket(ticket, ask["device"])
     target = choose_device(user.pk, header=device_id, query=None)
     check_path(ticket, ask["path"].encode("ascii"))
-    spend_ticket(ticket)
+    if ask.get("spend", True):
+        spend_ticket(ticket)
     return Reach(user.pk, ticket.login, target.entry, ticket.reusable)

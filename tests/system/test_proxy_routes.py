@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from apps.tunnels import registry
-from tests.apps.proxy.kit import Box, Peer
+from tests.apps.proxy.kit import Box, Got, Peer, Wire
 from tests.apps.proxy.stack import Lane, Stack, add_device, add_user, log_in, put_online
 from tests.apps.proxy.stand_in import StandInDaemon
+from tests.system.ws_kit import WS, ticket_for
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
@@ -202,3 +203,93 @@ def test_a_box_cannot_switch_unasked(lane: Lane, box: Box, daemon: StandInDaemon
 
     box.on("/switch", switch)
     assert lane.ask("GET", "/switch").code == "AGENT_BAD_RESPONSE"
+
+
+# --- one request, asked of both ports -------------------------------------------------------------------------------------
+OWN = {"date", "x-request-id", "connection"}
+"""Fields of an answer that differ from one time to the next."""
+
+
+def told(got: Got) -> tuple[object, ...]:
+    """What is to be the same: status, fields, and the code or what the box saw."""
+    fields = sorted((name.lower(), value) for name, value in got.fields if name.lower() not in OWN | {"content-length"})
+    said = json.loads(got.body) if got.body else None
+    if got.status != 200 and said is not None:
+        said = said["error"]["code"], said["error"].get("details")  # the words are each program's own
+    elif said is not None:
+        said["fields"] = sorted(
+            [name.lower(), value]
+            for name, value in said["fields"]
+            if name.lower() not in ("traceparent", "x-request-id")
+        )
+    return got.status, said, fields
+
+
+REQUESTS = [
+    ("GET", "/api/cameras/0", ()),
+    ("GET", "/api/cameras", ("Origin: http://front.example",)),
+    ("OPTIONS", "/api/cameras/0", ("Origin: http://front.example", "Access-Control-Request-Method: PATCH")),
+    ("OPTIONS", "/api/devices/{device}/proxy/x", ("Origin: http://evil.example", "Access-Control-Request-Method: PUT")),
+    ("OPTIONS", "/api/cameras/0", ()),
+    ("HEAD", "/api/inference/x", ()),
+    ("POST", "/api/inference/run?device_id={device}&a=1&access_token={token}", ("Content-Length: 0",)),
+    ("GET", "/api/cameras/0?device_id={offline}", ()),
+    ("GET", "/api/cameras/0?device_id={offline}&ticket={ticket}", ()),
+    ("GET", "/api/cameras/0?ticket={ticket}", ("X-Device-Id: {offline}",)),
+    ("GET", "/api/cameras/0?device_id={foreign}", ()),
+    ("GET", "/api/cameras/0?device_id=x&device_id={device}", ()),
+    ("GET", "/api/cameras/0", ("X-Device-Id: {foreign}",)),
+    ("GET", "/api/cameras/0", ("X-Device-Id: nobody",)),
+    ("GET", "/api/cameras/0", ("X-Device-Id:",)),
+    ("GET", "/api/cameras/0?device_id={device}", ("X-Device-Id: {device}", "X-Device-Id: {device}")),
+    ("GET", "/api/devices/{device}/proxy", ()),
+    ("GET", "/api/devices/{device}/proxy/", ("X-Device-Id: {foreign}",)),
+    ("GET", "/api/devices/{offline}/proxy/x", ()),
+    ("GET", "/api/devices/{foreign}/proxy/x", ()),
+    ("GET", "/api/devices/nobody/proxy/x", ()),
+    ("GET", "/api/devices/{device}/proxy/../x", ()),
+    ("GET", "/api/devices/{foreign}/proxy/../x", ()),
+    ("GET", "/api/%64evices/{device}/proxy/x", ()),
+    ("GET", "/api/%64evices/{foreign}/proxy/x", ()),
+    ("GET", "/api/cameras/%2e%2e/x", ()),
+    ("GET", "/api/%63ameras/0", ()),
+    ("GET", "/api/cameras/0", ("Accept-Language: zh-TW", "X-Device-Id: nobody")),
+    ("PUT", "/api/cameras/0", ("Content-Length: 9999999999",)),
+    ("PUT", "/api/cameras/0", ("Content-Length: x",)),
+    ("PUT", "/api/cameras/0", ("Transfer-Encoding: gzip",)),
+    ("TRACE", "/api/cameras/0", ()),
+    ("GET", "/api/cameras/0", (*WS, "Origin: http://evil.example")),
+    ("GET", "/api/cameras/0?device_id={foreign}", (*WS, "Origin: http://evil.example")),
+    ("GET", "/api/cameras/0", (*WS, "Content-Length: 1")),
+    ("MOVE", "/api/cameras/a", ("Destination: /api/cameras/b",)),
+    ("MOVE", "/api/cameras/a", ("Destination: /api/devices/{device}/proxy/b",)),
+    ("MOVE", "/api/cameras/a", ("Destination: /api/devices/{foreign}/proxy/b",)),
+    ("COPY", "/api/devices/{device}/proxy/a", ("Destination: /api/devices/{foreign}/proxy/b",)),
+]
+
+
+@pytest.mark.parametrize("lane", ["front"], indirect=True)
+@pytest.mark.parametrize("who", ["owner", "nobody", "forged", "by ticket"])
+def test_both_ports_answer_alike(lane: Lane, stack: Stack, who: str) -> None:
+    foreign, offline = add_device(stack, add_user(stack)), add_device(stack, lane.user_id)
+    ticket = ticket_for(lane, "/api/cameras", reusable=True)
+    names = {"device": lane.device_id, "offline": offline, "foreign": foreign, "ticket": ticket, "token": lane.token}
+    credential = {"owner": lane.token, "forged": f"vAu_{uuid.uuid4().hex}"}.get(who)
+    wrong = []
+    for method, path, fields in REQUESTS:
+        target = path.format(**names)
+        if who == "by ticket" and "ticket=" not in target:
+            target += f"{'&' if '?' in target else '?'}ticket={ticket}"
+        lines = [f"{method} {target} HTTP/1.1", "Host: my.example", *[field.format(**names) for field in fields]]
+        if credential is not None:
+            lines.append(f"Authorization: Bearer {credential}")
+        if not any(field.startswith("Connection") for field in fields):
+            lines.append("Connection: close")
+        answers = []
+        for port in (stack.port, lane.port):
+            with Wire(port) as wire:
+                wire.send("\r\n".join([*lines, "", ""]).encode())
+                answers.append(told(wire.read(head_only=method == "HEAD")))
+        if answers[0] != answers[1]:
+            wrong.append((who, method, path, fields, *answers))
+    assert not wrong, "\n".join(map(str, wrong))

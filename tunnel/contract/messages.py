@@ -148,6 +148,7 @@ class AuthorizeRequest(TypedDict):
     host: str  # the Host header
     address: str
     request_id: str
+    spend: NotRequired[bool]  # False: who may not is to be told so, and nothing else: a ticket is left as it is
 
 
 class Authorized(TypedDict):

@@ -168,7 +168,7 @@ def read_authorize(body: Any) -> AuthorizeRequest:
     path = message.text("path", 1 << 16)
     if not path.startswith("/") or not path.isascii():
         raise _bad("body.path", "Not a raw path.")
-    return AuthorizeRequest(
+    ask = AuthorizeRequest(
         node=message.uuid("node"),
         kind=cast("Any", kind),
         token=message.text("token", 1 << 14),  # a JWT
@@ -181,6 +181,9 @@ def read_authorize(body: Any) -> AuthorizeRequest:
         address=message.text("address", 64),
         request_id=message.text("request_id", 64, ""),
     )
+    if message.value.get("spend") is not None:
+        ask["spend"] = message.flag("spend")
+    return ask
 
 
 def read_events(body: Any) -> tuple[str, list[TunnelEvent]]:

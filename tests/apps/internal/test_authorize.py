@@ -166,6 +166,16 @@ def test_a_ticket_is_used_once(ask, online, alice):
     assert refusal(ask(kind="ticket", token=ticket)) == (401, "UNAUTHENTICATED")
 
 
+def test_a_ticket_that_is_asked_about_alone_is_left_as_it_is(ask, online, alice):
+    device = online(alice)
+    _, login = log_in(alice)
+    good = {"kind": "ticket", "token": ticket_for(alice, device, login.token_hash, "/a"), "path": "/a"}
+    assert ask(**good, spend=False).data["allowed"] is True
+    assert refusal(ask(**good | {"path": "/b"}, spend=False)) == (403, "FORBIDDEN")
+    assert ask(**good).data["allowed"] is True
+    assert refusal(ask(**good, spend=False)) == (401, "UNAUTHENTICATED")
+
+
 @pytest.mark.django_db(transaction=True)
 def test_of_twenty_uses_at_once_one_wins(ask, online, alice):
     device = online(alice)

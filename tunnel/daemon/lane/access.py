@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from tunnel.contract import AuthorizeRequest
 from tunnel.daemon.agents.registry import Registry
 from tunnel.daemon.agents.session import TunnelSession
 from tunnel.daemon.config import TunnelConfig
@@ -57,10 +58,9 @@ class Access:
     async def grant(self, asked: LaneRequest, *, address: str, request_id: str) -> Grant:
         """The grant for a request of a client at `address`, asked for if need be. Raises ProxyError."""
         authorizer = self.authorizer
-        # What will be refused spends no ticket (api.md, "Tickets").
-        if asked.kind == b"ticket" and not asked.lacks_upgrade:
-            outline(asked.head, Via("http", "", "", mount=asked.mount, upgrade=asked.upgrade), _ANY_BODY)
         question = asked.request(self._node, address, request_id)
+        if asked.kind == b"ticket" and not asked.lacks_upgrade:
+            await self._check_before_spending(asked, question)
         if asked.kind == b"ticket":
             grant = authorizer.kept(key_of_ticket(question))
         else:
@@ -73,6 +73,14 @@ class Access:
                     await authorizer.ask(asked.key, question)
                 raise no_upgrade(asked.head.method)
         return grant
+
+    async def _check_before_spending(self, asked: LaneRequest, question: AuthorizeRequest) -> None:
+        """Raise ProxyError for what no box will be asked: it spends no ticket, and who may not is told that first."""
+        try:
+            outline(asked.head, Via("http", "", "", mount=asked.mount, upgrade=asked.upgrade), _ANY_BODY)
+        except ProxyError:
+            await self.authorizer.ask(asked.key, {**question, "spend": False})
+            raise
 
     async def refresh(self, grant: Grant, than: str, until: float) -> Grant | None:
         """What Django says now about the same caller; None: nothing better than session `than` is known."""

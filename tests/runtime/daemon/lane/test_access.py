@@ -373,3 +373,13 @@ async def test_an_answer_that_may_not_be_kept_is_asked_for_each_time() -> None:
             for _ in range(3):
                 assert (await visitor.ask(f"GET /d/{DEVICE}/x")).status == 200
         assert len(w.control.authorizations) == 3
+
+
+async def test_a_malformed_request_by_ticket_spends_none_and_a_bad_ticket_is_told_first() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"x"))
+        async with Visitor(w) as visitor:
+            assert (await visitor.ask(f"GET /d/{DEVICE}/a/../b?ticket=t", token="")).code == "BAD_REQUEST"
+            w.control.forbid = {"status": 401, "code": "UNAUTHENTICATED", "message": "no"}
+            assert (await visitor.ask(f"GET /d/{DEVICE}/a/../b?ticket=u", token="")).code == "UNAUTHENTICATED"
+        assert [asked["spend"] for asked in w.control.authorizations] == [False, False]
