@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -438,6 +439,18 @@ TALK = """(path) => new Promise((resolve, reject) => {
 })"""
 
 
+FETCH = """([path, token]) => fetch(path, {headers: {Authorization: "Bearer " + token}})
+  .then((answer) => answer.text()).catch(() => "cut")"""
+
+
+def die(peer: Peer) -> bool:
+    """Break off within a body."""
+    peer.sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+    time.sleep(0.2)  # it is on its way to the page
+    reset(peer.sock)
+    return False
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(("tls", "shown", "protocol"), [(True, CAMERAS, "h2"), (False, 6, "http/1.1")])
 def test_how_many_cameras_a_page_shows_at_once(
@@ -450,6 +463,9 @@ def test_how_many_cameras_a_page_shows_at_once(
         page = context.new_page()
         page.goto(f"http{'s' * tls}://127.0.0.1:{nginx.port}/healthz")
         assert page.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == protocol
+        site.box.on("/dies", die)
+        for path, told in (("/whole", f'["Host", "127.0.0.1:{nginx.port}"]'), ("/dies", "cut")):
+            assert told in page.evaluate(FETCH, [site.prefixes()[0] + path, site.stack.token])
         wanted = {"device_id": site.demo_device, "path_prefix": "/api/cameras", "reusable": True}
         ticket = site.stack.call("POST", "/api/ws/ticket", wanted).data["ticket"]
         path = f"/api/cameras/0/stream?device_id={site.demo_device}&ticket={ticket}"
