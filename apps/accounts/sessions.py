@@ -7,7 +7,7 @@ It knows no user but by id, and no HTTP.
 import datetime as dt
 import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -206,15 +206,6 @@ def use_in(pipe: Any, token_hash: str, *, now: dt.datetime) -> Callable[[Any], L
     """As `use_hash` within a pipeline, to be asked together with something else; reads the pipeline's answer."""
     pipe.eval(_USE, 1, _KEY + token_hash, now.timestamp(), idle_seconds(), PUSH_SECONDS)
     return lambda fields: _session(token_hash, fields) if fields else None
-
-
-def use_hashes(token_hashes: Iterable[str], *, now: dt.datetime) -> set[str]:
-    """Those of `token_hashes` whose login is live, each used like by `use`: for exchanges that run on. One call."""
-    wanted = list(token_hashes)
-    pipe = redis.client().pipeline(transaction=False)
-    for token_hash in wanted:
-        pipe.eval(_USE, 1, _KEY + token_hash, now.timestamp(), idle_seconds(), PUSH_SECONDS)
-    return {token_hash for token_hash, fields in zip(wanted, pipe.execute() if wanted else [], strict=True) if fields}
 
 
 def list_of(user_id: uuid.UUID, *, now: dt.datetime) -> list[LoginSession]:

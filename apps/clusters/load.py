@@ -27,7 +27,7 @@ from apps.common.redis import scripts
 
 PREFIX: Final = redis.TAGGED + "cluster:"
 LEASE_MS: Final = 15_000
-"""How long a request counts after its process was last heard of; renewed every 2 s (`apps.proxy.engine`)."""
+"""How long a request counts after its process was last heard of; renewed every 2 s (`apps.proxy.exchanges.engine`)."""
 HEALTH_SECONDS: Final = 600
 QUEUE_SECONDS: Final = 3_600
 _TRIES: Final = 4

@@ -30,7 +30,8 @@ from apps.model_registry.models import ModelStatus
 from apps.storage.services import open_range
 from apps.tunnels import registry
 from apps.tunnels.box_call import Call, CallFailed, Reply, call_box
-from apps.tunnels.forwarder import Limits, Route
+from apps.tunnels.client_request import Limits
+from apps.tunnels.route import Route
 
 logger = structlog.get_logger(__name__)
 

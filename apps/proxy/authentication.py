@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from apps.accounts.models import User
 from apps.proxy import access, raw
 from apps.proxy.tickets import Ticket
-from apps.tunnels.forwarder import own_params
+from apps.tunnels.client_request import own_params
 
 
 class TicketAuthentication(BaseAuthentication):

@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponsePermanentRedirect
 from django.http.response import HttpResponseBase
 from django.middleware.common import CommonMiddleware
 
-from apps.proxy.answer import BoxAnswer
+from apps.proxy.exchanges.carried import Carried
 
 _OF_BOXES: Final = re.compile(
     r"/(?:api/(?:devices/(?:scan|[^/]+/proxy)|clusters/[^/]+/proxy|cameras|inference)|ws)(?:/|\Z)"
@@ -49,7 +49,7 @@ class CarriedMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response = self.get_response(request)
-        carried: BoxAnswer | None = getattr(request, "carried", None)
+        carried: Carried | None = getattr(request, "carried", None)
         if carried is not None and carried is not response:
             carried.abandon()
         return response

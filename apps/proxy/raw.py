@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from django.http import HttpRequest
 
 from apps.common.http.middleware import is_trusted_proxy
 from apps.common.http.responses import request_id_of
-from apps.tunnels.forwarder import Client, RequestHead, Via
+from apps.tunnels.client_request import RequestHead, Via
 
 RAW_HEADERS: Final = "visiona.raw_headers"
 RAW_TARGET: Final = "visiona.raw_target"
@@ -57,10 +57,10 @@ def request_head(request: HttpRequest, target: bytes) -> RequestHead:
     )
 
 
-def connection(request: HttpRequest) -> Client:
-    """The client's connection. Raises WrongServer."""
+def connection(request: HttpRequest) -> Any:
+    """The client's connection (`apps.proxy.exchanges.engine.Client`). Raises WrongServer."""
     try:
-        return cast("Client", request.META[CONNECTION])
+        return request.META[CONNECTION]
     except KeyError:
         raise WrongServer(f"no {CONNECTION}: serve with cloud/server/worker.py") from None
 

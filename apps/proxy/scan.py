@@ -7,6 +7,8 @@ says is its own business, so nothing here can spoil the answer.
 from __future__ import annotations
 
 import json
+from http.client import HTTPException, HTTPResponse
+from io import BytesIO
 from typing import Final
 
 import redis.exceptions
@@ -17,7 +19,6 @@ from django.utils import timezone
 from apps.common.errors import DomainError
 from apps.devices.models import Device
 from apps.devices.services import store_scan
-from apps.tunnels.forwarder import AnswerHead, Buffer
 
 logger = structlog.get_logger(__name__)
 
@@ -26,32 +27,37 @@ SCAN_PATH: Final = b"/api/devices/scan"
 MAX_BYTES: Final = 1 << 20
 
 
+class _Whole:
+    """Bytes that are read as a socket's."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def makefile(self, _mode: str) -> BytesIO:
+        """As a socket's."""
+        return BytesIO(self._answer)
+
+
 class ScanTap:
-    """Copies the body of a good JSON answer up to MAX_BYTES, and stores its accelerators before the client has all."""
+    """Reads a good JSON answer of up to MAX_BYTES, and stores its accelerators before the client has all of it."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._body: bytearray | None = None
 
-    def head(self, answer: AnswerHead) -> None:
-        """Only a 2xx answer without a content coding is read."""
-        coded = any(name.lower() == b"content-encoding" for name, _ in answer.fields)
-        self._body = bytearray() if 200 <= answer.status < 300 and not coded else None
+    def read(self, answer: bytes) -> None:
+        """The whole answer as its client gets it. Only a 2xx one without a content coding is looked at.
 
-    def feed(self, piece: Buffer) -> None:
-        """The next bytes."""
-        if self._body is not None:
-            self._body += piece
-            if len(self._body) > MAX_BYTES:
-                self._body = None
-
-    def complete(self) -> None:
-        """Store. A database that is away costs the copy, not the answer."""
-        if not self._body:
-            return
+        A database that is away costs the copy, not the answer.
+        """
         try:
-            payload = json.loads(self._body)
-        except (ValueError, RecursionError):
+            parsed = HTTPResponse(_Whole(answer))  # type: ignore[arg-type]  # all that it asks of a socket
+            parsed.begin()
+            body = parsed.read(MAX_BYTES + 1)
+            coded = parsed.getheader("Content-Encoding") is not None
+            if coded or not 200 <= parsed.status < 300 or len(body) > MAX_BYTES:
+                return
+            payload = json.loads(body)
+        except (HTTPException, ValueError, OSError, RecursionError):
             return
         try:
             store_scan(self._device, payload, timezone.now())

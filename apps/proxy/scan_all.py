@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
+from django.conf import settings
 
 from apps.common.db.connections import release_database
 from apps.common.errors import DomainError
@@ -23,12 +24,12 @@ from apps.common.limits.places import Places
 from apps.devices import selectors as devices
 from apps.devices import services
 from apps.devices.models import Accelerator, Device
-from apps.proxy import engine
+from apps.proxy.exchanges import engine
 from apps.proxy.scan import SCAN_PATH
 from apps.proxy.selectors import as_route
 from apps.tunnels import registry
 from apps.tunnels.box_call import Call, CallFailed, Reply, Until, call_box
-from apps.tunnels.forwarder import Route
+from apps.tunnels.route import Route
 
 logger = structlog.get_logger(__name__)
 
@@ -88,11 +89,12 @@ def _answer_of(asked: Future[Reply | CallFailed]) -> Reply | CallFailed:
 
 
 def _ask(route: Route, method: str, request_id: str, deadline: float) -> Reply | CallFailed:
-    own = engine.engine()
     until = min(deadline, time.monotonic() + DEVICE_SECONDS)
     call = Call(method, SCAN_PATH.decode("ascii"), request_id)
     try:
-        return call_box(route, call, control=Until(until), limits=own.limits, secret=own.secret)
+        return call_box(
+            route, call, control=Until(until), limits=engine.limits(), secret=settings.VISIONA["INTERNAL_SECRET"][0]
+        )
     except CallFailed as error:
         return error
 

@@ -26,15 +26,16 @@ from apps.common.errors import DomainError, invalid
 from apps.common.http.responses import ok, request_id_of
 from apps.common.limits.throttle import count_user
 from apps.devices.selectors import Target, choose_device, device_of, target_of
-from apps.proxy import access, engine, origins, raw, selectors
+from apps.proxy import access, origins, raw, selectors
 from apps.proxy.authentication import TicketAuthentication
+from apps.proxy.exchanges import engine
 from apps.proxy.scan import SCAN_PATH, ScanTap
 from apps.proxy.scan_all import scan_all
 from apps.proxy.scan_serializers import ScanAllAnswer
 from apps.proxy.scan_serializers import shown as shown_scan
 from apps.proxy.schema import DEVICE, proxied, scanned, sockets
 from apps.proxy.tickets import Ticket
-from apps.tunnels.forwarder import Tap, own_params
+from apps.tunnels.client_request import own_params
 
 _MOUNT = re.compile(rb"/api/devices/[^/?]+/proxy(?=[/?]|\Z)")
 _CLUSTER_MOUNT = re.compile(rb"/api/clusters/[^/?]+/proxy(?=[/?]|\Z)")
@@ -129,7 +130,7 @@ class ProxyView(APIView):
         *,
         path: bytes | None = None,
         mount: bytes = b"",
-        tap: Tap | None = None,
+        tap: ScanTap | None = None,
     ) -> HttpResponseBase:
         """Run it as the request's user. `path` replaces the raw target; `mount` is what the box does not see."""
         raw_path = raw.raw_target(request) if path is None else path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.http.parser import RequestParser
@@ -39,5 +40,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.parser = ApiParser(cfg, sock, client)
         self.waits: Waiting | None = None
         """The main thread's list in which the connection waits for the poller; None while a thread serves it."""
+        self.goes_on: Callable[[], None] | None = None
+        """What is called when the thread that served the request is done: its exchange goes on without a thread."""
         self.reset = False
         """True: close it by a reset, because an answer was cut."""

@@ -24,6 +24,7 @@ class Crew:
         self._given: SimpleQueue[Any] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
+        self._busy = 0
         self._idle = 0
         """Idle threads, less the items that were queued for them already. Used only to decide whether to start another
         thread; once all are started and an item had to wait, the number is too high and no longer used."""
@@ -41,6 +42,10 @@ class Crew:
             number = self._started
         threading.Thread(target=self._run, name=f"request-{number}").start()
 
+    def free(self) -> int:
+        """How many of the threads have nothing to do, those that were not started yet among them."""
+        return self._size - self._busy
+
     def shutdown(self, wait: bool = False) -> None:  # noqa: ARG002 - an executor's; gunicorn never waits
         """Let each thread end once the queue is empty. It has an executor's signature. It takes no lock, since a signal
         handler may call it."""
@@ -49,6 +54,9 @@ class Crew:
 
     def _run(self) -> None:
         while (item := self._given.get()) is not None:  # at first what it was started for
+            with self._lock:
+                self._busy += 1
             self._work(item)
             with self._lock:
+                self._busy -= 1
                 self._idle += 1

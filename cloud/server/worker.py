@@ -15,6 +15,8 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -58,6 +60,8 @@ class ApiWorker(SharingWorker):
         self._bodies = Waiting()  # the head is whole, and of a small body the rest is to come
         self._idle = Waiting()  # kept alive between requests
         self._lingering = Waiting()  # answered and half-closed
+        self._lent: set[Connection] = set()
+        """Those whose exchange goes on without a thread."""
 
     def init_process(self) -> None:
         """Called by gunicorn in the worker's process, before it serves."""
@@ -71,6 +75,13 @@ class ApiWorker(SharingWorker):
             super().run()
         finally:
             self.tpool.shutdown(wait=False)
+
+    def _finish(self) -> None:
+        """Let what is under way end. What has not by then is cut: the end of the process must not look like its own."""
+        super()._finish()
+        for conn in list(self._lent):
+            with suppress(OSError):
+                conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     def get_thread_pool(self) -> Crew:
         """The thread pool that gunicorn keeps as `tpool`."""
@@ -205,6 +216,8 @@ class ApiWorker(SharingWorker):
                 self._drop(conn)
             elif early is None:
                 self._linger(conn)
+            elif not early:
+                self._wait(conn, self._idle, float(self.cfg.keepalive))
             elif conn.gate.feed(early):
                 self.enqueue_req(conn)
             else:
@@ -279,6 +292,9 @@ class ApiWorker(SharingWorker):
         except BaseException as error:  # noqa: BLE001 - as an executor: no request ends the thread that serves others
             self.log.critical("worker thread failed: %r", error)
             keep = False
+        if conn.goes_on is not None:
+            self._go_on(conn, conn.goes_on)
+            return
         early = conn.parser.unreader.take_buffered() if keep and not conn.reset else None
         if early == b"":
             try:
@@ -288,6 +304,27 @@ class ApiWorker(SharingWorker):
                 early = None
             else:
                 return
+        self.method_queue.defer(self.finish_request, conn, early)
+
+    def _go_on(self, conn: Connection, go_on: Callable[[], None]) -> None:
+        """From here on the connection is another's, who gives it back by `take_back`."""
+        conn.goes_on = None
+        self._lent.add(conn)
+        try:
+            go_on()
+        except Exception as error:  # noqa: BLE001 - no request ends the thread that serves others
+            self.log.critical("an exchange could not go on: %r", error)
+            conn.reset = True
+            self.take_back(conn, None)
+
+    def threads_free(self) -> float:
+        """The share of the threads that have nothing to do."""
+        return float(self.tpool.free() / self.cfg.threads)
+
+    def take_back(self, conn: Connection, early: bytes | None) -> None:
+        """From any thread: go on with a connection whose exchange went on after its view. `early` as of
+        `finish_request`."""
+        self._lent.discard(conn)
         self.method_queue.defer(self.finish_request, conn, early)
 
     def handle(self, conn: Connection) -> bool:
@@ -317,7 +354,7 @@ class ApiWorker(SharingWorker):
         self.cfg.pre_request(self, req)
         resp, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, response_class=ApiResponse)
         req.request_id = request_id_from(environ.get("HTTP_X_REQUEST_ID"))
-        loan = Takeover(req, resp, conn.sock)
+        loan = Takeover(req, resp, conn, self)
         resp.loan = loan
         resp.worker = self
         environ.update(
@@ -338,6 +375,7 @@ class ApiWorker(SharingWorker):
         finally:
             self.log.access(resp, req, environ, timedelta(seconds=time.monotonic() - started))
             self.cfg.post_request(self, req, environ, resp)
+            conn.goes_on = loan.handed_over
         return not resp.should_close()
 
     def _run_app(self, environ: dict[str, Any], resp: ApiResponse) -> None:

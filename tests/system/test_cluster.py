@@ -176,9 +176,9 @@ def refuse(member: Member, how: str) -> None:
     if how == "unknown session":
         member.daemon.sessions.clear()
     elif how == "agent refuses":
-        member.daemon.refuse = (502, "AGENT_UNREACHABLE")
+        member.daemon.refuse = ("AGENT_UNREACHABLE", False)
     elif how == "no room":
-        member.daemon.refuse = (503, "OVERLOADED")
+        member.daemon.refuse = ("OVERLOADED", False)
     else:
         member.daemon.close()
 

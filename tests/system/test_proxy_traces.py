@@ -56,6 +56,7 @@ def test_nothing_is_left_behind(lane: Lane) -> None:
         with lane.wire() as wire:
             wire.send(lane.head("GET", "/slow"))
             assert wire.read_head().status == 200
+            reset(wire.sock)
         with lane.wire() as wire:
             wire.send(lane.head("PUT", "/bad", "Transfer-Encoding: chunked") + b"zz\r\n")
             assert wire.read().status == 400
@@ -92,7 +93,5 @@ def test_one_line_is_logged_for_each_exchange_and_no_query(lane: Lane) -> None:
     assert line["lane"] == ("fast" if lane.direct else "drf")
     assert line["bytes_down"] > 0
     assert line["ms"] >= line["head_ms"] >= 0
-    if lane.name == "stand-in":
-        assert line["node"] == lane.daemon.url
     assert "secret-of-mine" not in lane.log()
     assert lane.token not in lane.log()

@@ -16,7 +16,6 @@ from typing import Final
 
 import pytest
 
-from apps.proxy import running
 from cloud.supervisor import plan as plans
 from cloud.supervisor.demo import log_in
 from tests.apps.proxy.kit import Box, Peer, Wire, until
@@ -227,4 +226,3 @@ def test_another_login_of_the_same_user_goes_on(home: Home) -> None:
 def test_the_times_that_make_up_the_five_seconds() -> None:
     """Revoked streams end within 5 s: the fast lane's renewal and one look, or the other lane's watchdog."""
     assert fast_watch.REAUTHORIZE_SECONDS + fast._LOOK_SECONDS <= 5.0
-    assert running.WATCH_SECONDS <= 2.0

@@ -23,10 +23,8 @@ from tests.system.ws_kit import SWITCH, WS, echo, receive, ticket_for
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
 LANES = EVERY_CARRIER
-DRF = pytest.mark.parametrize("lane", ["stand-in", "tunnel"], indirect=True)
-"""For what is of port 3721 alone: its threads."""
 IDLE_SECONDS = 4
-API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "8", "PROXY_UPGRADE_IDLE_SECONDS": str(IDLE_SECONDS)}
+API_SETTINGS = {"API_THREADS": "16", "PROXY_UPGRADE_IDLE_SECONDS": str(IDLE_SECONDS)}
 
 
 @pytest.fixture
@@ -195,20 +193,6 @@ def test_a_logout_ends_it(lane: Lane, upgraded: Callable[..., Wire], by: str) ->
     assert cut_while_talking(wire)
 
 
-@pytest.mark.parametrize("lane", ["stand-in"], indirect=True)  # a real agent would be told to leave for good
-@pytest.mark.parametrize("how", ["disabled", "unpaired"])
-@pytest.mark.parametrize("by", ["bearer", "ticket"])
-def test_a_user_or_device_that_is_gone_ends_it(
-    lane: Lane, stack: Stack, upgraded: Callable[..., Wire], how: str, by: str
-) -> None:
-    wire = talking(lane, upgraded, by)
-    if how == "disabled":
-        stack.rows("UPDATE users SET is_active = false WHERE id = %s", lane.user_id)
-    else:
-        stack.rows("UPDATE devices SET deleted_at = now() WHERE id = %s", lane.device_id)
-    assert cut_while_talking(wire)
-
-
 def talking(lane: Lane, upgraded: Callable[..., Wire], by: str) -> Wire:
     """A connection that was opened by the login or by a ticket of it, and works."""
     wire = upgraded(f"/ws/echo?ticket={ticket_for(lane)}") if by == "ticket" else upgraded()
@@ -313,26 +297,6 @@ def test_silence_ends_it_and_talk_keeps_it(lane: Lane, upgraded: Callable[..., W
         found += receive(loud, 1)
     heard.buffer = b""
     assert receive(heard, 1) == b"x"
-
-
-@DRF
-def test_beyond_the_long_places_it_is_overloaded_and_the_rest_answers(
-    lane: Lane, upgraded: Callable[..., Wire]
-) -> None:
-    wires = [upgraded() for _ in range(6)]
-    got = lane.ask("GET", "/ws/echo", *WS, prefix="", close=False)
-    assert (got.status, got.code) == (503, "OVERLOADED")
-    assert got.all("retry-after")
-    assert lane.ask("GET", "/healthz?live=1", prefix="").status == 200
-    wires[0].sock.shutdown(socket.SHUT_WR)
-    assert wires[0].wait_end() == "closed"
-    deadline = time.monotonic() + WAIT
-    while time.monotonic() < deadline:
-        with lane.wire() as wire:
-            wire.send(lane.head("GET", "/ws/echo", *WS, prefix=""))
-            if wire.read_head().status == 101:
-                return
-    pytest.fail("the place was not given back")
 
 
 def test_accept_key_arithmetic_is_the_boxs_business(lane: Lane) -> None:

@@ -15,7 +15,6 @@ from tests.system.ws_kit import WS
 
 pytestmark = pytest.mark.system
 pytest_plugins = ["tests.apps.proxy.fixtures"]
-API_SETTINGS = {"API_THREADS": "288", "API_LONG_EXCHANGES": "268"}  # of one user three quarters
 SOCKETS = 200
 
 

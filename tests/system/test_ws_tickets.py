@@ -18,9 +18,9 @@ pytest_plugins = ["tests.apps.proxy.fixtures"]
 LANES = EVERY_WAY
 CARRIERS = pytest.mark.parametrize("lane", EVERY_CARRIER, indirect=True)
 """For what is asked by no prefix: a daemon refuses an address that brings many bad tickets for a while."""
-OWN_URLS = pytest.mark.parametrize("lane", ["stand-in", "tunnel", "front"], indirect=True)
+OWN_URLS = pytest.mark.parametrize("lane", ["tunnel", "front"], indirect=True)
 """For the front end's own URLs where paths pass as they are, for the same reason."""
-API_SETTINGS = {"API_THREADS": "16", "API_LONG_EXCHANGES": "8"}
+API_SETTINGS = {"API_THREADS": "16"}
 
 
 @CARRIERS

@@ -16,6 +16,7 @@ from tunnel.contract.settings import (
     DEV_SECRET_KEY,
     DEV_SIGNING_SECRET,
     PREFIX,
+    RETIRED,
     SETTINGS,
     Setting,
     SettingError,
@@ -74,20 +75,24 @@ def _parse_number(setting: Setting, name: str, text: str) -> int | float:
 
 
 def read_settings(environ: Mapping[str, str], side: Side) -> tuple[dict[str, Any], list[str]]:
-    """All settings by name (without the prefix), typed, and a warning line for each unknown `VISIONA_*` name.
+    """All settings by name (without the prefix), typed, and a warning line for each other `VISIONA_*` name.
 
     An empty value counts as unset. Raises SettingError for a bad value, an unknown name under `ENV_STRICT`, an
     incomplete database, or what production refuses. URLs that nobody set follow the ports.
     """
     values = {s.name: parse_setting(s, environ.get(PREFIX + s.name, "").strip() or s.default) for s in SETTINGS}
     _follow_ports(values)
-    warnings = []
+    warnings, retired = [], []
     for key in sorted(environ):
-        if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in BY_NAME:
+        name = key.removeprefix(PREFIX)
+        if key.startswith(PREFIX) and name in RETIRED:
+            retired.append(f"{key}: not used any more: {RETIRED[name]}")
+        elif key.startswith(PREFIX) and name not in BY_NAME:
             near = difflib.get_close_matches(key, [PREFIX + name for name in BY_NAME], n=1, cutoff=0.0)
             warnings.append(f"{key}: unknown setting; the nearest known one is {near[0]}")
     if warnings and values["ENV_STRICT"]:
         raise SettingError("; ".join(warnings))
+    warnings += retired
     if side == "api":
         check_database(values)
     if values["ENV"] == "production":

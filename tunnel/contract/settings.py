@@ -123,14 +123,6 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("API_WORKERS", "int", "2", "API processes", low=1, high=128),
     _S("API_THREADS", "int", "64", "threads an API process", low=4, high=1024),
     _S("API_PINNED", "bool", "true", "an API process keeps its threads on one core; false: the kernel spreads them"),
-    _S(
-        "API_LONG_EXCHANGES",
-        "int",
-        "48",
-        "exchanges longer than 5 s that an API process carries at once",
-        low=1,
-        high=1024,
-    ),
     _S("SESSION_IDLE_SECONDS", "int", "43200", "a login ends after this long without use", low=1),
     _S("SESSION_ABSOLUTE_SECONDS", "int", "2592000", "a login ends after this long in any case", low=1),
     _S("THROTTLE_LOGIN", "int", "10", "failed logins a minute for one e-mail and address; 0: no limit", low=0),
@@ -272,4 +264,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     _S("AGENT_CONFIG", "str", "", "agent: a settings file of NAME=value lines"),
 )
 
+RETIRED: Final[Mapping[str, str]] = {
+    "API_LONG_EXCHANGES": "an exchange that lasts holds no thread",
+}
+"""Names that the release before knew, and why nothing reads them now; the next release knows them no more."""
 BY_NAME: Final[Mapping[str, Setting]] = {setting.name: setting for setting in SETTINGS}

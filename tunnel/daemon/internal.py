@@ -19,6 +19,7 @@ from tunnel.contract import (
     H_DEVICE_ID,
     H_SHARE,
     H_TUNNEL_SESSION,
+    UPGRADE_EXCHANGE,
     UPGRADE_STREAM,
     verify_secret,
 )
@@ -86,6 +87,9 @@ class InternalApi:
             if path == "/internal/forward/raw":
                 self._check_method(request, "POST")
                 return await self._forward(request, stream)
+            if path == "/internal/exchange":
+                self._check_method(request, "POST")
+                return await self._exchanges(request, stream, peer)
             if path == "/internal/authz/invalidate":
                 self._check_method(request, "POST")
                 body = await self._invalidate(request, stream)
@@ -241,6 +245,20 @@ class InternalApi:
         if isinstance(tunnel, RemoteSubscription):
             return partial(tunnel.carry, stream, request.rest, request.request_id)
         return partial(self._switch.carry, session, tunnel, stream, request.rest, request.request_id)
+
+    async def _exchanges(self, request: Request, stream: ByteStream, peer: str) -> Rest:
+        """From here on a connection of records."""
+        if not request.asks_for(UPGRADE_EXCHANGE):
+            raise Refusal(
+                "UPGRADE_REQUIRED",
+                f"this route needs Upgrade: {UPGRADE_EXCHANGE}",
+                headers=[("Upgrade", UPGRADE_EXCHANGE)],
+            )
+        if request.header("content-length") not in (None, "0") or request.header("transfer-encoding") is not None:
+            raise Refusal("BAD_REQUEST", "the upgrade request has no body")
+        lines = [("Connection", "Upgrade"), ("Upgrade", UPGRADE_EXCHANGE)]
+        await stream.send_all(head(101, request.request_id, lines))
+        return partial(self._fast.serve_exchanges, stream, request.rest, peer)
 
     async def _lent(self, request: Request, session: TunnelSession, deadline: float) -> RemoteSubscription | None:
         """A place among the viewers of one answer, for another daemon that asks for one. Raises Refusal."""

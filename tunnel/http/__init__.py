@@ -55,6 +55,7 @@ from tunnel.http.exchange import UNREAD_FROM as UNREAD_FROM
 from tunnel.http.exchange import Exchange as Exchange
 from tunnel.http.fields import Field as Field
 from tunnel.http.fields import is_no_range as is_no_range
+from tunnel.http.fields import match_value as match_value
 from tunnel.http.heads import METHODS as METHODS
 from tunnel.http.heads import RequestHead as RequestHead
 from tunnel.http.heads import RequestParser as RequestParser
@@ -68,6 +69,7 @@ from tunnel.http.request import Prepared as Prepared
 from tunnel.http.request import ProxyRequest as ProxyRequest
 from tunnel.http.request import Via as Via
 from tunnel.http.request import outline as outline
+from tunnel.http.request import prepare as prepare
 from tunnel.http.response import NO_LENGTH as NO_LENGTH
 from tunnel.http.response import AnswerHead as AnswerHead
 from tunnel.http.response import ResponseReader as ResponseReader

@@ -69,6 +69,9 @@ _STATUS_LINES: Final[dict[bytes, tuple[int, bytes, bool]]] = {
 }
 
 
+_ENDLESS: Final = (b"multipart/x-mixed-replace", b"text/event-stream")
+
+
 class AnswerHead:
     """The box's answer as the client may see it.
 
@@ -94,6 +97,14 @@ class AnswerHead:
 
     def __repr__(self) -> str:
         return f"<AnswerHead {self.status} {self.reason.decode('latin-1')} length={self.length}>"
+
+    @property
+    def endless(self) -> bool:
+        """Whether it is one without an end, by its type."""
+        return self.length == NO_LENGTH and any(
+            name.lower() == b"content-type" and value.lower().lstrip().startswith(_ENDLESS)
+            for name, value in self.fields
+        )
 
 
 class ResponseReader:

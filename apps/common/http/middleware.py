@@ -52,7 +52,8 @@ class RequestContextMiddleware:
             response.content = b""
         seconds = time.perf_counter() - started
         match = request.resolver_match
-        metrics.observe(request.method or "", match.route if match else "unmatched", response.status_code, seconds)
+        if not getattr(response, "goes_on", False):  # what outlives its thread is counted when it ends
+            metrics.observe(request.method or "", match.route if match else "unmatched", response.status_code, seconds)
         if getattr(request, "carried", None) is not response:  # a box's answer is logged when it ends, by the proxy
             log.info(
                 "request",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,8 +12,7 @@ from apps.common import redis
 from apps.common.errors import DomainError
 from apps.devices import selectors as devices
 from apps.devices.models import Device
-from apps.proxy import engine, selectors
-from apps.proxy.running import Gate, Running
+from apps.proxy import selectors
 from apps.tunnels import registry
 from tests.apps.internal.kit import Daemon, event, fact, issue, named
 
@@ -40,13 +38,6 @@ def hand_over(other: Daemon, first: dict[str, Any], session: str) -> dict[str, A
     return moved
 
 
-def running(admitted: dict[str, Any]) -> Running:
-    gate = Gate(threads=64, long_limit=4)
-    return Running(
-        gate, device_id=admitted["device_id"], epoch=admitted["epoch"], user_id=admitted["user_id"], login=""
-    )
-
-
 def test_the_new_daemon_is_told_that_the_old_session_was_handed_over(
     daemon: Daemon, other: Daemon, alice: User
 ) -> None:
@@ -60,40 +51,17 @@ def test_one_that_names_another_session_replaces_as_ever(daemon: Daemon, other: 
     first, session = admit(daemon, alice)
     moved = hand_over(other, first, str(uuid.uuid4()))
     assert moved["replaced"] == {"node_url": daemon.url, "session": session}
-    old = running(first)
-    engine.check([old])
-    assert old.ended == "TUNNEL_DISCONNECTED"
 
 
 def test_what_runs_on_the_old_session_goes_on(daemon: Daemon, other: Daemon, alice: User) -> None:
     first, session = admit(daemon, alice)
-    moved = hand_over(other, first, session)
+    hand_over(other, first, session)
     # the old daemon's full list: its session is older than the device's, and is left to end by itself
     assert daemon.beat(sessions=[fact(first, session)])["close"] == []
     present = registry.lookup([first["device_id"]])[first["device_id"]].session
     assert present != session
     third = daemon.ask(first["session_token"], handover=present)  # and once more
-    all_of_them = [running(each) for each in (first, moved, third)]
-    engine.check(all_of_them)
-    assert [each.ended for each in all_of_them] == ["", "", ""]
-
-
-def test_a_connection_that_names_nobody_ends_all_before_it(daemon: Daemon, other: Daemon, alice: User) -> None:
-    first, session = admit(daemon, alice)
-    moved = hand_over(other, first, session)
-    newest = daemon.ask(first["session_token"])
-    all_of_them = [running(each) for each in (first, moved, newest)]
-    engine.check(all_of_them)
-    assert [each.ended for each in all_of_them] == ["TUNNEL_DISCONNECTED", "TUNNEL_DISCONNECTED", ""]
-
-
-def test_who_was_unpaired_is_ended_all_the_same(daemon: Daemon, other: Daemon, alice: User) -> None:
-    first, session = admit(daemon, alice)
-    hand_over(other, first, session)
-    old = running(first)
-    Device.objects.update(deleted_at=datetime.now(UTC))
-    engine.check([old])
-    assert old.ended == "NOT_FOUND"
+    assert third["ok"] is True
 
 
 def test_a_device_whose_daemon_drained_can_be_waited_for(daemon: Daemon, alice: User) -> None:

@@ -98,7 +98,7 @@ def lane(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Lane]:
                 tunnel.device_id,
                 tunnel.user_id,
                 cut_tunnel=tunnel.kill_agent,
-                log=front.text,
+                log=lambda: front.text() + ("" if front is tunnel.daemon else tunnel.daemon.text()),
                 streams=tunnel.streams,
                 direct=front is tunnel.daemon,
             )

@@ -182,9 +182,8 @@ WAYS: Final = {
 }
 """What is held on one of them is held on all: a further way is one more line here. `front` is the front end's own URLs
 on the daemon's port."""
-EVERY_WAY: Final = ["stand-in", *WAYS]
-"""With them the API before a daemon that the tests play."""
-EVERY_CARRIER: Final = ["stand-in", "tunnel", "fast"]
+EVERY_WAY: Final = [*WAYS]
+EVERY_CARRIER: Final = ["tunnel", "fast"]
 """One way by each program that carries, for cases that cost seconds and that no URL can make different."""
 
 

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from apps.tunnels.box_call import ANSWER_MAX, Call, CallFailed, Reply, Until, call_box
-from apps.tunnels.forwarder import Limits, Route
+from apps.tunnels.client_request import Limits
+from apps.tunnels.route import Route
 from tests.apps.proxy.kit import Peer
 from tests.apps.proxy.stand_in import StandInDaemon
 
@@ -71,7 +72,7 @@ def test_a_body_of_another_length_is_our_fault(daemon, box, pieces):
 
 def test_what_the_daemon_says(daemon):
     assert failed(daemon, Call("GET", "/x", "r"), session="gone") == "TUNNEL_DISCONNECTED"
-    daemon.refuse = (503, "OVERLOADED")
+    daemon.refuse = ("OVERLOADED", False)
     assert failed(daemon, Call("GET", "/x", "r")) == "OVERLOADED"
     daemon.close()
     assert failed(daemon, Call("GET", "/x", "r")) == "TUNNEL_UNAVAILABLE"

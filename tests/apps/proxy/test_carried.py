@@ -1,30 +1,16 @@
 """A box's answer that a middleware lost: what it holds is let go of before the other answer is written."""
 
+import pytest
 from django.http import HttpRequest, HttpResponse
 
-from apps.proxy.answer import BoxAnswer
+from apps.proxy.exchanges.carried import Carried
 from apps.proxy.middleware import CarriedMiddleware
-from tunnel.http import ResponseReader
 
-
-class Forwarded:
-    """Notes what it is told."""
-
-    def __init__(self):
-        self.told = []
-
-    def refuse(self, code):
-        self.told.append(code)
-
-    def close(self):
-        self.told.append("close")
+pytestmark = pytest.mark.django_db  # the end of a response is the end of a request, which gives its connection back
 
 
 def carried(told):
-    reader = ResponseReader(b"GET")
-    reader.receive(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
-    assert reader.head is not None
-    return BoxAnswer(told, reader.head, lambda: told.told.append("done"))
+    return Carried(200, lambda: told.append("settled"), lambda: told.append("abandoned"), goes_on=False)
 
 
 def through(request, response):
@@ -32,17 +18,27 @@ def through(request, response):
 
 
 def test_an_answer_that_was_lost():
-    told, request, other = Forwarded(), HttpRequest(), HttpResponse(status=500)
+    told, request, other = [], HttpRequest(), HttpResponse(status=500)
     request.carried = carried(told)
     assert through(request, other) is other
-    assert told.told == ["INTERNAL_ERROR", "close", "done"]
+    request.carried.close()
+    assert told == ["abandoned"]
 
 
 def test_an_answer_that_goes_out_is_left_to_the_server():
-    told, request = Forwarded(), HttpRequest()
+    told, request = [], HttpRequest()
     request.carried = carried(told)
     assert through(request, request.carried) is request.carried
-    assert told.told == []
+    assert told == []
+    assert b"".join(request.carried) == b""
+    request.carried.close()
+    assert told == ["settled"]
+
+
+def test_one_that_the_server_never_asked_for_is_let_go():
+    told = []
+    carried(told).close()
+    assert told == ["abandoned"]
 
 
 def test_a_request_that_carried_nothing():

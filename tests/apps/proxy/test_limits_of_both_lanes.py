@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from apps.proxy import engine, running
+from apps.proxy.exchanges import engine
 from tunnel.contract import SETTINGS, read_settings
 from tunnel.daemon.config import TunnelConfig, load
 from tunnel.daemon.wiring import limits_of
@@ -52,7 +52,7 @@ def daemon() -> TunnelConfig:
 
 def of_the_api() -> Limits:
     """What an API process goes by that begins now."""
-    return engine._engine.__wrapped__().limits
+    return engine.limits()
 
 
 def of_the_fast_lane(config: TunnelConfig) -> Limits:
@@ -88,8 +88,3 @@ def test_each_limit_can_be_set_for_both_lanes(settings: Any) -> None:
 def test_no_other_limit_of_time_is_without_a_promise() -> None:
     times = {field.name for field in dataclasses.fields(Limits) if field.name.endswith("_seconds")}
     assert times == set(OF_AN_EXCHANGE) - {"request_body"}
-
-
-def test_who_watches_the_api_lane_looks_every_two_seconds() -> None:
-    assert running.WATCH_SECONDS == 2.0
-    assert engine._engine.__wrapped__().watchdog._seconds == 2.0

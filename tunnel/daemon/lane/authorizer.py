@@ -251,7 +251,7 @@ class Authorizer:
             raise denied
         if asked["kind"] == "ticket":  # a spent one is good for this use, and so is what an invalidation overtook
             key = key_of_ticket(asked) if said.get("reusable") and generation == self._generation else b""
-        grant = Grant(key, asked, said, self._limits_of(said["body_max"]), now)
+        grant = Grant(key, asked, said, self.limits_of(said["body_max"]), now)
         if asked["kind"] != "ticket":
             self._credentials.good(name, grant.user_id)
         self._credentials.good(_name_of(grant.again), grant.user_id)
@@ -278,7 +278,8 @@ class Authorizer:
             code = error.code if error.code in _PASSED_ON else "TUNNEL_UNAVAILABLE"
             raise ProxyError(code, "no word from the API", retry_after=error.retry_after or 2) from None
 
-    def _limits_of(self, body_max: int) -> Limits:
+    def limits_of(self, body_max: int) -> Limits:
+        """What an exchange goes by whose body may be so long."""
         limits = self._limits.get(body_max)
         if limits is None:
             base: dict[str, Any] = {name: getattr(self._base, name) for name in Limits.__slots__}

@@ -41,8 +41,8 @@ class Client(ClientSocket):
     """One connection. `run` is the exchange that is under way."""
 
     __slots__ = (
-        "_descriptor", "_given", "_keep", "_lane", "_parser", "_quick", "_rester", "_waiter", "address", "forwarded",
-        "noted", "phase", "proved", "reading", "run", "scope", "since", "trusted", "wander",
+        "_descriptor", "_given", "_keep", "_lane", "_parser", "_quick", "_rester", "_waiter", "address", "ended",
+        "forwarded", "noted", "phase", "proved", "reading", "run", "scope", "since", "trusted", "wander",
     )  # fmt: skip
 
     def __init__(self, lane: ClientContext, raw: ByteStream, address: str, turns: int = 0) -> None:
@@ -54,6 +54,7 @@ class Client(ClientSocket):
         self.forwarded = address.encode("latin-1")
         self.run: InFlight | None = None
         self.noted: HeadKey | None = None
+        self.ended = False  # it sends no more, and waits for its answer
         self.proved = False  # a request of it was allowed
         self.phase = HEAD
         self.since = trio.current_time()  # of the phase
@@ -177,7 +178,7 @@ class Client(ClientSocket):
     async def _request(self, head: RequestHead, rest: bytes) -> bytes | None:
         """One exchange; what was read behind it, None if the connection ends with it, or goes on elsewhere."""
         self._enter(RUN)
-        self._keep = False
+        self._keep = self.ended = False
         hands = self._lane.hands
         if hands is not None and not self._lane.draining and give(self, hands, head, rest):
             return None
@@ -235,18 +236,25 @@ class Client(ClientSocket):
             if run.upgraded:
                 await self._upgraded(run, rest)
                 return None
-            if len(rest) >= _AHEAD or (rest and run.request_done):
+            if self.ended or len(rest) >= _AHEAD or (rest and run.request_done):
                 await self.wait_change()
                 continue
             data = await self._rest()
             if not data:
-                if self.run is not None and self.run.upgraded and not self.run.over:
-                    continue  # switched while this task rested: it is a half-close, and is read again
-                if self.run is not None:
-                    self.run.client_left()
-                return None
+                self._sends_no_more()
             rest = rest + data if rest else data
         return rest if self._keep else None
+
+    def _sends_no_more(self) -> None:
+        """The client ended its side. Whoever has asked for all it wanted may still wait for the answer, unless that is
+        one without an end; on an upgraded connection it is a half-close, and is read again."""
+        run = self.run
+        if run is None or run.over or run.upgraded:
+            return
+        if run.request_done and not run.endless:
+            self.ended = True
+        else:
+            run.client_left()
 
     def _busy(self) -> bool:
         """Whether an exchange is under way. Asked of `run` anew each time: another may have taken its place."""
@@ -391,7 +399,7 @@ class Client(ClientSocket):
         waited = now - self.since
         if self.phase == RUN:
             if self.run is not None and not self.run.over:
-                if not self.reading and self.gone(half=not self.run.upgraded):
+                if not self.reading and self.gone(half=not (self.run.upgraded or self.ended)):
                     self.run.client_left()
                 else:
                     self.run.look(now)

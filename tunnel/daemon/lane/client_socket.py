@@ -48,8 +48,15 @@ class ClientSocket:
                 raise trio.BrokenResourceError(str(error)) from error
             return bytes(buffer[:size])
 
-    def write(self, pieces: Sequence[Buffer]) -> bool:
-        """Write what the kernel takes and keep the rest; whether that was all. Raises trio.BrokenResourceError."""
+    def write(self, pieces: Sequence[Buffer], *, last: bool = False) -> bool:  # noqa: ARG002 - of who frames them
+        """Write what the kernel takes and keep the rest; whether that was all. Raises trio.BrokenResourceError.
+
+        `last`: nothing follows them but the end of the answer.
+        """
+        return self._put(pieces)
+
+    def _put(self, pieces: Sequence[Buffer]) -> bool:
+        """The same, of bytes as they go over the connection."""
         if len(pieces) > _PIECES:  # a box that sends chunks of a byte
             pieces = [b"".join(pieces)]
         if self._unsent:
@@ -76,12 +83,19 @@ class ClientSocket:
             sent -= size
         return True
 
+    def accepted(self) -> None:
+        """A box is about to see the request: of no matter to who asks for itself."""
+
+    def send_eof(self) -> None:
+        """Half-close. Raises trio.BrokenResourceError."""
+        self.raw.send_eof()
+
     async def flush(self) -> None:
         """Wait until all is written. By one task at a time. Raises trio.BrokenResourceError, ClosedResourceError."""
         while self._unsent:
             await trio.lowlevel.wait_writable(descriptor(self.sock))
             pieces, self._unsent = self._unsent, []
-            self.write(pieces)
+            self._put(pieces)
 
     def gone(self, *, half: bool) -> bool:
         """Whether the peer has left, asked of the kernel as nobody reads the socket; `half`: its half-close counts."""

@@ -104,6 +104,10 @@ class LaneExchange(Progress):
         """Send the request's head; from here on the box's words come by `_spoke`."""
         self._stream = stream
         self.attempts += 1
+        self.sent = True
+        request = self.exchange.request
+        if request.body_length or not request.idempotent:
+            self.client.accepted()
         head = self.exchange.start()
         try:
             if stream.send_nowait(head) < len(head):
@@ -228,21 +232,18 @@ class LaneExchange(Progress):
         if not self._head_sent:
             if exchange.answer is None:
                 return
-            self._head_sent = True
-            self._head_at = trio.current_time()
-            if self._lane.draining:  # the client is to ask elsewhere from now on
-                exchange.request = exchange.request._replace(client_keep_alive=False)
-            out.append(exchange.client_head(self._lane.cors_of(self._head)))
-            if exchange.upgraded:
-                self.upgraded = True
-                self.client.changed()
+            out.append(self._answered())
+            if self.over:
+                return
         if pieces:
             out += exchange.client_body(pieces)
             self._down += sum(map(len, pieces))
         complete = exchange.complete
         if complete and (last := exchange.client_end()):
             out.append(last)
-        whole = self.client.write([b"".join(out)] if len(out) > 1 and len(data) < 4096 else out) if out else True
+        if out and len(out) > 1 and len(data) < 4096:
+            out = [b"".join(out)]
+        whole = self.client.write(out, last=complete) if out else True
         if not whole:
             self._pump()
         elif complete:
@@ -250,10 +251,25 @@ class LaneExchange(Progress):
         elif not data and self.upgraded:
             self._box_ended()
 
+    def _answered(self) -> bytes:
+        """The head of the answer is whole: as the client gets it."""
+        exchange = self.exchange
+        self._head_sent = True
+        self._head_at = trio.current_time()
+        if self._lane.draining:  # the client is to ask elsewhere from now on
+            exchange.request = exchange.request._replace(client_keep_alive=False)
+        head = exchange.client_head(self._lane.cors_of(self._head))
+        if exchange.upgraded:
+            self.upgraded = True
+            self.client.changed()
+        elif self.client.ended and self.endless:
+            self.client_left()
+        return head
+
     def _box_ended(self) -> None:
         """The box half-closed an upgraded connection."""
         self._down_done = True
-        self.client.raw.send_eof()
+        self.client.send_eof()
         self._both_ended()
 
     def _both_ended(self) -> None:
@@ -307,6 +323,7 @@ class LaneExchange(Progress):
         """The stream was refused, reset or lost."""
         code = not_taken(error)
         if code is not None and not self.exchange.answered:
+            self.sent = False
             if isinstance(error, GoingAway) and not self._up and self._move_on():  # it was never sent
                 self._restart()
             else:

@@ -47,6 +47,7 @@ class FastPath:
     )  # fmt: skip
 
     request_done: Final = True
+    endless: Final = False
     checked: Final = math.inf
 
     def __init__(

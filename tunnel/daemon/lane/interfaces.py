@@ -28,6 +28,10 @@ class InFlight(Protocol):
     upgraded: bool
 
     @property
+    def endless(self) -> bool:
+        """Its answer is one without an end."""
+
+    @property
     def checked(self) -> float:
         """When the caller was last found allowed; infinite for what is over before anybody need ask again."""
 
@@ -97,6 +101,8 @@ class Downstream(Movable, Protocol):
     def sent(self) -> int:
         """Bytes that the kernel took."""
 
+    ended: bool
+    """It sends no more, and waits for its answer."""
     noted: HeadKey | None
     """What the head of its request came to, if that is kept."""
     proved: bool
@@ -107,8 +113,17 @@ class Downstream(Movable, Protocol):
     def answer(self, data: bytes, *, keep: bool) -> None:
         """Answer with `data`, which is whole."""
 
-    def write(self, pieces: Sequence[Buffer]) -> bool:
-        """Write, keeping what the kernel does not take; False: something is kept. Raises OSError."""
+    def write(self, pieces: Sequence[Buffer], *, last: bool = False) -> bool:
+        """Write, keeping what the kernel does not take; False: something is kept. Raises OSError.
+
+        `last`: nothing follows them but the end of the answer.
+        """
+
+    def accepted(self) -> None:
+        """A box is about to see the request."""
+
+    def send_eof(self) -> None:
+        """The box half-closed an upgraded connection."""
 
     async def flush(self) -> None:
         """Wait until the kernel has taken all."""

@@ -6,6 +6,7 @@ box (`upstream`), and watches over all of them. What a proxied exchange is lives
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from tunnel.daemon.lane.counters import LaneCounters
 from tunnel.daemon.lane.exchange import LaneExchange
 from tunnel.daemon.lane.fast_path import FastPath
 from tunnel.daemon.lane.fd_passing import FdPassing
+from tunnel.daemon.lane.forwarded import ForwardedClient, ForwardedContext
+from tunnel.daemon.lane.forwarded_call import Forwarded
 from tunnel.daemon.lane.head_cache import HeadCache
 from tunnel.daemon.lane.ids import Ids
 from tunnel.daemon.lane.interfaces import (
@@ -79,6 +82,7 @@ class PublicLane:
         hands: FdPassing | None,
     ) -> None:
         self.head_seconds = config.head_seconds
+        self._node = config.node
         self.draining = False
         self.plain = plain
         self.hands = hands
@@ -130,6 +134,15 @@ class PublicLane:
         self._clients.add(client)
         try:
             return await client.serve(head, rest)
+        finally:
+            self._clients.discard(client)
+
+    async def serve_exchanges(self, raw: ByteStream, rest: bytes, address: str) -> None:
+        """One connection on which another process of ours, at `address`, forwards exchanges, to its end."""
+        client = ForwardedClient(self, self, raw, address)
+        self._clients.add(client)
+        try:
+            await client.serve_exchanges(rest)
         finally:
             self._clients.discard(client)
 
@@ -247,6 +260,30 @@ class PublicLane:
         self.running.add(run)
         return run
 
+    def forwarded(self, client: ForwardedClient, call: Forwarded) -> ClientExchange:
+        """The exchange of a call that Django has allowed. Raises ProxyError."""
+        said = call.call
+        limits = self.authorizer.limits_of(said["body_max"])
+        grant = call.grant(limits, self._node, trio.current_time())
+        exchange = Exchange(call.head, call.via(), limits)
+        lane = ForwardedContext(self, call.fields, {"lane": "drf", "address": said["address"]})
+        asked = LaneRequest(call.head, HeadFields(call.head), said["device_id"], said["mount"].encode("latin-1"), None)
+        run: ClientExchange | None = None
+        if asked.sharable and not (exchange.request.body_length or exchange.request.private):
+            run = self._share(lane, client, asked, exchange, grant, said["request_id"])
+        if run is None:
+            run = LaneExchange(lane, client, call.head, exchange, grant, said["request_id"])
+        if not said["user_id"]:
+            run.allowed(math.inf)  # the cloud's own: there is nobody to ask about
+        self.running.add(run)
+        return run
+
+    def facts_of(self, run: InFlight) -> dict[str, Any]:
+        """How far an exchange is, for who forwards it."""
+        if isinstance(run, LaneExchange):
+            return {**run.facts(), "sent": run.sent, "repeatable": run.repeatable}
+        return {}
+
     def invalidate(self, *, users: Iterable[str], logins: Iterable[str], devices: Iterable[str]) -> tuple[int, int]:
         """Drop what is known of them and end what they run: how many of each."""
         gone = set(users), set(logins) - {""}, set(devices)
@@ -284,13 +321,13 @@ class PublicLane:
             extra=self._cors.lines(said[1]),
         )
 
-    def ended(self, run: LoggedExchange) -> None:
-        """Count and log an exchange that is over."""
+    def ended(self, run: LoggedExchange, **told: Any) -> None:
+        """Count and log an exchange that is over; `told` are more facts for the log."""
         facts = run.facts()
         self._tally.count(run.outcome)
         self._tally.bytes_up += facts["bytes_up"]
         self._tally.bytes_down += facts["bytes_down"]
-        self._log.info("forward", **facts)
+        self._log.info("forward", **facts | told)
         self.no_longer(run)
 
     def no_longer(self, run: InFlight) -> None:

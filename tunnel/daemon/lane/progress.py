@@ -18,7 +18,8 @@ class Progress:
 
     __slots__ = (
         "_down", "_head", "_head_at", "_head_sent", "_line", "_mark", "_marked_at", "_reused", "_up", "attempts",
-        "checked", "client", "exchange", "grant", "outcome", "over", "problem", "request_id", "started", "upgraded",
+        "checked", "client", "exchange", "grant", "outcome", "over", "problem", "request_id", "sent", "started",
+        "upgraded",
     )  # fmt: skip
 
     def __init__(
@@ -33,6 +34,7 @@ class Progress:
         self.outcome = ""
         self.problem = ""
         self.attempts = 0
+        self.sent = False  # a box may have seen something of it
         self.started = self._marked_at = trio.current_time()
         self.checked = grant.checked_at  # not now: a kept answer is as old as it is
         self._head = head
@@ -46,6 +48,17 @@ class Progress:
 
     def __repr__(self) -> str:
         return f"<LaneExchange {self.outcome or 'running'} up={self._up} down={self._down} {self.exchange!r}>"
+
+    @property
+    def endless(self) -> bool:
+        """Its answer is one without an end, by its type."""
+        answer = self.exchange.answer
+        return answer is not None and answer.endless
+
+    @property
+    def repeatable(self) -> bool:
+        """Whoever has its body may have it made again elsewhere."""
+        return not self.exchange.answered and (not self.sent or self.exchange.request.idempotent)
 
     @property
     def wants_body(self) -> bool:

@@ -224,6 +224,8 @@ def test_the_settings() -> None:
     )
     assert (config.role, config.buffer_bytes, config.public_host) == ("server", 16 << 20, "127.0.0.1")
     assert warnings == ["VISIONA_TUNNEL_PROT: unknown setting; the nearest known one is VISIONA_TUNNEL_PORT"]
+    _, warnings = load({"VISIONA_API_LONG_EXCHANGES": "48", "VISIONA_ENV_STRICT": "true"})  # of the release before
+    assert warnings == ["VISIONA_API_LONG_EXCHANGES: not used any more: an exchange that lasts holds no thread"]
     secret = {"VISIONA_ENV": "production", "VISIONA_INTERNAL_SECRET": "x" * 32}
     assert load(secret)[0].public_host == "0.0.0.0"
     assert TunnelConfig(drain_seconds=1).interrupt_grace == 1

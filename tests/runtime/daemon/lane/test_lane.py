@@ -245,10 +245,127 @@ async def test_the_client_leaves_and_the_stream_is_reset() -> None:
         async with Visitor(w) as visitor:
             await visitor.send(f"GET /d/{DEVICE}/x")
             await reached.wait()
+            visitor.stream.reset()
         with trio.fail_after(1):
             await w.until(lambda: ends)
         assert ends == ["reset"]
         assert w.logged("forward")[0]["outcome"] == "client_left"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/x-mixed-replace; boundary=b", "text/event-stream"])
+@pytest.mark.parametrize("when", ["before the head", "behind it"])
+async def test_a_fin_is_leaving_only_where_the_answer_has_no_end(kind: str, when: str) -> None:
+    async with fast_world() as w:
+        reached, go, ends = trio.Event(), trio.Event(), []
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n--b\r\n".encode()
+
+        async def answer(wire: Wire) -> None:
+            await wire.head()
+            if when == "behind it":
+                await wire.send(head)
+            reached.set()
+            await go.wait()
+            if kind != "text/plain" and when == "behind it":
+                ends.append(await wire.gone())
+                return
+            await wire.send(b"end" if when == "behind it" else head)
+            if kind != "text/plain":
+                ends.append(await wire.gone())
+
+        await box(w, answer)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"GET /d/{DEVICE}/x")
+            await reached.wait()
+            if when == "behind it":
+                await visitor.until(b"--b")
+            visitor.stream.send_eof()
+            await trio.sleep(0.7)  # longer than from one look to the next
+            assert len(w.daemon.parts.lane) == (kind == "text/plain" or when != "behind it")
+            go.set()
+            if kind == "text/plain":
+                await visitor.until(b"0\r\n\r\n")
+                assert await visitor.end() == "end"
+            else:
+                await w.until(lambda: ends == ["reset"])
+        outcome = "ok" if kind == "text/plain" else "client_left"
+        assert w.logged("forward")[-1]["outcome"] == outcome
+
+
+async def test_a_fin_behind_two_requests_lets_both_be_answered() -> None:
+    async with fast_world() as w:
+        await box(w, ok(b"hi"))
+        async with Visitor(w) as visitor:
+            request = f"GET /d/{DEVICE}/x HTTP/1.1\r\nHost: d\r\nAuthorization: Bearer {LOGIN}\r\n\r\n".encode()
+            await visitor.stream.send_all(request * 2)
+            visitor.stream.send_eof()
+            assert [(await visitor.read()).body for _ in range(2)] == [b"hi", b"hi"]
+            assert await visitor.end() == "end"
+
+
+async def test_a_reset_behind_a_fin_is_leaving_and_a_fin_is_not_read_again_and_again() -> None:
+    async with fast_world() as w:
+        reached, ends = trio.Event(), []
+
+        async def wait(wire: Wire) -> None:
+            await wire.head()
+            reached.set()
+            ends.append(await wire.gone())
+
+        await box(w, wait)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"GET /d/{DEVICE}/x")
+            await reached.wait()
+            visitor.stream.send_eof()
+            await trio.sleep(0.2)
+            before = time.process_time()
+            await trio.sleep(0.5)
+            assert time.process_time() - before < 0.2
+            assert not ends
+            visitor.stream.reset()
+            with trio.fail_after(1):
+                await w.until(lambda: ends == ["reset"])
+
+
+async def test_a_fin_within_a_body_is_leaving() -> None:
+    async with fast_world() as w:
+        reached, ends = trio.Event(), []
+
+        async def wait(wire: Wire) -> None:
+            await wire.head()
+            reached.set()
+            ends.append(await wire.gone())
+
+        await box(w, wait)
+        async with Visitor(w) as visitor:
+            await visitor.send(f"POST /d/{DEVICE}/x", "Content-Length: 5", body=b"abc")
+            await reached.wait()
+            visitor.stream.send_eof()
+            await w.until(lambda: ends == ["reset"])
+
+
+async def test_a_fin_behind_a_body_that_the_box_takes_slowly_is_not_leaving() -> None:
+    size = 2 << 20
+    async with fast_world() as w:
+        go = trio.Event()
+
+        async def slow(wire: Wire) -> None:
+            await wire.head()
+            await go.wait()
+            await wire.body(size)
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+
+        await box(w, slow)
+        async with Visitor(w) as visitor, trio.open_nursery() as nursery:
+
+            async def upload() -> None:
+                await visitor.send(f"POST /d/{DEVICE}/x", f"Content-Length: {size}", body=b"x" * size)
+                visitor.stream.send_eof()
+
+            nursery.start_soon(upload)
+            await trio.sleep(1.2)
+            assert len(w.daemon.parts.lane) == 1
+            go.set()
+            assert (await visitor.read()).body == b"hi"
 
 
 async def test_no_head_in_time_and_no_progress() -> None:

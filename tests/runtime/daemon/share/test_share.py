@@ -73,10 +73,11 @@ async def test_the_pull_ends_with_the_last_viewer() -> None:
 async def test_a_first_viewer_that_leaves_before_the_head_leaves_the_answer_to_the_others() -> None:
     async with camera() as (w, show, _), AsyncExitStack() as stack:
         async with AsyncExitStack() as inner:
-            await watch(inner, w)
+            first = await watch(inner, w)
             await w.until(lambda: show.asked)
             second = await watch(stack, w)
             await w.until(lambda: views(w) == 2)
+            first.visitor.stream.reset()
         await w.until(lambda: views(w) == 1)
         show.go.set()
         await second.open()

@@ -150,10 +150,11 @@ async def test_a_daemon_that_leaves_before_the_head_leaves_the_answer_to_the_oth
     show = Camera()
     async with daemons(show) as (worlds, _), AsyncExitStack() as stack:
         async with AsyncExitStack() as inner:
-            await watch(inner, worlds[OTHER])
+            first = await watch(inner, worlds[OTHER])
             await worlds[HOLDER].until(lambda: show.asked)
             eye = await watch(stack, worlds[HOLDER])
             await until(worlds, 2, 1)
+            first.visitor.stream.reset()
         await until(worlds, 1, 0)
         show.go.set()
         await eye.open()
