@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import select
+import socket
 import struct
 import termios
 import time
@@ -26,6 +28,13 @@ LARGE = bytes(range(256)) * (1 << 13)  # 2 MiB: more than any window or buffer o
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"
 
 
+def is_reset(sock: socket.socket) -> bool:
+    """Whether the other side has reset the connection."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(0))
+
+
 def said_then_reset(*pieces: bytes) -> Callable[[Peer], bool]:
     """A script: say all of it, and reset once the agent's kernel has it (a reset drops what it has not)."""
 
@@ -34,6 +43,8 @@ def said_then_reset(*pieces: bytes) -> Callable[[Peer], bool]:
             peer.sock.sendall(piece)
         deadline = time.monotonic() + WAIT
         while struct.unpack("i", fcntl.ioctl(peer.sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]:
+            if is_reset(peer.sock):  # by an agent that has read it all: nobody acknowledges it any more
+                return False
             assert time.monotonic() < deadline
             time.sleep(0.001)
         reset(peer.sock)
