@@ -10,6 +10,8 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,10 +20,6 @@ from tunnel.contract import CONTRACT_VERSION, H_CONTRACT, UPGRADE_EXCHANGE, Reco
 CONNECT_SECONDS: Final = 3.0
 ANSWER_SECONDS: Final = 3.0
 """For the daemon's word on the upgrade, which it gives without asking anybody."""
-AWAY_SECONDS: Final = 2.0
-"""How long a daemon that gave no word is not asked again: each that asks holds a thread meanwhile."""
-AT_ONCE: Final = 16
-"""Connections to one daemon that are made at a time, for the same reason; who waits for a turn waits a second."""
 IDLE_SECONDS: Final = 60.0
 """A connection that nobody used for so long is closed, before the daemon does so."""
 KEPT: Final = 64
@@ -38,6 +36,10 @@ _ADDRESSES: Final = 1000
 
 class NodeAway(Exception):
     """The daemon could not be asked. Nothing was sent."""
+
+
+class NodeHangs(NodeAway):
+    """The daemon takes a connection, or not even that, and says nothing: whoever asks waits for it in vain."""
 
 
 class NodeTooOld(NodeAway):
@@ -67,15 +69,22 @@ class NodeConnection:
 
 
 class NodeConnections:
-    """The idle connections of this process. Thread-safe."""
+    """The idle connections of this process. Thread-safe.
+
+    A daemon that hangs is asked by one caller at a time, until it answers: all others are refused at once, so that it
+    holds one thread and not all of them, and is found well by the first who asks once it is.
+    """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._lock = threading.Lock()
         self._idle: dict[str, deque[NodeConnection]] = {}
         self._addresses: dict[str, tuple[float, list[tuple[int, Any]]]] = {}
         self._older: dict[str, float] = {}
-        self._away: dict[str, float] = {}
-        self._turns: dict[str, threading.Semaphore] = {}
+        self._hanging: set[str] = set()
+        self._asked: set[str] = set()  # of those that hang
 
     def __repr__(self) -> str:
         return f"<NodeConnections idle={sum(map(len, self._idle.values()))}>"
@@ -128,7 +137,7 @@ class NodeConnections:
 
     def abandon(self) -> None:
         """Forget all, in a process that was forked: the connections are the parent's."""
-        self.__init__()  # type: ignore[misc]  # the lock may have been held as it forked
+        self._forget()  # the lock too: it may have been held as it forked
 
     def is_older(self, node_url: str) -> bool:
         """Whether the daemon was found lately to be of the release before."""
@@ -145,28 +154,39 @@ class NodeConnections:
             f"Upgrade: {UPGRADE_EXCHANGE}\r\nAuthorization: Bearer {secret}\r\nX-Request-ID: {request_id}\r\n"
             f"{H_CONTRACT}: {CONTRACT_VERSION}\r\nContent-Length: 0\r\n\r\n"
         )
-        if time.monotonic() < self._away.get(node_url, 0.0):
-            raise NodeAway("the daemon gave no word just now")
-        with self._lock:
-            turn = self._turns.setdefault(node_url, threading.Semaphore(AT_ONCE))
-        if not turn.acquire(timeout=1.0):
-            raise NodeAway("too many connections are made to it just now")
-        try:
+        with self._asking(node_url):
             return self._made(node_url, addresses, head)
-        except NodeTooOld:
-            raise
-        except NodeAway:
-            self._away[node_url] = time.monotonic() + AWAY_SECONDS
+
+    @contextmanager
+    def _asking(self, node_url: str) -> Iterator[None]:
+        """Ask a daemon for its word. Raises NodeHangs where it hangs and another asks it just now."""
+        with self._lock:
+            alone = node_url in self._hanging
+            if alone and node_url in self._asked:
+                raise NodeHangs("the daemon gives no word; another asks it just now")
+            if alone:
+                self._asked.add(node_url)
+        hangs = False
+        try:
+            yield
+        except NodeHangs:
+            hangs = True
             raise
         finally:
-            turn.release()
+            with self._lock:
+                if alone:
+                    self._asked.discard(node_url)
+                if not hangs:
+                    self._hanging.discard(node_url)
+                elif len(self._hanging) < _ADDRESSES:
+                    self._hanging.add(node_url)
 
     def _made(self, node_url: str, addresses: list[tuple[int, Any]], head: str) -> NodeConnection:
         sock = _connected(addresses)
         try:
             status, rest = _ask(sock, head.encode("latin-1"))
             if status == 404:
-                self._older[node_url] = time.monotonic() + OLDER_SECONDS
+                self._note_older(node_url)
                 raise NodeTooOld(f"the daemon answered {status}")
             if status != 101:
                 raise NodeAway(f"the daemon answered {status}")
@@ -175,6 +195,12 @@ class NodeConnections:
         except BaseException:
             sock.close()
             raise
+
+    def _note_older(self, node_url: str) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._older = {url: until for url, until in self._older.items() if until > now}
+            self._older[node_url] = now + OLDER_SECONDS
 
     def _resolve(self, node_url: str) -> tuple[str, list[tuple[int, Any]]]:
         """Host and port as they are named, and their socket addresses, remembered for some seconds."""
@@ -212,6 +238,9 @@ def _connected(addresses: list[tuple[int, Any]]) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(max(0.1, deadline - time.monotonic()))
             sock.connect(address)
+        except TimeoutError:
+            sock.close()
+            raise NodeHangs("the daemon takes no connection") from None
         except OSError as error:
             sock.close()
             problem = str(error)
@@ -233,8 +262,12 @@ def _ask(sock: socket.socket, head: bytes) -> tuple[int, bytes]:
         while b"\r\n\r\n" not in got:
             data = sock.recv(_HEAD_MAX)
             got += data
-            if not data or len(got) > _HEAD_MAX or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            if not data or len(got) > _HEAD_MAX:
                 raise NodeAway("the daemon gave no proper answer")
+    except TimeoutError:
+        raise NodeHangs("the daemon gives no word") from None
     except OSError as error:
         raise NodeAway(f"the daemon: {error}") from error
     raw, _, rest = got.partition(b"\r\n\r\n")

@@ -91,15 +91,15 @@ def site_fields(request: HttpRequest) -> list[tuple[str, str]]:
     return fields
 
 
-def _take_place(user_id: str, admit: Callable[[], None] | None) -> None:
+def _take_place(loop: LongExchanges, user_id: str, admit: Callable[[], None] | None) -> None:
     """Take a place for an exchange, since nobody knows how long it lasts; then spend the ticket. Raises DomainError."""
-    if not long_exchanges().claim(user_id):
+    if not loop.claim(user_id):
         raise DomainError("OVERLOADED", retry_after=RETRY_AFTER)
     try:
         if admit is not None:
             admit()
     except BaseException:
-        long_exchanges().leave(user_id)
+        loop.leave(user_id)
         raise
 
 
@@ -139,8 +139,6 @@ def forward(
         raise DomainError(error.code, details=error.details, retry_after=error.retry_after) from error
     if upgrade and not prepared.upgrade:
         raise DomainError("UPGRADE_REQUIRED")
-    _take_place(user_id, admit)
-    release_database()
     call = ExchangeCall(
         **where(route),
         user_id=user_id,
@@ -158,14 +156,16 @@ def forward(
         fields=site_fields(request),
         names_device=others is not None,
     )
+    loop = long_exchanges()
+    _take_place(loop, user_id, admit)
+    release_database()
     early = client.take()
-    client.sock.setblocking(False)
-    copy = None if tap is None or not long_exchanges().claim_copy(user_id) else Copy()
+    copy = Copy() if tap is not None and loop.claim_copy(user_id) else None
     carriage = Carriage(client.sock, early, None if upgrade else prepared.body_reader(limits()), copy=copy)
     forwarding = Forwarding(
         request,
         route,
-        loop=long_exchanges(),
+        loop=loop,
         head=head,
         idempotent=prepared.idempotent,
         call=call,

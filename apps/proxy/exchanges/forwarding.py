@@ -14,6 +14,7 @@ from typing import Final
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.http import http_date
 
 from apps.common.errors import DomainError
 from apps.common.observability import metrics
@@ -24,7 +25,7 @@ from apps.proxy.exchanges.long_exchanges import LongExchange, LongExchanges
 from apps.tunnels.carriage import NOTHING, Carriage, Copy
 from apps.tunnels.client_request import Language, ProxyError, RequestHead, error_response
 from apps.tunnels.route import Route
-from tunnel.contract import ExchangeCall, language_of
+from tunnel.contract import EXPOSED, ExchangeCall, ExchangeEnd, language_of
 
 CLIENT_CLOSED: Final = 499
 """The status in logs for a client that left before its answer; nobody receives it (nginx's convention)."""
@@ -81,6 +82,7 @@ class Forwarding(Attempts):
     def start(self, *, upgrade: bool) -> HttpResponseBase:
         """Carry it as long as a thread may be held. Raises DomainError for a refusal."""
         try:
+            self._client.sock.setblocking(False)
             self.attempt()
             while not self.outcome:
                 if self._has_to_wait or not self._moved(upgrade=upgrade):
@@ -205,26 +207,32 @@ class Forwarding(Attempts):
             self._adopt()
 
     def _adopt(self) -> None:
-        self._loop.adopt(LongExchange(self._carriage, self._call["user_id"], self._ended_there))
+        self._loop.adopt(LongExchange(self._carriage, self._ended_there))
 
     def _wait_there(self) -> None:
-        """Go on in a thread that may wait, if its user has not all of them."""
+        """Make another attempt in a thread that may wait, if its user has not all of them."""
         if not self._loop.waiting(self._call["user_id"], self._attempt_there):
+            self._carriage.abort()
             self._refuse(ProxyError("OVERLOADED", "too many requests wait for devices", retry_after=RETRY_AFTER))
-            self._finish_there()
+            self._finish_soon()
 
     def _ended_there(self) -> None:
         """In the loop's thread: nothing is left to move."""
-        carriage = self._carriage
+        carriage, end = self._carriage, self._carriage.end
         if carriage.waits_for_release:
             self._loop.aside(self._release_there)
-        elif self._others is not None:
-            self._wait_there()
-        elif carriage.left or carriage.end is not None or carriage.answered:
-            self.settled()
-            self._finish_there()
+        elif carriage.left or carriage.answered or _is_final(end, alone=self._others is None):
+            self.settled()  # nothing of it can be tried again, so nobody is asked
+            self._finish_soon()
         else:
             self._wait_there()
+
+    def _finish_soon(self) -> None:
+        """From the loop's thread: whoever else counts the request is told beside it."""
+        if self._others is None:
+            self._finish_there()
+        else:
+            self._loop.aside(self._finish_there)
 
     def _release_there(self) -> None:
         """In a thread beside the loop: the copy is read, then the client gets the last of the answer."""
@@ -239,6 +247,7 @@ class Forwarding(Attempts):
             if self._has_to_wait or not self.settled():
                 self.attempt()
         except BaseException:
+            self._carriage.abort()
             self.outcome = self.outcome or "cut"
             self._finish_there()
             raise
@@ -271,27 +280,40 @@ class Forwarding(Attempts):
     def _tell(self) -> bool:
         """Write the refusal of a request whose view is over. False: the client takes none."""
         error = self._refused or ProxyError("INTERNAL_ERROR", "refused")
-        fields = [("Vary", "Origin, Accept-Language"), *self._call["fields"]]
+        language = self._language()
         answer = error_response(
             error,
             self._call["request_id"],
-            language=self._language(),
+            language=language,
             keep_alive=False,
             head_only=self._head.method == b"HEAD",
             message=self._message or None,
-            extra="".join(f"{name}: {value}\r\n" for name, value in fields).encode("latin-1"),
+            extra=self._refusal_lines(error, language),
         )
         try:
             return self._client.sock.send(answer) == len(answer)
         except OSError:
             return False
 
+    def _refusal_lines(self, error: ProxyError, language: Language) -> bytes:
+        """The fields that Django's middleware adds to a refusal within the view."""
+        fields = [
+            ("Vary", "Origin, Accept-Language"),
+            ("Content-Language", language),
+            ("Date", http_date()),
+            *self._call["fields"],
+        ]
+        if any(name == "Access-Control-Allow-Origin" for name, _ in self._call["fields"]):
+            fields.append(("Access-Control-Expose-Headers", ", ".join(EXPOSED)))
+        if error.status == 401:
+            fields.append(("WWW-Authenticate", 'Bearer realm="visiona"'))
+        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("latin-1")
+
     def _language(self) -> Language:
         said = language_of(self._request.META.get("HTTP_ACCEPT_LANGUAGE", ""), settings.LANGUAGE_CODE)
         return "zh-hant" if said == "zh-hant" else "en"
 
     # --- the end ------------------------------------------------------------------------------------------------------
-
     def _read_copy(self) -> None:
         """Let the copy be read if it is one of a whole answer; the client gets the rest of its own in any case."""
         copy, end = self._copy, self._carriage.end
@@ -320,3 +342,8 @@ class Forwarding(Attempts):
             self._loop.leave(self._call["user_id"])
             if self._copy is not None:
                 self._loop.leave_copy(self._call["user_id"])
+
+
+def _is_final(end: ExchangeEnd | None, *, alone: bool) -> bool:
+    """Whether nobody else may take the request after the daemon's word on its end."""
+    return end is not None and (alone or end["outcome"] != "refused")

@@ -34,6 +34,8 @@ SILENT_SECONDS: Final = 5.0
 """Without a byte for so long an exchange is one whose daemon is looked for; in two looks in a row it must be gone."""
 FLUSH_SECONDS: Final = 10.0
 """How long a client that reads nothing may keep the reset of its connection waiting."""
+FLUSH_MAX_SECONDS: Final = 300.0
+"""And one that reads a little now and then."""
 _FLUSH_LOOK: Final = 0.02
 _EVENTS: Final = 256
 _ASIDE: Final = 8
@@ -48,11 +50,10 @@ TAIL_SECONDS: Final = 60.0
 class LongExchange:
     """One exchange in the loop. `ended` is called in the loop's thread once nothing is left to move."""
 
-    __slots__ = ("carriage", "client", "ended", "moved_at", "node", "owner", "sent", "watched")
+    __slots__ = ("carriage", "client", "ended", "moved_at", "node", "sent", "watched")
 
-    def __init__(self, carriage: Carriage, owner: str, ended: Callable[[], None]) -> None:
+    def __init__(self, carriage: Carriage, ended: Callable[[], None]) -> None:
         self.carriage = carriage
-        self.owner = owner
         self.ended = ended
         self.client = carriage.client.fileno()
         self.node = -1
@@ -84,10 +85,10 @@ class LongExchanges:
         self._poll.register(self._woken, select.POLLIN)
         self._by_fd: dict[int, LongExchange] = {}
         self._running: set[LongExchange] = set()
-        self._flushing: list[tuple[Callable[[], int], float, Callable[[], None]]] = []
+        self._flushing: list[_Flushing] = []
         self._aside = ThreadPoolExecutor(_ASIDE, thread_name_prefix="long-exchange-aside")
         self._waiting = ThreadPoolExecutor(_WAITING, thread_name_prefix="long-exchange-waits")
-        self._tidying = False
+        self._tidying = self._looking = False
         self._suspects: set[str] = set()
 
     def __repr__(self) -> str:
@@ -126,7 +127,7 @@ class LongExchanges:
 
     def when_flushed(self, unsent: Callable[[], int], done: Callable[[], None]) -> None:
         """Call `done` once the peer has what was written to it, or after a while: a reset drops what is under way."""
-        self._call(lambda: self._flushing.append((unsent, time.monotonic() + FLUSH_SECONDS, done)))
+        self._call(lambda: self._flushing.append(_Flushing(unsent, done)))
 
     def aside(self, work: Callable[[], None]) -> None:
         """Do what may wait in a thread beside the loop."""
@@ -207,7 +208,7 @@ class LongExchanges:
             events[fd != exchange.client] |= event
         for exchange, (client, node) in told.items():
             exchange.moved_at = now
-            self._guarded(exchange, lambda one=exchange, c=client, n=node: self._moved(one, c, n))  # type: ignore[misc]  # bound now
+            self._guarded(exchange, self._moved, client, node)
         if woken:
             self._take_new()
 
@@ -215,10 +216,10 @@ class LongExchanges:
         exchange.carriage.turn(client, node)
         self._after(exchange)
 
-    def _guarded(self, exchange: LongExchange, work: Callable[[], None]) -> None:
+    def _guarded(self, exchange: LongExchange, work: Callable[..., None], *args: int) -> None:
         """A bug in one exchange ends that one alone."""
         try:
-            work()
+            work(exchange, *args)
         except Exception as error:
             logger.exception("long_exchange_failed", error=repr(error))
             exchange.carriage.left = True
@@ -236,7 +237,7 @@ class LongExchanges:
 
     def _take(self, exchange: LongExchange) -> None:
         self._running.add(exchange)
-        self._guarded(exchange, lambda: self._begin(exchange))
+        self._guarded(exchange, self._begin)
 
     def _begin(self, exchange: LongExchange) -> None:
         node = exchange.carriage.node
@@ -305,11 +306,15 @@ class LongExchanges:
             for exchange in self._running
             if now - exchange.moved_at > SILENT_SECONDS and (node := exchange.carriage.node) is not None
         }
-        if silent:
+        if silent and not self._looking:
+            self._looking = True
             self.aside(lambda: self._find_dead(silent))
 
     def _find_dead(self, silent: set[str]) -> None:
-        failing = self._dead(silent)
+        try:
+            failing = self._dead(silent)
+        finally:
+            self._looking = False
         dead, self._suspects = failing & self._suspects, failing
         if dead:
             self._call(lambda: self._end_at(dead))
@@ -324,14 +329,33 @@ class LongExchanges:
 
     def _look_at_flushing(self, now: float) -> None:
         waiting, self._flushing = self._flushing, []
-        for unsent, until, done in waiting:
-            if unsent() and now < until:
-                self._flushing.append((unsent, until, done))
+        for each in waiting:
+            if each.waits(now):
+                self._flushing.append(each)
                 continue
             try:
-                done()
+                each.done()
             except Exception as error:  # of one connection
                 logger.exception("long_exchange_failed", error=repr(error))
+
+
+class _Flushing:
+    """A connection that is to be reset once its peer has what was written to it."""
+
+    __slots__ = ("_began", "_left", "_moved_at", "_unsent", "done")
+
+    def __init__(self, unsent: Callable[[], int], done: Callable[[], None]) -> None:
+        self._unsent = unsent
+        self._left = unsent()
+        self._began = self._moved_at = time.monotonic()
+        self.done = done
+
+    def waits(self, now: float) -> bool:
+        """Whether more of it may still arrive."""
+        left = self._unsent()
+        if left < self._left:
+            self._left, self._moved_at = left, now
+        return left > 0 and now - self._moved_at < FLUSH_SECONDS and now - self._began < FLUSH_MAX_SECONDS
 
 
 def _is_over(carriage: Carriage) -> bool:

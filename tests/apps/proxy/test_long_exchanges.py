@@ -9,7 +9,7 @@ import pytest
 
 from apps.proxy.exchanges import long_exchanges
 from apps.proxy.exchanges.long_exchanges import LongExchange, LongExchanges
-from tests.apps.proxy.kit import until
+from tests.apps.proxy.kit import reset, until
 from tests.apps.tunnels.carriage_kit import ANSWER, World
 from tunnel.contract import DATA, record
 from tunnel.http.body import LengthReader
@@ -34,7 +34,7 @@ def adopted(into: LongExchanges, world: World) -> threading.Event:
     over = threading.Event()
     carriage = world.carriage(LengthReader(0))
     world.told()
-    into.adopt(LongExchange(carriage, "user", over.set))
+    into.adopt(LongExchange(carriage, over.set))
     return over
 
 
@@ -47,7 +47,7 @@ def test_each_is_moved_and_ends_for_itself(worlds: list[World]) -> None:
     worlds[1].end()
     assert ends[1].wait(WAIT)
     assert not ends[0].is_set()
-    worlds[0].client.close()
+    reset(worlds[0].client)
     assert ends[0].wait(WAIT)
     assert not ends[2].is_set()
 
@@ -67,7 +67,7 @@ def test_what_is_over_already_is_let_go_at_once(worlds: list[World]) -> None:
     over = threading.Event()
     carriage = worlds[0].carriage(LengthReader(0))
     carriage.lost = True
-    loop().adopt(LongExchange(carriage, "user", over.set))
+    loop().adopt(LongExchange(carriage, over.set))
     assert over.wait(WAIT)
 
 

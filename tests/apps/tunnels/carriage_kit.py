@@ -16,12 +16,24 @@ HEAD = b"GET / HTTP/1.1\r\nHost: box\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection: a pair of the system's own ends otherwise, and knows no keepalive."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        two, _ = listener.accept()
+    for each in (one, two):
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    return one, two
+
+
 class World:
     """A client, a daemon, and what lies between them."""
 
     def __init__(self) -> None:
-        self.client, self.lent = socket.socketpair()
-        self.daemon, mine = socket.socketpair()
+        self.client, self.lent = connected()
+        self.daemon, mine = connected()
         for each in (self.lent, mine):
             each.setblocking(False)
         for each in (self.client, self.daemon):
@@ -30,8 +42,12 @@ class World:
         self._reader = RecordReader()
         self._told: list[tuple[int, bytes]] = []
 
+    def carriage_of(self, body: BodyReader | None, *, early: bytes = b"", copy: Copy | None = None) -> Carriage:
+        """One that has not begun."""
+        return Carriage(self.lent, early, body, copy=copy)
+
     def carriage(self, body: BodyReader | None, *, early: bytes = b"", copy: Copy | None = None) -> Carriage:
-        made = Carriage(self.lent, early, body, copy=copy)
+        made = self.carriage_of(body, early=early, copy=copy)
         made.begin(self.node, b"{}", HEAD)
         return made
 
@@ -51,7 +67,16 @@ class World:
         return got
 
     def end(self, **facts: object) -> None:
-        said = {"outcome": "ok", "code": "", "status": 200, "keep": True, "repeatable": False, "problem": "", **facts}
+        said = {
+            "outcome": "ok",
+            "code": "",
+            "status": 200,
+            "keep": True,
+            "repeatable": False,
+            "problem": "",
+            "head_ms": 1.0,
+            **facts,
+        }
         self.daemon.sendall(record(END, orjson.dumps(said)))
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from apps.tunnels.carriage import Copy
+from tests.apps.proxy.kit import reset
 from tests.apps.tunnels.carriage_kit import ANSWER, HEAD, World, drive
 from tunnel.contract import ABORT, ACCEPTED, BEGIN, DATA, EOF, record, split_begin
 from tunnel.http.body import ChunkedReader, LengthReader
@@ -68,7 +69,7 @@ def test_the_end_of_the_client_is_told_once_and_turns_nothing(world: World) -> N
 def test_a_client_that_is_gone_has_left_and_the_daemon_is_told(world: World) -> None:
     carriage = world.carriage(LengthReader(0))
     world.told()
-    world.client.close()
+    reset(world.client)
     drive(carriage)
     assert carriage.left
     carriage.abort()

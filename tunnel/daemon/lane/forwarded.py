@@ -38,6 +38,7 @@ from tunnel.net.sockets import ByteStream, bound_buffers
 _BUFFER: Final = 64 * 1024
 """Asked for each direction of the socket: what waits in kernels is what a slow viewer lags behind by."""
 _FLUSH_SECONDS: Final = 60.0
+"""Without a byte taken of what is left of an answer."""
 _LATE: Final = frozenset({DATA, EOF, ABORT})
 """Of a client. They may come behind the end of their exchange, which its caller has not read yet."""
 
@@ -108,10 +109,13 @@ class ForwardedClient(Client):
     async def _flush_rest(self) -> None:
         """What the kernel did not take at the end of an exchange: this connection's own task may be reading."""
         try:
-            with trio.move_on_after(_FLUSH_SECONDS) as slow:
-                await self.flush()
-            if slow.cancelled_caught:
-                self.raw.reset()
+            while self._unsent:
+                before = self.sent
+                with trio.move_on_after(_FLUSH_SECONDS):
+                    await self.flush()
+                if self.sent == before:
+                    self.raw.reset()
+                    return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.raw.reset()
 
