@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from tests.apps.proxy.kit import WAIT, Peer, Wire, until
-from tests.apps.proxy.stack import Lane, put_online
+from tests.apps.proxy.stack import Lane, Stack, add_device, put_online
 from tests.apps.proxy.stand_in import StandInDaemon
 
 pytestmark = pytest.mark.system
@@ -99,6 +99,20 @@ def test_without_its_end_no_answer_is_whole(lane: Lane) -> None:
         wire.send(lane.head("GET", "/dies"))
         assert wire.read_head().status == 200
         assert wire.wait_end() == "reset"
+
+
+def test_one_of_the_release_before_is_reached_through_one_that_is_not(lane: Lane, stack: Stack) -> None:
+    lane.daemon.older = True
+    got = lane.ask("GET", "/x")
+    assert (got.status, got.code) == (503, "TUNNEL_UNAVAILABLE")
+    assert "daemon_too_old" in lane.log()
+    with closing(StandInDaemon(lane.box.port)) as other:
+        other.sessions = lane.daemon.sessions  # it reaches the box through the one that holds it
+        spare = add_device(stack, lane.user_id, "spare")
+        put_online(spare, lane.user_id, other, node="newer")
+        got = lane.ask("POST", "/x", body=b"12345", prefix=lane.prefix)
+        assert (got.status, got.json["size"]) == (200, 5)
+        assert [(call["node_url"], call["device_id"]) for call in other.calls] == [(lane.daemon.url, lane.device_id)]
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ class StandInDaemon(Server):
         self.calls: list[dict[str, Any]] = []
         """What was granted, of each exchange."""
         self.silent = threading.Event()
+        self.older = False
+        """It is one of the release before: no such route."""
         self.before_answer: Callable[[], object] | None = None
         """Called once, when the first exchange came: what the world does meanwhile."""
         super().__init__()
@@ -47,6 +49,9 @@ class StandInDaemon(Server):
             return
         if self.silent.is_set():
             call.wait_gone(30)
+            return
+        if self.older and call.path == "/internal/exchange":
+            sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             return
         if call.path == "/internal/forward/raw":  # another daemon asks
             sock.sendall(SWITCH.replace(b"visiona-exchange", b"visiona-stream"))
